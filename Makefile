@@ -1,0 +1,37 @@
+# Everything happens in .venv, made from whatever Python 3.10 or later `PYTHON` names.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Building with more jobs than cores gains nothing and costs memory.
+export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/python demo/unpack.py dist/models/RWKV-4-World-Demo
+	$(BIN)/python -m mlc_llm.build --model RWKV-4-World-Demo --quantization q4f16_1
+	$(BIN)/mlc_chat_cli --model RWKV-4-World-Demo-q4f16_1 --seed 0 --prompt "$$(sed -n 1p demo/prompts.txt)"
+	$(BIN)/mlc_chat_cli --model RWKV-4-World-Demo-q4f16_1 --seed 0 --prompt "$$(sed -n 2p demo/prompts.txt)"
+	$(BIN)/mlc_chat_cli --model RWKV-4-World-Demo-q4f16_1 --evaluate
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cmake -S . -B build/cpp -DCMAKE_BUILD_TYPE=Debug -DRWKV_WORLD_SANITIZE=ON
+	cmake --build build/cpp
+	ctest --test-dir build/cpp --output-on-failure
+	$(BIN)/python -m pytest
+
+$(VENV)/installed: pyproject.toml CMakeLists.txt $(shell find cpp mlc_rwkv_world mlc_llm -type f -not -path '*/__pycache__/*')
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,52 @@
+"""What the storage formats do to weights, and what float16 does to values, emulated in float32."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from rwkv4 import Cast, Rwkv4, exact
+from torch import Tensor
+
+GROUP_SIZE = 32
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """weight [N, K] rounded to signed `bits` integers with one float16 scale per 32 of K."""
+    largest = 2 ** (bits - 1) - 1
+    groups = weight.detach().reshape(weight.shape[0], -1, GROUP_SIZE)
+    scale = (groups.abs().amax(-1, keepdim=True) / largest).half().float()
+    # A group of zeros has scale zero and stays zero.
+    units = torch.where(scale > 0, groups / scale.clamp_min(1e-30), groups)
+    held: Tensor = units.round().clamp(-largest, largest) * scale
+    return held.view_as(weight)
+
+
+def float16(x: Tensor) -> Tensor:
+    return x.half().float()
+
+
+@dataclass(frozen=True)
+class Format:
+    name: str
+    bits: int | None
+    cast: Cast
+
+    def apply(self, model: Rwkv4) -> Rwkv4:
+        """A copy of the model with every matrix as this format holds it."""
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        for weight in model.parameters():
+            if self.bits is not None and weight.ndim == 2:
+                weight.data = rounded(weight.data, self.bits)
+        return model
+
+
+FORMATS = (
+    Format("q0f32", None, exact),
+    Format("q0f16", None, float16),
+    Format("q8f32_1", 8, exact),
+    Format("q8f16_1", 8, float16),
+    Format("q4f32_1", 4, exact),
+    Format("q4f16_1", 4, float16),
+)

@@ -1,0 +1,51 @@
+"""RWKV World language models on MLC and Apache TVM.
+
+    import mlc_rwkv_world as rwkv
+
+    artifact = rwkv.build("RWKV-4-World-0.4B", quantization="q4f16_1")
+    engine = rwkv.load(artifact.folder)
+    for text in rwkv.Chat(engine).ask("Hello!"):
+        print(text, end="", flush=True)
+
+Names are imported when they are first used, so that chatting never loads the compiler.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mlc_rwkv_world.builder import Artifact as Artifact
+    from mlc_rwkv_world.builder import build as build
+    from mlc_rwkv_world.chat import Chat as Chat
+    from mlc_rwkv_world.errors import RwkvWorldError as RwkvWorldError
+    from mlc_rwkv_world.runtime import Engine as Engine
+    from mlc_rwkv_world.runtime import State as State
+    from mlc_rwkv_world.runtime import load as load
+    from mlc_rwkv_world.tokenizer import WorldTokenizer as WorldTokenizer
+
+_HOMES = {
+    "Artifact": "builder",
+    "build": "builder",
+    "Chat": "chat",
+    "Engine": "runtime",
+    "RwkvWorldError": "errors",
+    "State": "runtime",
+    "WorldTokenizer": "tokenizer",
+    "load": "runtime",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

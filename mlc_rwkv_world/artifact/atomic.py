@@ -1,0 +1,178 @@
+"""Files and folders that appear whole or not at all, whatever dies while they are written.
+
+Work goes into a temporary beside its place and moves there at the end. A lock, which the
+system drops when its owner dies, keeps two writers of one place apart and tells whoever
+comes next that the temporaries it finds belong to nobody.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path`: afterwards it holds the old content or the new, never a part.
+
+    Raises OSError, and leaves no temporary, where the disk is full or the folder read-only.
+    """
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock of the place `path`, which need not exist, while the block runs.
+
+    `waiting` is called once where another process holds it. The lock is a hidden file beside
+    `path` that is gone afterwards.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _flock(fd, waiting)
+            # Its last owner may have removed the file between our open and our lock.
+            if _same_file(fd, lock):
+                break
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(fd)
+
+
+@contextmanager
+def replacing_folder(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[Path]:
+    """Give an empty folder to fill; it becomes `path` when the block ends without an error.
+
+    Until then an older `path` stays as it is and usable, and it vanishes only once the new
+    one stands. The place is locked meanwhile (see `locked`); what killed writers left beside
+    it is cleared first. Raises OSError where the folder cannot be written.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path, waiting):
+        recover(path)
+        temporary = _temporary(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            _sync_tree(temporary)
+            _put(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def recover(path: Path) -> None:
+    """Clear what killed writers of `path` left. The caller holds its lock."""
+    old = _old(path)
+    if old.exists():
+        # Killed between the two steps of `_put`: the older folder is the good one.
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)
+    for leftover in path.parent.glob(f".{_escape(path.name)}.*.tmp"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _put(new: Path, path: Path) -> None:
+    """Move the folder `new` to `path`, then remove what stood there."""
+    if not path.exists():
+        new.rename(path)
+        _sync_folder(path.parent)
+    elif _exchange(new, path):
+        _sync_folder(path.parent)
+        shutil.rmtree(new)
+    else:
+        # Two steps; `recover` undoes the first if the second never comes.
+        path.rename(_old(path))
+        new.rename(path)
+        _sync_folder(path.parent)
+        shutil.rmtree(_old(path))
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step; False where the system or file system cannot."""
+    names = os.fsencode(a), os.fsencode(b)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin":
+        function, arguments = "renamex_np", (*names, 2)
+    else:
+        at_cwd = -100
+        function, arguments = "renameat2", (at_cwd, names[0], at_cwd, names[1], 2)
+    return hasattr(libc, function) and getattr(libc, function)(*arguments) == 0
+
+
+def _flock(fd: int, waiting: Callable[[], None] | None) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is not None:
+            waiting()
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), path.stat())
+    return False
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Some file systems refuse to sync a folder; the rename is then as safe as they make it.
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,21 @@
+"""The names inside an artifact.
+
+<output>/<model>-<quantization>/
+    params/
+        params_shard_*.bin
+        tensor-cache.json       the index, written last
+        ndarray-cache.json      the same content under its older name
+        mlc-chat-config.json
+        tokenizer_model
+    <model>-<quantization>-<target>.so
+"""
+
+from __future__ import annotations
+
+PARAMS_DIR = "params"
+TENSOR_CACHE = "tensor-cache.json"
+NDARRAY_CACHE = "ndarray-cache.json"
+CHAT_CONFIG = "mlc-chat-config.json"
+TOKENIZER_MODEL = "tokenizer_model"
+SHARD_NAME = "params_shard_{index}.bin"
+MODEL_TYPE = "rwkv_world"

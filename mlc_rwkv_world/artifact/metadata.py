@@ -1,0 +1,121 @@
+"""The metadata that a compiled library carries, typed and checked.
+
+Stock's fields are those that mlc_llm's engine reads; `rwkv_world` holds what ours adds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlc_rwkv_world.artifact.index import ITEM_SIZES
+from mlc_rwkv_world.artifact.json_fields import Fields
+from mlc_rwkv_world.artifact.layout import MODEL_TYPE
+from mlc_rwkv_world.errors import ArtifactError
+
+# Counts changes of what the exported functions mean; a library of another revision is refused.
+REVISION = 1
+RWKV4_INITIAL_ROWS = (0.0, 0.0, 0.0, -1e30, 0.0)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor that the library takes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class PackedParameter:
+    """A tensor that our functions take in place of `sources`, made by the function `pack`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    sources: tuple[str, ...]
+    pack: str
+
+
+@dataclass(frozen=True)
+class LibraryMetadata:
+    """What a library says of itself.
+
+    `packed` is None where our functions take stock's parameters; `initial_rows` [R] are the
+    values that fill each row of a layer in a fresh state; `cpu_features` are LLVM's names of
+    what the code needs, empty where the library does not say.
+    """
+
+    source: str
+    quantization: str
+    parameters: tuple[Parameter, ...]
+    packed: tuple[PackedParameter, ...] | None
+    prefill_chunk_size: int
+    max_batch_size: int
+    revision: int
+    target: str
+    cpu_features: tuple[str, ...]
+    compute_dtype: str
+    num_hidden_layers: int
+    hidden_size: int
+    vocab_size: int
+    initial_rows: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> LibraryMetadata:
+        """Read the JSON that `_metadata()` of the library `source` returns.
+
+        Raises ArtifactError where it is damaged, or the library is not one of ours.
+        """
+        fields = Fields.parse(text, f"{source}: metadata")
+        model_type = fields.text("model_type", "?")
+        if model_type != MODEL_TYPE or "rwkv_world" not in fields.values:
+            raise ArtifactError(
+                f"{source} was compiled for a model of type {model_type!r}, and not by "
+                f"mlc-rwkv-world. Give the library of an artifact built for {MODEL_TYPE!r}."
+            )
+        ours = fields.object("rwkv_world")
+        parameters = tuple(_parameter(entry) for entry in fields.objects("params"))
+        packed = None
+        if ours.values.get("packed_params") is not None:
+            known = {parameter.name for parameter in parameters}
+            packed = tuple(_packed(entry, known) for entry in ours.objects("packed_params"))
+        return cls(
+            source=source,
+            quantization=fields.text("quantization"),
+            parameters=parameters,
+            packed=packed,
+            prefill_chunk_size=fields.integer("prefill_chunk_size", minimum=1),
+            max_batch_size=fields.integer("max_batch_size", 1, minimum=1),
+            revision=ours.integer("revision"),
+            target=ours.text("target"),
+            cpu_features=tuple(ours.items("cpu_features", str, [])),
+            compute_dtype=ours.text("compute_dtype"),
+            num_hidden_layers=ours.integer("num_hidden_layers", minimum=1),
+            hidden_size=ours.integer("hidden_size", minimum=1),
+            vocab_size=ours.integer("vocab_size", minimum=1),
+            initial_rows=tuple(ours.items("initial_rows", float, [*RWKV4_INITIAL_ROWS])),
+        )
+
+
+def _parameter(fields: Fields) -> Parameter:
+    return Parameter(fields.text("name"), fields.shape(), _dtype(fields))
+
+
+def _packed(fields: Fields, known: set[str]) -> PackedParameter:
+    if not known.issuperset(fields.items("from", str)):
+        raise fields.error("from", "names of the library's parameters")
+    return PackedParameter(
+        name=fields.text("name"),
+        shape=fields.shape(),
+        dtype=_dtype(fields),
+        sources=tuple(fields.items("from", str)),
+        pack=fields.text("pack"),
+    )
+
+
+def _dtype(fields: Fields) -> str:
+    dtype = fields.text("dtype")
+    if dtype not in ITEM_SIZES:
+        raise fields.error("dtype", "one of " + ", ".join(ITEM_SIZES))
+    return dtype

@@ -1,0 +1,289 @@
+"""Builds an artifact: a checkpoint's weights, converted, and a library that computes with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import tvm
+
+from mlc_rwkv_world.artifact import registry
+from mlc_rwkv_world.artifact.atomic import replacing_folder
+from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.layout import PARAMS_DIR, TOKENIZER_MODEL
+from mlc_rwkv_world.checkpoint import (
+    Checkpoint,
+    find_model,
+    find_vocabulary,
+    open_checkpoint,
+    resolve_source,
+)
+from mlc_rwkv_world.compiler import library as code
+from mlc_rwkv_world.compiler import metadata, pipeline
+from mlc_rwkv_world.compiler.cache import ModuleCache
+from mlc_rwkv_world.compiler.export import ParameterSpec, export, parameters
+from mlc_rwkv_world.compiler.target import BuildTarget, resolve
+from mlc_rwkv_world.convert.chat_config import write_chat_config
+from mlc_rwkv_world.convert.weights import convert
+from mlc_rwkv_world.errors import ArtifactError, NotFoundError, UsageError
+from mlc_rwkv_world.models.config import DEFAULT_PREFILL_CHUNK, ModelConfig
+from mlc_rwkv_world.quantization import Format, format_named
+from mlc_rwkv_world.reporter import Reporter
+from mlc_rwkv_world.runtime.library import open_library
+from mlc_rwkv_world.tokenizer import WorldTokenizer
+
+MODELS_DIR = "models"
+CACHE_DIR = "cache"
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """What a build wrote. `libraries` holds the library, and what else compiling left."""
+
+    name: str
+    folder: Path
+    params: Path
+    libraries: tuple[Path, ...]
+    quantization: str
+    target: str
+    compute_dtype: str
+    nbytes: int
+    bits_per_weight: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Everything that is settled before the first long step."""
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+    format: Format
+    target: BuildTarget
+    compute_dtype: str
+    specs: list[ParameterSpec]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def build(
+    source: str | Path | None = None,
+    *,
+    model: str | None = None,
+    target: str = "auto",
+    quantization: str = "q4f16_1",
+    output: str | Path = "dist",
+    max_seq_len: int | None = None,
+    prefill_chunk_size: int = DEFAULT_PREFILL_CHUNK,
+    weights: bool = True,
+    library: bool = True,
+    reuse_lib: str | Path | None = None,
+    use_cache: bool = True,
+    debug_dump: str | Path | None = None,
+    system_lib: bool = False,
+    prefer_safetensors: bool = True,
+    reporter: Reporter | None = None,
+) -> Artifact:
+    """Builds `<output>/<model>-<quantization>` from a checkpoint, whole or not at all.
+
+    `source` is a folder, a `.pth` file or a hub id; `model` instead names a checkpoint in
+    `<output>/models`. `weights` and `library` leave a part out; that part of an older artifact
+    is kept, as are its libraries for other targets. `reuse_lib` takes a library that was built
+    before for the same model. `max_seq_len` is recorded for engines that ask for a limit; the
+    model has none. With `debug_dump`, the module after each phase is written to that folder.
+
+    Raises the errors of `mlc_rwkv_world.errors`.
+    """
+    reporter = reporter or Reporter()
+    if not (weights or library):
+        raise UsageError("nothing to build: both the weights and the library were left out.")
+    output = Path(output)
+    path = _locate(source, model, output / MODELS_DIR, prefer_safetensors, reporter)
+    checkpoint = open_checkpoint(path, prefer_safetensors=prefer_safetensors)
+    plan = _plan(
+        checkpoint,
+        resolve(target),
+        format_named(quantization),
+        output,
+        max_seq_len,
+        prefill_chunk_size,
+    )
+    reused = _check_reusable(Path(reuse_lib), plan) if reuse_lib is not None else None
+    waiting = f"waiting for another build of {plan.name}"
+    with replacing_folder(plan.folder, lambda: reporter.stage(waiting)) as folder:
+        _carry_over(plan.folder, folder, params=not weights)
+        built: list[Path] = []
+        if reused is not None:
+            built = [folder / f"{plan.name}-{plan.target.kind}{reused.suffix}"]
+            built[0].unlink(missing_ok=True)
+            shutil.copyfile(reused, built[0])
+        elif library:
+            cache = output / CACHE_DIR if use_cache else None
+            dump = Path(debug_dump) if debug_dump is not None else None
+            built = _compile(plan, folder, cache, dump, system_lib, reporter)
+        if weights:
+            _convert(plan, folder / PARAMS_DIR, reporter)
+    registry.register(plan.folder)
+    return _artifact(plan, built)
+
+
+def _locate(
+    source: str | Path | None,
+    model: str | None,
+    models_dir: Path,
+    prefer_safetensors: bool,
+    reporter: Reporter,
+) -> Path:
+    if (source is None) == (model is None):
+        raise UsageError(
+            "say which checkpoint to build: --hf-path for a folder, a .pth file or a hub id, "
+            f"or --model for a name in {models_dir}."
+        )
+    if model is not None:
+        return find_model(model, models_dir)
+    reporter.stage(f"looking for {source}")
+    return resolve_source(str(source), models_dir, prefer_safetensors=prefer_safetensors)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    target: BuildTarget,
+    fmt: Format,
+    output: Path,
+    max_seq_len: int | None,
+    prefill_chunk_size: int,
+) -> _Plan:
+    shape = checkpoint.config
+    config = ModelConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        vocab_size=shape.vocab_size,
+        attention_hidden_size=shape.attention_hidden_size,
+        model_version=checkpoint.version,
+        layer_norm_epsilon=shape.layer_norm_epsilon,
+        rescale_every=shape.rescale_every if fmt.rescales else 0,
+        context_window_size=-1 if max_seq_len is None else max_seq_len,
+        prefill_chunk_size=prefill_chunk_size,
+    )
+    # A CPU has no fast float16 arithmetic, and float32 sums of float16 weights lose nothing.
+    compute_dtype = "float32" if target.kind == "llvm" else fmt.dtype
+    return _Plan(
+        checkpoint,
+        config,
+        fmt,
+        target,
+        compute_dtype,
+        parameters(config, fmt),
+        output / f"{checkpoint.name}-{fmt.name}",
+    )
+
+
+def _check_reusable(path: Path, plan: _Plan) -> Path:
+    """The library at `path` if it takes the parameters that this build writes."""
+    if not path.is_file():
+        raise NotFoundError(f"--reuse-lib {path}: there is no such file.")
+    found = open_library(path, tvm.cpu()).metadata
+    ours = [(spec.name, spec.shape, spec.dtype) for spec in plan.specs]
+    theirs = [(param.name, param.shape, param.dtype) for param in found.parameters]
+    if ours != theirs:
+        raise ArtifactError(
+            f"--reuse-lib {path}: it was built for other parameters ({found.quantization}, "
+            f"{found.num_hidden_layers} layers of {found.hidden_size}) than this model's "
+            f"({plan.format.name}, {plan.config.num_hidden_layers} layers of "
+            f"{plan.config.hidden_size}). Build without --reuse-lib."
+        )
+    return path
+
+
+def _carry_over(old: Path, new: Path, *, params: bool) -> None:
+    """Keeps what this build does not write: libraries for other targets, and the parameters."""
+    if params and (old / PARAMS_DIR).is_dir():
+        shutil.copytree(old / PARAMS_DIR, new / PARAMS_DIR, copy_function=_link_or_copy)
+    for path in old.iterdir() if old.is_dir() else ():
+        if path.is_file() and not path.is_symlink():
+            _link_or_copy(str(path), str(new / path.name))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _compile(
+    plan: _Plan,
+    folder: Path,
+    cache_folder: Path | None,
+    dump: Path | None,
+    system_lib: bool,
+    reporter: Reporter,
+) -> list[Path]:
+    reporter.stage(f"compiling for {plan.target.kind}")
+    described = metadata.describe(
+        plan.config, plan.format, plan.specs, plan.target, plan.compute_dtype
+    )
+    cache = ModuleCache(cache_folder, described) if cache_folder is not None else None
+    mod = cache.load() if cache is not None and dump is None else None
+    if mod is None:
+        exported = export(plan.config, plan.format, plan.compute_dtype)
+        mod = pipeline.run(exported, plan.target.target, plan.config, described, dump)
+        if cache is not None:
+            cache.store(mod)
+    path = folder / f"{plan.name}-{plan.target.kind}{code.ending(plan.target, system_lib)}"
+    # A link to an older library would be written through.
+    path.unlink(missing_ok=True)
+    prefix = f"{plan.name}_".replace("-", "_").replace(".", "_") if system_lib else None
+    return code.write(mod, plan.target, path, system_lib_prefix=prefix)
+
+
+def _convert(plan: _Plan, params: Path, reporter: Reporter) -> None:
+    reporter.stage(f"converting weights to {plan.format.name}")
+    params.mkdir()
+    vocabulary = find_vocabulary(plan.checkpoint.path)
+    tokenizer = (
+        WorldTokenizer.from_file(vocabulary) if vocabulary is not None else WorldTokenizer.default()
+    )
+    tokenizer.save(params / TOKENIZER_MODEL)
+    write_chat_config(params, plan.config, plan.format)
+    names = plan.checkpoint.names()
+    total = sum(_count(plan.checkpoint.shape(name)) for name in names)
+    done = 0
+
+    def report(name: str, count: int) -> None:
+        nonlocal done
+        done += count
+        reporter.progress(done, total, name)
+
+    convert(plan.checkpoint, plan.specs, plan.config, plan.format, params, report)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count
+
+
+def _artifact(plan: _Plan, built: list[Path]) -> Artifact:
+    params = plan.folder / PARAMS_DIR
+    nbytes = ParameterIndex.read(params).nbytes if params.is_dir() else 0
+    values = sum(_count(plan.checkpoint.shape(name)) for name in plan.checkpoint.names())
+    return Artifact(
+        name=plan.name,
+        folder=plan.folder,
+        params=params,
+        libraries=tuple(plan.folder / path.name for path in built),
+        quantization=plan.format.name,
+        target=plan.target.kind,
+        compute_dtype=plan.compute_dtype,
+        nbytes=nbytes,
+        bits_per_weight=8 * nbytes / values,
+        notes=plan.target.notes,
+    )

@@ -1,0 +1,134 @@
+"""A conversation: the state that carries it from turn to turn, and what an answer needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mlc_rwkv_world.chat.template import Template, clean
+from mlc_rwkv_world.errors import StateError, UsageError
+from mlc_rwkv_world.runtime.engine import Engine
+from mlc_rwkv_world.runtime.generate import Generation, Speed
+from mlc_rwkv_world.runtime.sampler import Sampling
+
+_TURNS = "turns"
+
+
+class Chat:
+    """A conversation with a model, one turn after another.
+
+    After each answer the state is as if it had read the conversation up to and with the
+    blank line after the answer, however the answer ended: by itself, by `max_tokens`, by
+    closing the iterator, by an exception or Ctrl-C. What was not shown was not read.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+        max_tokens: int | None = None,
+        template: Template | None = None,
+    ) -> None:
+        """Sampling and template are the model's own where they are not given."""
+        self.engine = engine
+        self.template = template or Template.from_config(engine.config)
+        self.speed = Speed()
+        self.turns = 0
+        self._max_tokens = max_tokens
+        self._sampler = engine.sampler(sampling or engine.sampling, seed)
+        self._state = engine.new_state()
+        self._answer: Generation | None = None
+
+    def ask(self, message: str) -> Generator[str, None, None]:
+        """Put `message` to the model; the answer comes in pieces of whole characters.
+
+        The space that begins an answer is left out. Raises UsageError for a message with
+        nothing in it, or one that is not text.
+        """
+        if not clean(message):
+            raise UsageError("The message is empty. Say something.")
+        return self._ask(self.engine.encode(self.template.prompt(message)))
+
+    def reset(self) -> None:
+        """Begin a new conversation. Random numbers go on; counts of speed start afresh."""
+        self._answer = None
+        self._state.reset()
+        self._sampler.forget()
+        self.turns = 0
+        self.speed = Speed()
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation to `path`: all that the next answer depends on, to the bit.
+
+        Raises OSError where the file cannot be written.
+        """
+        self._settle()
+        file = self._state.to_file()
+        file.extra.update(self._sampler.arrays())
+        file.notes[_TURNS] = str(self.turns)
+        file.write(Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Go on with the conversation that `save` wrote with the same model.
+
+        A file of `State.save` begins a conversation where that state stands. Raises
+        NotFoundError or StateError; the conversation is then unchanged.
+        """
+        file = self._state.read_file(Path(path))
+        try:
+            turns = int(file.notes.get(_TURNS, "0"))
+        except ValueError:
+            raise StateError(f"{path} is damaged: it does not say how many turns.") from None
+        if file.extra:
+            self._sampler.restore(file.extra)
+        else:
+            self._sampler.forget()
+        self._answer = None
+        self._state.from_file(file)
+        self.turns = turns
+        self.speed = Speed()
+
+    def _ask(self, ids: npt.NDArray[np.int32]) -> Generator[str, None, None]:
+        self._settle()
+        self._read_primer()
+        self._sampler.forget()
+        answer = Generation(
+            self.engine,
+            self._state,
+            self._sampler,
+            stop=self.template.stop,
+            max_tokens=self._max_tokens,
+        )
+        self._answer = answer
+        begun = False
+        try:
+            for piece in answer.run(ids):
+                shown = piece if begun else piece.lstrip()
+                if shown:
+                    begun = True
+                    yield shown
+                if self._answer is not answer:
+                    # Reset, load or another question came between: this answer is over.
+                    return
+        finally:
+            self.speed.add(answer.speed)
+            self.turns += answer.prompt_read
+            self._settle()
+
+    def _read_primer(self) -> None:
+        if self._state.tokens_read == 0 and self.template.primer:
+            ids = self.engine.encode(self.template.primer)
+            started = time.perf_counter()
+            self.engine.prefill(ids, self._state)
+            self.speed.add(Speed(len(ids), time.perf_counter() - started))
+
+    def _settle(self) -> None:
+        """Finish the last answer in the state, if an interruption has not let it be."""
+        if self._answer is not None:
+            self._answer.settle(self.template.ending)

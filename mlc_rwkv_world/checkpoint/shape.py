@@ -1,0 +1,222 @@
+"""Which RWKV a set of tensors is, how large, and which tensors it must have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlc_rwkv_world.checkpoint.wording import listed, quoted
+from mlc_rwkv_world.errors import CheckpointError
+
+WORLD_VOCAB_SIZE = 65536
+_PILE_VOCAB_SIZES = (50277, 50280)
+_MAX_BLOCKS = 1024
+
+# BlinkDL's name for a part of a tensor's name, and Hugging Face's.
+_HF_PARTS = {
+    "emb": "embeddings",
+    "ln0": "pre_ln",
+    "att": "attention",
+    "ffn": "feed_forward",
+    "time_mix_k": "time_mix_key",
+    "time_mix_v": "time_mix_value",
+    "time_mix_r": "time_mix_receptance",
+}
+
+# Newest first: later versions keep parts of the earlier ones.
+_MARKS_OF_LATER_VERSIONS = (
+    (7, re.compile(r"\b(att|attn|attention)\.(x_r|r_k)\b")),
+    (6, re.compile(r"\btime_maa")),
+    (5, re.compile(r"\bln_x\b")),
+)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of an RWKV-4 model, under the names of Hugging Face's configuration."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    attention_hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    layer_norm_epsilon: float = 1e-5
+    rescale_every: int = 6
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the model in the model's order, vectors as one axis."""
+        width, inner = self.hidden_size, self.intermediate_size
+        vector = (width,)
+        norm = {"weight": vector, "bias": vector}
+        shapes: dict[str, tuple[int, ...]] = {"embeddings.weight": (self.vocab_size, width)}
+        for i in range(self.num_hidden_layers):
+            block = f"blocks.{i}"
+            for ln in ("pre_ln", "ln1", "ln2") if i == 0 else ("ln1", "ln2"):
+                shapes |= {f"{block}.{ln}.{part}": size for part, size in norm.items()}
+            attention = f"{block}.attention"
+            for part in ("decay", "first", "mix_key", "mix_value", "mix_receptance"):
+                shapes[f"{attention}.time_{part}"] = vector
+            for part in ("key", "value", "receptance", "output"):
+                shapes[f"{attention}.{part}.weight"] = (width, width)
+            feed_forward = f"{block}.feed_forward"
+            for part in ("key", "receptance"):
+                shapes[f"{feed_forward}.time_mix_{part}"] = vector
+            shapes[f"{feed_forward}.key.weight"] = (inner, width)
+            shapes[f"{feed_forward}.receptance.weight"] = (width, width)
+            shapes[f"{feed_forward}.value.weight"] = (width, inner)
+        shapes |= {f"ln_out.{part}": size for part, size in norm.items()}
+        shapes["head.weight"] = (self.vocab_size, width)
+        return shapes
+
+
+def canonical_name(name: str) -> str:
+    """The one name of a tensor: Hugging Face's without its `rwkv.` prefix."""
+    parts = name.removeprefix("rwkv.").split(".")
+    return ".".join(_HF_PARTS.get(part, part) for part in parts)
+
+
+def rwkv_version(names: Iterable[str]) -> int:
+    """Which RWKV has tensors of these names, in any naming.
+
+    It is 4 unless the mark of a later version is there.
+    """
+    every = list(names)
+    for version, mark in _MARKS_OF_LATER_VERSIONS:
+        if any(mark.search(name) for name in every):
+            return version
+    return 4
+
+
+def shape_of_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelShape:
+    """The sizes of the RWKV-4 World model whose tensors, by canonical name, have `shapes`.
+
+    Axes of length one do not count in vectors. Raises CheckpointError where the tensors
+    are not those of one whole World model; `path` begins the message.
+    """
+    blocks = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if not blocks and "embeddings.weight" not in shapes:
+        raise CheckpointError(
+            f"{path} is not an RWKV model: its tensors are named {listed(shapes) or 'nothing'}, "
+            "expected 'emb.weight', 'blocks.0.att.key.weight' and so on."
+        )
+    if not blocks or max(blocks) != len(blocks) - 1:
+        raise CheckpointError(
+            f"{path} has tensors of the blocks {listed(sorted(blocks), 8)}, expected every block "
+            "from 0 on: part of the checkpoint is missing."
+        )
+    if len(blocks) > _MAX_BLOCKS:
+        raise CheckpointError(
+            f"{path} has {len(blocks)} blocks, expected at most {_MAX_BLOCKS}: it is damaged."
+        )
+    for name in ("embeddings.weight", "blocks.0.feed_forward.key.weight"):
+        if name not in shapes:
+            raise _missing(path, [name])
+        if len(shapes[name]) != 2 or 0 in shapes[name]:
+            raise CheckpointError(
+                f"{path}: tensor {quoted(name)} has shape {list(shapes[name])}, expected a matrix."
+            )
+    vocab_size, width = shapes["embeddings.weight"]
+    _require_world(path, vocab_size)
+    shape = ModelShape(
+        num_hidden_layers=len(blocks),
+        hidden_size=width,
+        attention_hidden_size=width,
+        intermediate_size=shapes["blocks.0.feed_forward.key.weight"][0],
+        vocab_size=vocab_size,
+    )
+    _require_tensors(path, shape.tensor_shapes(), shapes)
+    return shape
+
+
+def _require_world(path: Path, vocab_size: int) -> None:
+    if vocab_size == WORLD_VOCAB_SIZE:
+        return
+    if vocab_size in _PILE_VOCAB_SIZES:
+        raise CheckpointError(
+            f"{path} is a Pile or Raven checkpoint (vocabulary {vocab_size}), which speaks "
+            f"another tokenizer (20B_tokenizer.json); expected an RWKV-4 World checkpoint "
+            f"(vocabulary {WORLD_VOCAB_SIZE})."
+        )
+    raise CheckpointError(
+        f"{path} has a vocabulary of {vocab_size}, expected the World vocabulary of "
+        f"{WORLD_VOCAB_SIZE}: give an RWKV-4 World checkpoint."
+    )
+
+
+def _require_tensors(
+    path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    if missing := [name for name in expected if name not in found]:
+        raise _missing(path, missing)
+    if unknown := [name for name in found if name not in expected]:
+        raise CheckpointError(
+            f"{path} has tensors that RWKV-4 does not: {listed(unknown)}. It is a variant or "
+            "another model; give a plain RWKV-4 World checkpoint."
+        )
+    for name, shape in expected.items():
+        if _squeezed(found[name], len(shape)) != shape:
+            raise CheckpointError(
+                f"{path}: tensor {quoted(name)} has shape {list(found[name])}, expected "
+                f"{list(shape)}."
+            )
+
+
+def _squeezed(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """`shape` without its axes of length one where a vector (`axes` is 1) is expected."""
+    return tuple(n for n in shape if n != 1) if axes == 1 else shape
+
+
+def _missing(path: Path, names: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{path} lacks the tensors {listed(names)}: the checkpoint is incomplete. Download or "
+        "copy it again."
+    )
+
+
+def apply_config(
+    path: Path, config_path: Path, config: Mapping[str, Any], shape: ModelShape
+) -> ModelShape:
+    """`shape` with the numbers that only config.json knows.
+
+    Fields that are null, missing or unknown are tolerated; one that contradicts the
+    tensors is a CheckpointError that names both values.
+    """
+    model_type = config.get("model_type")
+    if model_type is not None and model_type not in ("rwkv", "rwkv4", "rwkv_world"):
+        raise CheckpointError(
+            f"{config_path} says model_type {quoted(model_type)}, but the tensors in {path} are "
+            "those of RWKV-4 (model_type 'rwkv'): the files do not belong together."
+        )
+    for field in (
+        "num_hidden_layers",
+        "hidden_size",
+        "attention_hidden_size",
+        "intermediate_size",
+        "vocab_size",
+    ):
+        value, actual = config.get(field), getattr(shape, field)
+        if value is not None and (type(value) is not int or value != actual):
+            raise CheckpointError(
+                f"{config_path} says {field} {quoted(value)}, but the tensors in {path} have "
+                f"{actual}: the files do not belong together, or config.json was edited."
+            )
+    epsilon = config.get("layer_norm_epsilon")
+    if epsilon is None:
+        epsilon = shape.layer_norm_epsilon
+    if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
+        raise CheckpointError(
+            f"{config_path} says layer_norm_epsilon {quoted(epsilon)}, expected a small number "
+            "such as 1e-05."
+        )
+    rescale_every = config.get("rescale_every")
+    if rescale_every is None:
+        rescale_every = shape.rescale_every
+    if type(rescale_every) is not int or rescale_every < 0:
+        raise CheckpointError(
+            f"{config_path} says rescale_every {quoted(rescale_every)}, expected a whole number "
+            "of blocks such as 6, or 0 for never."
+        )
+    return replace(shape, layer_norm_epsilon=float(epsilon), rescale_every=rescale_every)

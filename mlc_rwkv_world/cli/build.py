@@ -1,0 +1,179 @@
+"""`python -m mlc_llm.build` and `python -m mlc_rwkv_world build`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlc_rwkv_world.cli import status
+from mlc_rwkv_world.reporter import Reporter
+
+if TYPE_CHECKING:
+    from mlc_rwkv_world.builder import Artifact
+
+# Options of mlc_llm.build from 2023 that mean nothing for a recurrent model on one device.
+_WITHOUT_MEANING = {
+    "--num-shards": "the model runs on one device",
+    "--use-presharded-weights": "the model runs on one device",
+    "--sep-embed": "embedding and model are always separate functions as well",
+    "--enable-batching": "batched functions are always built",
+    "--use-flash-attn-mqa": "there is no attention",
+    "--use-vllm-attention": "there is no attention",
+    "--no-cutlass-attn": "there is no attention",
+    "--no-cutlass-norm": "kernels are generated, none come from a library",
+    "--no-cublas": "kernels are generated, none come from a library",
+    "--use-cuda-graph": "it is not built in yet",
+    "--quantization-mode": "--quantization names the whole format",
+}
+
+
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Builds one artifact; returns the exit status."""
+    parser = _parser(program)
+    arguments = parser.parse_args(argv)
+    return status.run(parser.prog, lambda: _run(arguments), debug=arguments.debug)
+
+
+def _parser(program: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Build an RWKV World checkpoint into a model that mlc_chat_cli runs.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--hf-path",
+        metavar="SOURCE",
+        help="a Hugging Face folder, a .pth file, or a hub id (owner/name) to download",
+    )
+    source.add_argument("--model", metavar="NAME", help="a checkpoint in <artifact-path>/models")
+    parser.add_argument(
+        "--target",
+        default="auto",
+        help="auto, llvm, cuda, metal, opencl, vulkan, or a full TVM target (default: auto)",
+    )
+    parser.add_argument(
+        "--quantization",
+        default="q4f16_1",
+        help="q0f32, q0f16, q4f32_1, q4f16_1, q8f32_1 or q8f16_1 (default: q4f16_1)",
+    )
+    parser.add_argument("--artifact-path", default="dist", metavar="DIR", help="default: dist")
+    parser.add_argument("--reuse-lib", metavar="FILE", help="take this library, compile none")
+    parser.add_argument(
+        "--use-cache",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="keep lowered modules, as JSON, for the next build of the same library (default: 1)",
+    )
+    parser.add_argument(
+        "--max-seq-len", type=int, help="a limit to record for engines; the model has none"
+    )
+    parser.add_argument(
+        "--prefill-chunk-size",
+        type=int,
+        default=512,
+        help="tokens that one prefill call reads (default: 512)",
+    )
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--convert-weights-only", action="store_true", help="build no library")
+    part.add_argument("--build-model-only", action="store_true", help="convert no weights")
+    parser.add_argument(
+        "--debug-dump", action="store_true", help="write the module after each phase, as TVMScript"
+    )
+    parser.add_argument(
+        "--system-lib", action="store_true", help="objects to link into a program, as a .tar"
+    )
+    parser.add_argument(
+        "--use-safetensors",
+        action="store_true",
+        default=None,
+        help="prefer safetensors where a model has several kinds of weights (the default)",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for option in _WITHOUT_MEANING:
+        parser.add_argument(option, nargs="?", const="", help=argparse.SUPPRESS)
+    return parser
+
+
+class _Console(Reporter):
+    """Stages as lines; progress as a bar where there is a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def stage(self, text: str) -> None:
+        self.close()
+        print(f"{text} ...", flush=True)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(
+                total=total, unit="weights", unit_scale=True, leave=False, disable=None
+            )
+        self._bar.set_postfix_str(what, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    for option, reason in _WITHOUT_MEANING.items():
+        if getattr(arguments, option[2:].replace("-", "_")) is not None:
+            print(f"note: {option} has no effect here: {reason}.", file=sys.stderr)
+
+    from mlc_rwkv_world.builder import build
+
+    started = time.monotonic()
+    console = _Console()
+    dump = Path(arguments.artifact_path, "debug") if arguments.debug_dump else None
+    try:
+        artifact = build(
+            arguments.hf_path,
+            model=arguments.model,
+            target=arguments.target,
+            quantization=arguments.quantization,
+            output=arguments.artifact_path,
+            max_seq_len=arguments.max_seq_len,
+            prefill_chunk_size=arguments.prefill_chunk_size,
+            weights=not arguments.build_model_only,
+            library=not arguments.convert_weights_only,
+            reuse_lib=arguments.reuse_lib,
+            use_cache=bool(arguments.use_cache),
+            debug_dump=dump,
+            system_lib=arguments.system_lib,
+            reporter=console,
+        )
+    finally:
+        console.close()
+    _summarize(artifact, time.monotonic() - started)
+    return 0
+
+
+def _summarize(artifact: Artifact, seconds: float) -> None:
+    from mlc_rwkv_world.artifact.search import LIBRARY_ENDINGS
+
+    for note in artifact.notes:
+        print(f"note: {note}")
+    print(f"Built {artifact.folder} in {seconds:.0f} s")
+    if artifact.params.is_dir():
+        print(
+            f"  weights  {artifact.params}  {artifact.nbytes / 1e6:.1f} MB, "
+            f"{artifact.bits_per_weight:.2f} bits per weight"
+        )
+    for path in artifact.libraries:
+        print(f"  library  {path}  {path.stat().st_size / 1e6:.1f} MB")
+    if artifact.libraries:
+        print(f"  computes in {artifact.compute_dtype} on {artifact.target}")
+    if artifact.params.is_dir() and any(
+        path.suffix in LIBRARY_ENDINGS for path in artifact.libraries
+    ):
+        print(f"Chat with it:  mlc_chat_cli --model {artifact.name}")

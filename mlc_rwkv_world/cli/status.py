@@ -1,0 +1,51 @@
+"""What a command leaves behind when it ends: one clear message and an exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from mlc_rwkv_world.errors import RwkvWorldError
+
+INTERRUPTED = 128 + signal.SIGINT
+BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+def run(program: str, command: Callable[[], int], *, debug: bool) -> int:
+    """Run `command` and give the exit status; failures become one message on stderr.
+
+    With `debug` the traceback comes before the message.
+    """
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        report(program, error)
+        return error.exit_status if isinstance(error, RwkvWorldError) else 1
+
+
+def report(program: str, error: Exception) -> None:
+    """Print the message of `error` on stderr."""
+    print(f"{program}: {describe(error)}", file=sys.stderr)
+
+
+def describe(error: Exception) -> str:
+    """One message for a user."""
+    if isinstance(error, RwkvWorldError):
+        return f"error: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"error: {place}{error.strerror}."
+    return f"internal error: {type(error).__name__}: {error}. Run again with --debug to see where."

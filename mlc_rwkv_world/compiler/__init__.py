@@ -1,0 +1,1 @@
+"""From a model's configuration to a library for one target."""

@@ -1,0 +1,56 @@
+"""Keeps lowered modules as JSON, so that building the same library again skips the passes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import IRModule
+
+from mlc_rwkv_world.artifact.atomic import write_file
+from mlc_rwkv_world.artifact.metadata import REVISION
+
+# What a module is made by; a change in any of it makes cached modules stale.
+_SOURCES = ("compiler", "kernels", "models", "quantization", "transforms")
+
+
+class ModuleCache:
+    """Modules in `folder`, one file each, named by what they were made from."""
+
+    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
+        made_from = {
+            "metadata": metadata,
+            "tvm": tvm.__version__,
+            "revision": REVISION,
+            "sources": _digest_of_sources(),
+        }
+        text = json.dumps(made_from, sort_keys=True).encode()
+        self.path = folder / f"module-{hashlib.sha256(text).hexdigest()[:20]}.json"
+
+    def load(self) -> IRModule | None:
+        """The cached module; None where there is none, or it cannot be read."""
+        try:
+            mod = tvm.ir.load_json(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, tvm.error.InternalError):
+            return None
+        return mod if isinstance(mod, IRModule) else None
+
+    def store(self, mod: IRModule) -> None:
+        """Keeps the module; a cache that cannot be written is no reason to fail."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self.path, tvm.ir.save_json(mod).encode())
+        except OSError:
+            return
+
+
+def _digest_of_sources() -> str:
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for room in _SOURCES:
+        for path in sorted((package / room).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

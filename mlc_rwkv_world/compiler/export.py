@@ -1,0 +1,39 @@
+"""A model's IRModule and its parameters, for one format and compute type."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm import IRModule
+
+from mlc_rwkv_world.models.causal_lm import CausalLM
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.quantization.layers import quantize_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterSpec:
+    """One stored tensor of an artifact: its name, shape and dtype, in the library's order."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _model(config: ModelConfig, fmt: Format, compute_dtype: str) -> Any:
+    return quantize_layers(CausalLM(config, fmt.dtype, compute_dtype), fmt)
+
+
+def parameters(config: ModelConfig, fmt: Format) -> list[ParameterSpec]:
+    """The tensors that an artifact of this configuration and format stores, in order."""
+    named = _model(config, fmt, fmt.dtype).named_parameters()
+    return [ParameterSpec(name, tuple(map(int, p.shape)), str(p.dtype)) for name, p in named]
+
+
+def export(config: ModelConfig, fmt: Format, compute_dtype: str) -> IRModule:
+    """The model with marked blocks and no kernels chosen."""
+    model = _model(config, fmt, compute_dtype)
+    mod, _, _ = model.export_tvm(spec=model.get_default_spec(), allow_extern=True)
+    return mod

@@ -1,0 +1,93 @@
+"""Code generation, and the file that holds its result."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import IRModule
+from tvm.support import tar
+
+from mlc_rwkv_world.compiler.target import BuildTarget
+from mlc_rwkv_world.errors import TargetError
+
+_SYSTEM_ENDINGS = {"darwin": ".dylib", "macos": ".dylib", "windows": ".dll"}
+# Ending of the shader source that a device module can print.
+_SHADERS = {"metal": ".metal", "opencl": ".cl"}
+
+
+def ending(target: BuildTarget, system_lib: bool) -> str:
+    """`.so` or the host system's own ending; `.tar` of objects where linking is left to others."""
+    triple = str(target.host.attrs.get("mtriple", ""))
+    if system_lib or _foreign(triple):
+        return ".tar"
+    return next((end for name, end in _SYSTEM_ENDINGS.items() if name in triple), ".so")
+
+
+def _foreign(triple: str) -> bool:
+    """Whether this machine's linker cannot make a library for the host `triple`."""
+    ours = {"Darwin": ("apple", "darwin", "macos"), "Linux": ("linux",)}
+    names = ours.get(platform.system(), ())
+    machine = platform.machine().replace("AMD64", "x86_64")
+    arch = triple.split("-")[0].replace("arm64", "aarch64")
+    return not any(name in triple for name in names) or arch != machine.replace("arm64", "aarch64")
+
+
+def write(
+    mod: IRModule, target: BuildTarget, path: Path, *, system_lib_prefix: str | None = None
+) -> list[Path]:
+    """Compiles a lowered module and writes it to `path`, whose ending `ending` gave.
+
+    Returns the files written: the library, and the shaders' source where the library is a set of
+    objects for another machine's linker. Raises TargetError where compiling or linking fails.
+    """
+    options: dict[str, Any] = {}
+    if system_lib_prefix is not None:
+        mod = mod.with_attr("system_lib_prefix", system_lib_prefix)
+        options["system_lib"] = True
+    try:
+        executable = tvm.relax.build(
+            mod, target=target.target, relax_pipeline=tvm.transform.Sequential([]), **options
+        )
+        if path.suffix == ".tar":
+            executable.export_library(str(path), fcompile=tar.tar)
+        else:
+            _require_compiler()
+            executable.export_library(str(path))
+    except (tvm.error.InternalError, RuntimeError) as err:
+        reason = str(err).strip().splitlines()[-1]
+        raise TargetError(f"building for {target.describe()} failed: {reason}") from err
+    written = [path]
+    if path.suffix == ".tar":
+        written += _write_shaders(executable.mod, path)
+    return written
+
+
+def _require_compiler() -> None:
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "clang", "gcc", "cc")):
+        raise TargetError(
+            "linking a library needs a C++ compiler, and none is on the PATH; install g++ or clang."
+        )
+
+
+def _write_shaders(module: Any, path: Path) -> list[Path]:
+    written = []
+    for device in _device_modules(module):
+        if str(device.kind) in _SHADERS:
+            source = path.with_suffix(_SHADERS[str(device.kind)])
+            source.write_text(device.inspect_source(), encoding="utf-8")
+            written.append(source)
+    return written
+
+
+def _device_modules(module: Any) -> Sequence[Any]:
+    found, waiting = [], [module]
+    while waiting:
+        current = waiting.pop()
+        found.append(current)
+        waiting += list(current.imports)
+    return found

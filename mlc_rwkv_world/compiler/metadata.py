@@ -1,0 +1,102 @@
+"""What a library says of itself through its function `_metadata`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import tvm
+from tvm import IRModule, relax, tirx
+from tvm.ir import Op
+
+from mlc_rwkv_world.artifact.layout import MODEL_TYPE
+from mlc_rwkv_world.artifact.metadata import REVISION
+from mlc_rwkv_world.compiler.export import ParameterSpec
+from mlc_rwkv_world.compiler.target import BuildTarget
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.models.versions import version_of
+from mlc_rwkv_world.quantization import Format
+
+
+def describe(
+    config: ModelConfig,
+    fmt: Format,
+    specs: Sequence[ParameterSpec],
+    target: BuildTarget,
+    compute_dtype: str,
+) -> dict[str, Any]:
+    """The fields that stock engines read, and our own under `rwkv_world`."""
+    return {
+        "model_type": MODEL_TYPE,
+        "quantization": fmt.name,
+        "context_window_size": config.context_window_size,
+        "sliding_window_size": -1,
+        "attention_sink_size": -1,
+        "prefill_chunk_size": config.prefill_chunk_size,
+        "tensor_parallel_shards": config.tensor_parallel_shards,
+        "pipeline_parallel_stages": 1,
+        "disaggregation": False,
+        "kv_state_kind": "rnn_state",
+        "max_batch_size": config.max_batch_size,
+        "active_vocab_size": None,
+        "model_task": "chat",
+        "params": [
+            {
+                "name": spec.name,
+                "shape": list(spec.shape),
+                "dtype": spec.dtype,
+                "preprocs": [],
+                "pipeline_stages": [0],
+            }
+            for spec in specs
+        ],
+        "rwkv_world": {
+            "revision": REVISION,
+            "target": target.describe(),
+            "cpu_features": target.cpu_features(),
+            "compute_dtype": compute_dtype,
+            "num_hidden_layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "vocab_size": config.vocab_size,
+            "initial_rows": list(version_of(config.model_version).initial_rows),
+            "rescale_every": config.rescale_every,
+            "fp32_layers": [],
+            "packed_params": None,
+        },
+    }
+
+
+def attach(mod: IRModule, metadata: dict[str, Any]) -> IRModule:
+    """Adds the function `_metadata`, which returns the metadata as JSON."""
+    text = json.dumps({**metadata, "memory_usage": _memory_usage(mod)})
+    builder = relax.BlockBuilder()
+    with builder.function("_metadata", params=[]):
+        builder.emit_func_output(_StringImm(text))
+    mod = mod.clone()
+    mod["_metadata"] = builder.finalize()["_metadata"]
+    return mod
+
+
+def _memory_usage(mod: IRModule) -> dict[str, int]:
+    """Bytes of temporaries that each function of a planned module allocates."""
+    usage: dict[str, int] = {}
+    for gvar, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            sizes: list[int] = []
+            relax.analysis.post_order_visit(func, partial(_collect_storage, sizes))
+            usage[gvar.name_hint if hasattr(gvar, "name_hint") else gvar.name] = sum(sizes)
+    return usage
+
+
+def _collect_storage(sizes: list[int], expr: relax.Expr) -> None:
+    if isinstance(expr, relax.Call) and expr.op == _ALLOC_STORAGE:
+        (size,) = expr.args[0].values
+        if isinstance(size, tirx.IntImm):
+            sizes.append(int(size))
+
+
+_ALLOC_STORAGE = Op.get("relax.memory.alloc_storage")
+# TVM 0.27 moved it.
+_StringImm: Any = getattr(relax, "StringImm", None) or tvm.ir.StringImm

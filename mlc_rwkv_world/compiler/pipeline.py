@@ -1,0 +1,108 @@
+"""The passes between an exported model and the machine's code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import IRModule, relax
+from tvm.ir.transform import Pass
+from tvm.s_tir import dlight
+from tvm.target import Target
+
+from mlc_rwkv_world.compiler.metadata import attach
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
+from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
+from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
+
+
+def run(
+    mod: IRModule,
+    target: Target,
+    config: ModelConfig,
+    metadata: dict[str, Any],
+    dump: Path | None,
+) -> IRModule:
+    """Lowers an exported module to TIR kernels and calls of the virtual machine.
+
+    With `dump`, the module after each phase is written there as TVMScript.
+    """
+    phases: dict[str, list[Pass]] = {
+        "kernels": [EraseBlockMarks(), ChooseKernels(target)],
+        "fusion": [
+            relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+        ],
+        "schedules": [_schedules(target)],
+        "machine": [
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            _AttachMetadata(metadata),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ],
+    }
+    mod = _bound_shapes(mod, config)
+    with target:
+        _write(mod, dump, "0-export")
+        for number, (name, passes) in enumerate(phases.items(), start=1):
+            mod = tvm.transform.Sequential(passes)(mod)
+            _write(mod, dump, f"{number}-{name}")
+    return mod
+
+
+@tvm.transform.module_pass(opt_level=0, name="AttachMetadata")
+class _AttachMetadata:
+    """Runs once memory is planned, since the metadata says how much there is."""
+
+    def __init__(self, metadata: dict[str, Any]) -> None:
+        self.metadata = metadata
+
+    def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        return attach(mod, self.metadata)
+
+
+def _schedules(target: Target) -> Pass:
+    if target.kind.name == "llvm":
+        return dlight.ApplyDefaultSchedule(Elementwise())
+    return dlight.ApplyDefaultSchedule(
+        dlight.gpu.Matmul(),
+        dlight.gpu.GEMV(),
+        dlight.gpu.Reduction(),
+        dlight.gpu.GeneralReduction(),
+        dlight.gpu.Fallback(),
+    )
+
+
+def _bound_shapes(mod: IRModule, config: ModelConfig) -> IRModule:
+    """Tells memory planning how long and how many sequences can be."""
+    bounds = {
+        "seq_len": config.prefill_chunk_size,
+        "batch_size": config.max_batch_size,
+        "num_offsets": config.max_batch_size + 1,
+    }
+    mod = mod.clone()
+    for gvar, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            func = func.with_attr("tir_var_upper_bound", bounds)
+            mod[gvar] = func.with_attr("relax.memory_plan_dynamic_func_output", True)
+    return mod
+
+
+def _write(mod: IRModule, dump: Path | None, name: str) -> None:
+    if dump is not None:
+        dump.mkdir(parents=True, exist_ok=True)
+        (dump / f"{name}.py").write_text(mod.script(), encoding="utf-8")

@@ -1,0 +1,175 @@
+"""What `--target` says: the device to build for, and the host that drives it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import re
+import shlex
+from typing import Any
+
+import tvm
+from tvm.target import Target, codegen
+
+from mlc_rwkv_world.errors import TargetError
+
+KINDS = ("llvm", "cuda", "metal", "opencl", "vulkan")
+# Limits that TVM would read from a device that is not there.
+_CUDA_LIMITS = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152}
+_CUDA_DEFAULT_ARCH = "sm_80"
+_METAL_LIMITS = {"max_threads_per_block": 256, "max_shared_memory_per_block": 32768}
+
+# What generated code is made of; features that only systems or ciphers use do not matter.
+_INSTRUCTION_SETS = tuple(
+    "sse ssse avx fma f16c bmi amx neon dotprod fullfp16 bf16 i8mm sve".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildTarget:
+    """A TVM target with its host, and what was assumed in choosing it."""
+
+    target: Target
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return str(self.target.kind.name)
+
+    @property
+    def host(self) -> Target:
+        """The CPU that runs the host's side: the target itself where that is a CPU."""
+        return self.target if self.kind == "llvm" else self.target.host
+
+    def cpu_features(self) -> list[str]:
+        """LLVM's names of the instruction sets that the CPU's code may use."""
+        return sorted(
+            str(name)
+            for name in codegen.llvm_get_cpu_features(self.host)
+            if str(name).startswith(_INSTRUCTION_SETS)
+        )
+
+    def describe(self) -> str:
+        """The target as JSON, which `resolve` reads back."""
+        return json.dumps(json.loads(str(self.target)), sort_keys=True)
+
+
+def host() -> dict[str, Any]:
+    """This machine's CPU as an LLVM target."""
+    attrs: dict[str, Any] = {"kind": "llvm", "mtriple": _host_triple()}
+    cpu = str(codegen.llvm_get_system_cpu())
+    if cpu and cpu != "generic":
+        attrs["mcpu"] = cpu
+    return attrs
+
+
+def _host_triple() -> str:
+    # LLVM reports the triple that it was packaged for; vendor and libc do not matter to code.
+    return re.sub(r"-(conda|unknown|pc)-", "-", str(codegen.llvm_get_system_triple()))
+
+
+def resolve(text: str) -> BuildTarget:
+    """`auto`, a kind (`llvm`, `cuda`, ...), `kind -key=value ...`, or a JSON object."""
+    text = text.strip()
+    if text == "auto":
+        text = _detect()
+    attrs = _parse(text)
+    kind = attrs.get("kind")
+    if kind not in KINDS:
+        raise TargetError(
+            f"--target {text!r}: {kind!r} is not a target of this package; use auto, "
+            f"{', '.join(KINDS)}, or a full TVM target of one of these kinds."
+        )
+    _require_backend(str(kind), text)
+    notes: list[str] = []
+    complete = {"llvm": _llvm, "cuda": _cuda, "metal": _metal}.get(str(kind), _other)
+    attrs = complete(attrs, notes)
+    try:
+        target = Target(attrs)
+    except Exception as err:
+        reason = str(err).strip().splitlines()[0]
+        raise TargetError(f"--target {text!r}: TVM does not accept it: {reason}") from err
+    return BuildTarget(target, tuple(notes))
+
+
+def _detect() -> str:
+    if platform.system() == "Darwin" and tvm.metal(0).exist:
+        return "metal"
+    return "cuda" if tvm.cuda(0).exist else "llvm"
+
+
+def _parse(text: str) -> dict[str, Any]:
+    if text.startswith("{"):
+        try:
+            attrs = json.loads(text)
+        except json.JSONDecodeError as err:
+            raise TargetError(f"--target {text!r} is not valid JSON: {err}.") from err
+        if not isinstance(attrs, dict):
+            raise TargetError(f"--target {text!r} has to be a JSON object.")
+        return attrs
+    try:
+        kind, *options = shlex.split(text)
+    except ValueError as err:
+        raise TargetError(f"--target {text!r} cannot be read: {err}.") from err
+    attrs = {"kind": kind}
+    for option in options:
+        match = re.fullmatch(r"--?([A-Za-z_][\w-]*)=(.+)", option)
+        if match is None:
+            raise TargetError(f"--target {text!r}: {option!r} is not of the form -key=value.")
+        key, value = match[1].replace("-", "_"), match[2]
+        if key in ("mattr", "keys", "libs"):
+            attrs[key] = value.split(",")
+        elif key == "host":
+            attrs[key] = _parse(value)
+        else:
+            attrs[key] = int(value) if re.fullmatch(r"\d+", value) else value
+    return attrs
+
+
+def _require_backend(kind: str, text: str) -> None:
+    if kind == "llvm":
+        return
+    if tvm.get_global_func(f"target.build.{kind}", allow_missing=True) is None:
+        raise TargetError(
+            f"--target {text!r}: the TVM that is installed ({tvm.__version__}) was built without "
+            f"{kind}. Install a TVM with it, or choose another target."
+        )
+
+
+def _llvm(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    if set(attrs) == {"kind"}:
+        return host()
+    attrs.setdefault("mtriple", _host_triple())
+    return attrs
+
+
+def _cuda(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    if "arch" not in attrs:
+        if tvm.cuda(0).exist:
+            attrs["arch"] = "sm_" + str(tvm.cuda(0).compute_version).replace(".", "")
+        else:
+            attrs["arch"] = _CUDA_DEFAULT_ARCH
+            notes.append(
+                f"no CUDA device here: built for {_CUDA_DEFAULT_ARCH}; "
+                "--target 'cuda -arch=sm_90' chooses another"
+            )
+    for key, value in {**_CUDA_LIMITS, "thread_warp_size": 32}.items():
+        attrs.setdefault(key, value)
+    attrs.setdefault("host", host())
+    return attrs
+
+
+def _metal(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    for key, value in {**_METAL_LIMITS, "thread_warp_size": 32}.items():
+        attrs.setdefault(key, value)
+    if platform.system() != "Darwin":
+        attrs.setdefault("host", {"kind": "llvm", "mtriple": "arm64-apple-macos"})
+        notes.append("no Apple linker here: an object file and the shader source are written")
+    attrs.setdefault("host", host())
+    return attrs
+
+
+def _other(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    attrs.setdefault("host", host())
+    return attrs

@@ -1,0 +1,1 @@
+"""From a checkpoint's tensors to an artifact's shards."""

@@ -1,0 +1,51 @@
+"""Writes `mlc-chat-config.json`: what an engine needs to know beside the parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mlc_rwkv_world.artifact import config as defaults
+from mlc_rwkv_world.artifact.conversation import world_conversation
+from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE, TOKENIZER_MODEL
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.quantization import Format
+
+_SCHEMA_VERSION = "0.1.0"
+
+
+def write_chat_config(folder: Path, config: ModelConfig, fmt: Format) -> None:
+    """The fields are those of stock mlc_llm's schema; sampling defaults are the World demos'."""
+    content = {
+        "version": _SCHEMA_VERSION,
+        "model_type": MODEL_TYPE,
+        "quantization": fmt.name,
+        "model_config": config.as_dict(),
+        "vocab_size": config.vocab_size,
+        "active_vocab_size": config.vocab_size,
+        "context_window_size": config.context_window_size,
+        "sliding_window_size": -1,
+        "prefill_chunk_size": config.prefill_chunk_size,
+        "attention_sink_size": -1,
+        "tensor_parallel_shards": config.tensor_parallel_shards,
+        "pipeline_parallel_stages": 1,
+        "temperature": defaults.TEMPERATURE,
+        "presence_penalty": defaults.PRESENCE_PENALTY,
+        "frequency_penalty": defaults.FREQUENCY_PENALTY,
+        "repetition_penalty": 1.0,
+        "top_p": defaults.TOP_P,
+        "tokenizer_files": [TOKENIZER_MODEL],
+        "tokenizer_info": {
+            "token_postproc_method": "raw",
+            "prepend_space_in_encode": False,
+            "strip_space_in_decode": False,
+        },
+        "conv_template": world_conversation(),
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "model_task": "chat",
+    }
+    (folder / CHAT_CONFIG).write_text(
+        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

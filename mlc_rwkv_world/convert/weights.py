@@ -1,0 +1,101 @@
+"""Converts a checkpoint tensor by tensor: rescaled, quantized, and written as it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlc_rwkv_world.checkpoint import Checkpoint
+from mlc_rwkv_world.compiler.export import ParameterSpec
+from mlc_rwkv_world.convert.shards import ShardWriter
+from mlc_rwkv_world.errors import CheckpointError
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.models.versions import version_of
+from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.quantization.group import quantize
+
+Progress = Callable[[str, int], None]
+
+
+def source_name(name: str) -> str:
+    """The checkpoint's name for the tensor behind a stored parameter."""
+    name = (
+        name.removeprefix("model.").replace(".q_weight", ".weight").replace(".q_scale", ".weight")
+    )
+    return f"blocks.0.{name}" if name.startswith("pre_ln.") else name
+
+
+def convert(
+    checkpoint: Checkpoint,
+    specs: Sequence[ParameterSpec],
+    config: ModelConfig,
+    fmt: Format,
+    folder: Path,
+    progress: Progress,
+) -> ShardWriter:
+    """Writes every parameter of `specs` and the index into `folder`.
+
+    Holds one tensor of the checkpoint, as float32, and what it becomes. `progress` is called
+    after each one with its name and its count of values.
+    """
+    writer = ShardWriter(folder)
+    values = 0
+    for name, group in _by_source(specs):
+        weight = _rescale(checkpoint.read(name), name, config)
+        for spec, stored in zip(group, _stored(weight, group, fmt, checkpoint, name), strict=True):
+            if stored.shape != spec.shape or str(stored.dtype) != spec.dtype:
+                raise CheckpointError(
+                    f"{checkpoint.path}: {name} has shape {weight.shape}, which gives "
+                    f"{spec.name} {stored.shape}; the model's configuration asks for {spec.shape}."
+                )
+            writer.add(spec.name, stored)
+        values += weight.size
+        progress(name, weight.size)
+    writer.finish(values)
+    return writer
+
+
+def _by_source(specs: Sequence[ParameterSpec]) -> Iterator[tuple[str, list[ParameterSpec]]]:
+    group: list[ParameterSpec] = []
+    for spec in specs:
+        if group and source_name(spec.name) != source_name(group[0].name):
+            yield source_name(group[0].name), group
+            group = []
+        group.append(spec)
+    if group:
+        yield source_name(group[0].name), group
+
+
+def _rescale(weight: NDArray[np.float32], name: str, config: ModelConfig) -> NDArray[np.float32]:
+    """Divides the blocks' two output products as `rescale_every` asks (a power of two)."""
+    parts = name.split(".", 2)
+    if config.rescale_every and parts[0] == "blocks":
+        halvings = int(parts[1]) // config.rescale_every
+        if halvings and parts[2] in version_of(config.model_version).halved_outputs:
+            weight *= np.float32(0.5**halvings)
+    return weight
+
+
+def _stored(
+    weight: NDArray[np.float32],
+    group: Sequence[ParameterSpec],
+    fmt: Format,
+    checkpoint: Checkpoint,
+    name: str,
+) -> list[NDArray[Any]]:
+    with np.errstate(over="ignore"):
+        if len(group) == 2:
+            stored: list[NDArray[Any]] = list(quantize(weight, fmt.bits, fmt.dtype))
+        else:
+            stored = [weight.astype(group[0].dtype, copy=False)]
+    floats = stored[-1]
+    if floats.dtype == np.float16 and not np.isfinite(floats).all():
+        raise CheckpointError(
+            f"{checkpoint.path}: {name} holds {np.abs(weight).max():g}, more than float16 can; "
+            f"{fmt.name} cannot store it. Use a format with float32 in its name."
+        )
+    return stored

@@ -1,0 +1,61 @@
+"""The errors that a user can meet, one class and one exit status for each kind.
+
+Every message names the file, the value that was found, and the way out. Commands print
+the message alone and exit with `exit_status`; `--debug` shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+
+class RwkvWorldError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_status = 1
+
+
+class UsageError(RwkvWorldError, ValueError):
+    """An option or argument has a value that cannot be used."""
+
+    exit_status = 2
+
+
+class NotFoundError(RwkvWorldError, FileNotFoundError):
+    """A model, artifact or file is not where it was looked for."""
+
+    exit_status = 3
+
+
+class CheckpointError(RwkvWorldError, ValueError):
+    """A checkpoint cannot be read, or is not an RWKV World model."""
+
+    exit_status = 4
+
+
+class VocabularyError(RwkvWorldError, ValueError):
+    """A vocabulary file is missing, damaged or of the wrong size."""
+
+    exit_status = 5
+
+
+class ArtifactError(RwkvWorldError, ValueError):
+    """A built artifact is damaged, incomplete, or does not fit this machine."""
+
+    exit_status = 6
+
+
+class TargetError(RwkvWorldError, ValueError):
+    """A compilation target is unknown, or cannot be built for here."""
+
+    exit_status = 7
+
+
+class StateError(RwkvWorldError, ValueError):
+    """A state file is damaged, or belongs to another model."""
+
+    exit_status = 8
+
+
+class DownloadError(RwkvWorldError):
+    """A model could not be fetched from the hub."""
+
+    exit_status = 9

@@ -1,0 +1,1 @@
+"""TIR kernels, one file for each operation, a naive NumPy reference beside each."""

@@ -1,0 +1,82 @@
+"""Layer normalization over channels, in float32, with the variance of the centred values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script import tirx as T
+
+from mlc_rwkv_world.kernels.signature import Signature
+
+Array = NDArray[Any]
+LANES = 16
+
+
+def reference(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """x: [T, D]; weight, bias: [D]. Computes in x's dtype."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    return np.asarray(centred / np.sqrt(variance + eps) * weight + bias)
+
+
+def _square(value: Any) -> Any:
+    return value * value
+
+
+def layer_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
+    """(x, weight, bias) -> normalized, for a CPU."""
+    width = sig.args[0].static(1)
+    steps, tail = divmod(width, LANES)
+    body = steps * LANES
+    inverse = 1.0 / width
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        var_x: T.handle,
+        weight: T.Buffer((width,), "float32"),
+        bias: T.Buffer((width,), "float32"),
+        var_out: T.handle,
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        rows = T.int64()
+        x = T.match_buffer(var_x, (rows, width), "float32")
+        out = T.match_buffer(var_out, (rows, width), "float32")
+        for row in T.parallel(rows):
+            part = T.alloc_buffer((LANES,), "float32", scope="local")
+            stat = T.alloc_buffer((2,), "float32", scope="local")
+            for i in T.vectorized(LANES):
+                part[i] = T.float32(0)
+            for step in range(steps):
+                for i in T.vectorized(LANES):
+                    part[i] = part[i] + x[row, step * LANES + i]
+            stat[0] = T.float32(0)
+            for i in range(tail):
+                stat[0] = stat[0] + x[row, body + i]
+            for i in range(LANES):
+                stat[0] = stat[0] + part[i]
+            stat[0] = stat[0] * T.float32(inverse)
+            for i in T.vectorized(LANES):
+                part[i] = T.float32(0)
+            for step in range(steps):
+                for i in T.vectorized(LANES):
+                    part[i] = part[i] + _square(x[row, step * LANES + i] - stat[0])
+            stat[1] = T.float32(0)
+            for i in range(tail):
+                stat[1] = stat[1] + _square(x[row, body + i] - stat[0])
+            for i in range(LANES):
+                stat[1] = stat[1] + part[i]
+            stat[1] = T.float32(1) / T.sqrt(stat[1] * T.float32(inverse) + T.float32(eps))
+            for step in range(steps):
+                for i in T.vectorized(LANES):
+                    out[row, step * LANES + i] = (x[row, step * LANES + i] - stat[0]) * stat[
+                        1
+                    ] * weight[step * LANES + i] + bias[step * LANES + i]
+            for i in range(tail):
+                out[row, body + i] = (x[row, body + i] - stat[0]) * stat[1] * weight[
+                    body + i
+                ] + bias[body + i]
+
+    return kernel

@@ -1,0 +1,46 @@
+"""What a kernel is asked for: the types of one call and the target that it will run on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorType:
+    """Shape (integers, or TIR expressions where dynamic) and dtype of one tensor."""
+
+    shape: tuple[Any, ...]
+    dtype: str
+
+    def extents(self, *dynamic: str) -> list[Any]:
+        """The shape as int64 expressions, for tensor expressions that Relax can fuse.
+
+        Dynamic extents become new variables with the names given, in order.
+        """
+        names = iter(dynamic)
+        return [
+            tirx.IntImm("int64", d) if isinstance(d, int) else tirx.Var(next(names), "int64")
+            for d in self.shape
+        ]
+
+    def static(self, axis: int) -> int:
+        """The extent of an axis that is known when compiling."""
+        return int(self.shape[axis])
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Tensor arguments and results of one call of an operation."""
+
+    args: Sequence[TensorType]
+    outs: Sequence[TensorType]
+    target: Target
+
+    @property
+    def on_cpu(self) -> bool:
+        return bool(self.target.kind.name == "llvm")

@@ -1,0 +1,25 @@
+"""Which kernel computes which named operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from mlc_rwkv_world.kernels import embedding, offsets, state, token_shift, wkv
+from mlc_rwkv_world.kernels.signature import Signature
+
+Kernel = Callable[[Signature], tirx.PrimFunc]
+
+NAMED: dict[str, Kernel] = {
+    "embedding": embedding.embedding,
+    "embedding_dequantize": embedding.embedding_dequantize,
+    "last_token": token_shift.last_token,
+    "offsets_from_positions": offsets.offsets_from_positions,
+    "state_get": state.state_get,
+    "state_set": state.state_set,
+    "token_shift": token_shift.token_shift,
+    "whole_offsets": offsets.whole_offsets,
+    "wkv": wkv.wkv,
+    "wkv_step": wkv.wkv_step,
+}

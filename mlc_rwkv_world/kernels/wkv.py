@@ -1,0 +1,164 @@
+"""The RWKV-4 recurrence, channel by channel, in float32.
+
+For one channel, with w = -exp(time_decay) and u = time_first (RWKV-LM `RWKV-v4neo`):
+
+    q = max(p, u + k);  y = (e^(p-q) a + e^(u+k-q) v) / (e^(p-q) b + e^(u+k-q))
+    q = max(p + w, k);  a = e^(p+w-q) a + e^(k-q) v;  b = e^(p+w-q) b + e^(k-q);  p = q
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script import tirx as T
+
+from mlc_rwkv_world.kernels.channels import Channels
+from mlc_rwkv_world.kernels.signature import Signature
+
+Array = NDArray[Any]
+
+
+def reference(
+    k: Array, v: Array, w: Array, u: Array, a: Array, b: Array, p: Array, offsets: Array
+) -> tuple[Array, Array, Array, Array]:
+    """k, v: [T, D]; w, u: [D]; a, b, p: [B, D]; offsets: [B + 1]. Computes in k's dtype."""
+    y = np.empty_like(k)
+    a, b, p = a.copy(), b.copy(), p.copy()
+    for s in range(len(a)):
+        for t in range(offsets[s], offsets[s + 1]):
+            q = np.maximum(p[s], u + k[t])
+            e1, e2 = np.exp(p[s] - q), np.exp(u + k[t] - q)
+            y[t] = (e1 * a[s] + e2 * v[t]) / (e1 * b[s] + e2)
+            q = np.maximum(p[s] + w, k[t])
+            e1, e2 = np.exp(p[s] + w - q), np.exp(k[t] - q)
+            a[s], b[s], p[s] = e1 * a[s] + e2 * v[t], e1 * b[s] + e2, q
+    return y, a, b, p
+
+
+def _output(a: Any, b: Any, old: Any, new: Any, v: Any) -> Any:
+    """The weighted mean of the past (weight e^old, sums a and b) and v (weight e^new)."""
+    top = T.max(old, new)
+    past, now = T.exp(old - top), T.exp(new - top)
+    return (past * a + now * v) / (past * b + now)
+
+
+def _accumulate(total: Any, old: Any, new: Any, value: Any) -> Any:
+    """e^old * total + e^new * value, scaled by e^-max(old, new)."""
+    top = T.max(old, new)
+    return T.exp(old - top) * total + T.exp(new - top) * value
+
+
+def wkv(sig: Signature) -> tirx.PrimFunc:
+    """(k, v, w, u, a, b, p, offsets) -> (y, a, b, p)."""
+    width = sig.args[0].static(1)
+    grid = Channels(width, sig)
+    lanes, blocks = grid.lanes, grid.blocks
+    one = T.float32(1)
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        var_k: T.handle,
+        var_v: T.handle,
+        w: T.Buffer((width,), "float32"),
+        u: T.Buffer((width,), "float32"),
+        var_a: T.handle,
+        var_b: T.handle,
+        var_p: T.handle,
+        var_offsets: T.handle,
+        var_y: T.handle,
+        var_a_out: T.handle,
+        var_b_out: T.handle,
+        var_p_out: T.handle,
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        seq_len, batch = T.int64(), T.int64()
+        k = T.match_buffer(var_k, (seq_len, width), "float32")
+        v = T.match_buffer(var_v, (seq_len, width), "float32")
+        a = T.match_buffer(var_a, (batch, width), "float32")
+        b = T.match_buffer(var_b, (batch, width), "float32")
+        p = T.match_buffer(var_p, (batch, width), "float32")
+        offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
+        y = T.match_buffer(var_y, (seq_len, width), "float32")
+        a_out = T.match_buffer(var_a_out, (batch, width), "float32")
+        b_out = T.match_buffer(var_b_out, (batch, width), "float32")
+        p_out = T.match_buffer(var_p_out, (batch, width), "float32")
+        for piece in grid.outer(batch * blocks):
+            for thread in grid.threads():
+                s = grid.row(piece)
+                c = grid.channel(piece, thread)
+                s_a = T.alloc_buffer((lanes,), "float32", scope="local")
+                s_b = T.alloc_buffer((lanes,), "float32", scope="local")
+                s_p = T.alloc_buffer((lanes,), "float32", scope="local")
+                for i in T.vectorized(lanes):
+                    s_a[i] = a[s, c + i]
+                    s_b[i] = b[s, c + i]
+                    s_p[i] = p[s, c + i]
+                for step in range(offsets[s + 1] - offsets[s]):
+                    t = T.cast(offsets[s] + step, "int64")
+                    for i in T.vectorized(lanes):
+                        y[t, c + i] = _output(
+                            s_a[i], s_b[i], s_p[i], u[c + i] + k[t, c + i], v[t, c + i]
+                        )
+                        s_a[i] = _accumulate(s_a[i], s_p[i] + w[c + i], k[t, c + i], v[t, c + i])
+                        s_b[i] = _accumulate(s_b[i], s_p[i] + w[c + i], k[t, c + i], one)
+                        s_p[i] = T.max(s_p[i] + w[c + i], k[t, c + i])
+                for i in T.vectorized(lanes):
+                    a_out[s, c + i] = s_a[i]
+                    b_out[s, c + i] = s_b[i]
+                    p_out[s, c + i] = s_p[i]
+
+    return kernel
+
+
+def wkv_step(sig: Signature) -> tirx.PrimFunc:
+    """(k, v, w, u, a, b, p) -> (y, a, b, p) where row i is the next token of sequence i."""
+    width = sig.args[0].static(1)
+    grid = Channels(width, sig)
+    lanes, blocks = grid.lanes, grid.blocks
+    one = T.float32(1)
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        var_k: T.handle,
+        var_v: T.handle,
+        w: T.Buffer((width,), "float32"),
+        u: T.Buffer((width,), "float32"),
+        var_a: T.handle,
+        var_b: T.handle,
+        var_p: T.handle,
+        var_y: T.handle,
+        var_a_out: T.handle,
+        var_b_out: T.handle,
+        var_p_out: T.handle,
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        batch = T.int64()
+        k = T.match_buffer(var_k, (batch, width), "float32")
+        v = T.match_buffer(var_v, (batch, width), "float32")
+        a = T.match_buffer(var_a, (batch, width), "float32")
+        b = T.match_buffer(var_b, (batch, width), "float32")
+        p = T.match_buffer(var_p, (batch, width), "float32")
+        y = T.match_buffer(var_y, (batch, width), "float32")
+        a_out = T.match_buffer(var_a_out, (batch, width), "float32")
+        b_out = T.match_buffer(var_b_out, (batch, width), "float32")
+        p_out = T.match_buffer(var_p_out, (batch, width), "float32")
+        for piece in grid.outer(batch * blocks):
+            for thread in grid.threads():
+                s = grid.row(piece)
+                c = grid.channel(piece, thread)
+                for i in T.vectorized(lanes):
+                    y[s, c + i] = _output(
+                        a[s, c + i], b[s, c + i], p[s, c + i], u[c + i] + k[s, c + i], v[s, c + i]
+                    )
+                    a_out[s, c + i] = _accumulate(
+                        a[s, c + i], p[s, c + i] + w[c + i], k[s, c + i], v[s, c + i]
+                    )
+                    b_out[s, c + i] = _accumulate(
+                        b[s, c + i], p[s, c + i] + w[c + i], k[s, c + i], one
+                    )
+                    p_out[s, c + i] = T.max(p[s, c + i] + w[c + i], k[s, c + i])
+
+    return kernel

@@ -1,0 +1,79 @@
+"""The configuration of a model, as `mlc-chat-config.json` stores it under `model_config`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mlc_rwkv_world.errors import UsageError
+
+DEFAULT_PREFILL_CHUNK = 512
+DEFAULT_MAX_BATCH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a World model and the choices that its library is built with.
+
+    `head_size` and `num_heads` carry no meaning in RWKV-4; serving engines require them of every
+    recurrent model. `rescale_every` n > 0 says that the stored weights of block i's two output
+    products are divided by 2^(i // n), and that the residual is halved after every n-th block.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    attention_hidden_size: int = 0
+    model_version: int = 4
+    layer_norm_epsilon: float = 1e-5
+    rescale_every: int = 0
+    head_size: int = 64
+    num_heads: int = 0
+    context_window_size: int = -1
+    prefill_chunk_size: int = DEFAULT_PREFILL_CHUNK
+    max_batch_size: int = DEFAULT_MAX_BATCH
+    tensor_parallel_shards: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.attention_hidden_size:
+            object.__setattr__(self, "attention_hidden_size", self.hidden_size)
+        if not self.num_heads:
+            object.__setattr__(self, "num_heads", max(1, self.hidden_size // self.head_size))
+        for field in (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "vocab_size",
+            "attention_hidden_size",
+            "prefill_chunk_size",
+            "max_batch_size",
+        ):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"model_config: {field} is {value!r}; it must be at least 1.")
+        if self.rescale_every < 0:
+            raise UsageError(
+                f"model_config: rescale_every is {self.rescale_every}; 0 turns rescaling off."
+            )
+        if self.attention_hidden_size != self.hidden_size:
+            raise UsageError(
+                f"model_config: attention_hidden_size is {self.attention_hidden_size}, "
+                f"hidden_size {self.hidden_size}; World models have them equal."
+            )
+        if self.tensor_parallel_shards != 1:
+            raise UsageError(
+                f"model_config: tensor_parallel_shards is {self.tensor_parallel_shards}; "
+                "RWKV World models run on one device."
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """From a JSON object; fields that are not ours are ignored."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON object that `from_dict` reads back."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,136 @@
+"""The named operations that a model emits, and the marks around its blocks.
+
+A named operation is a Relax call of a packed function whose name starts with `rwkv_world.`.
+It carries no kernel and no schedule: its types say whether it computes in float32 or float16,
+passes may change them, and `transforms.ChooseKernels` replaces it by TIR for one target.
+
+Shapes: T tokens of B sequences, laid one after another; D channels. Sequence b owns the rows
+`offsets[b] .. offsets[b + 1]` of a [T, D] tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import relax
+from tvm.relax.frontend.nn import Tensor, op
+
+PREFIX = "rwkv_world."
+BLOCK_BEGIN = PREFIX + "block_begin"
+BLOCK_END = PREFIX + "block_end"
+STATE_SET = PREFIX + "state_set"
+
+Shape = Sequence[Any]
+TensorSpec = tuple[Shape, str]
+
+
+def named(name: str, args: Sequence[Any], out: TensorSpec | Sequence[TensorSpec]) -> Any:
+    """Emits `rwkv_world.<name>(args)`; `out` is one (shape, dtype) or a list of them."""
+    exprs = [arg._expr if isinstance(arg, Tensor) else arg for arg in args]
+    single = isinstance(out[-1], str)
+    specs: Sequence[Any] = [out] if single else out
+    types = [relax.TensorType(list(shape), dtype) for shape, dtype in specs]
+    call = relax.call_dps_packed(PREFIX + name, exprs, out_ty=types[0] if single else types)
+    return op.wrap_nested(call, name)
+
+
+def dequantize(q_weight: Tensor, q_scale: Tensor, shape: Shape, dtype: str) -> Tensor:
+    """Group-quantized words and scales to a [N, K] weight of `dtype`."""
+    return named("dequantize", [q_weight, q_scale], (shape, dtype))
+
+
+def embedding_dequantize(q_weight: Tensor, q_scale: Tensor, ids: Tensor, width: int) -> Tensor:
+    """Rows `ids` of a group-quantized embedding, float32 [T, width]."""
+    return named(
+        "embedding_dequantize", [q_weight, q_scale, ids], ((ids.shape[0], width), "float32")
+    )
+
+
+def embedding(weight: Tensor, ids: Tensor) -> Tensor:
+    """Rows `ids` of an unquantized embedding, float32 [T, D]."""
+    return named("embedding", [weight, ids], ((ids.shape[0], weight.shape[1]), "float32"))
+
+
+def token_shift(x: Tensor, last: Tensor, offsets: Tensor) -> Tensor:
+    """The row before each row of x [T, D]; a sequence's first row gets `last[b]` ([B, D])."""
+    return named("token_shift", [x, last, offsets], (x.shape, x.dtype))
+
+
+def last_token(x: Tensor, offsets: Tensor, count: Any) -> Tensor:
+    """The last row of each of `count` sequences, [B, D]."""
+    return named("last_token", [x, offsets], ((count, x.shape[1]), x.dtype))
+
+
+def wkv(
+    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Sequence[Tensor], offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The RWKV-4 recurrence over each sequence, all float32.
+
+    k, v: [T, D]; decay (`-exp(time_decay)`) and first (`time_first`): [D]; state: a, b, p, each
+    [B, D]. Returns the output [T, D] and the new a, b, p.
+    """
+    row = (state[0].shape, "float32")
+    outs = [(k.shape, "float32"), row, row, row]
+    y, a, b, p = named("wkv", [k, v, decay, first, *state, offsets], outs)
+    return y, a, b, p
+
+
+def wkv_step(
+    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`wkv` where every row is the next token of its own sequence (T = B)."""
+    row = (k.shape, "float32")
+    y, a, b, p = named("wkv_step", [k, v, decay, first, *state], [row, row, row, row])
+    return y, a, b, p
+
+
+def whole_offsets(x: Tensor) -> Tensor:
+    """int32 [2]: all rows of x [T, D] as one sequence."""
+    return named("whole_offsets", [x], ((2,), "int32"))
+
+
+def offsets_from_positions(positions: Tensor) -> Tensor:
+    """int32 [B + 1] from the position of each sequence's last row, int32 [B]."""
+    count = positions.shape[0]
+    return named("offsets_from_positions", [positions], ((count + 1,), "int32"))
+
+
+def state_get(state: Tensor, layer: int, row: int) -> Tensor:
+    """Row `row` of layer `layer` of a state [B, L, R, D], as [B, D]."""
+    batch, _, _, width = state.shape
+    index = [relax.prim_value(layer), relax.prim_value(row)]
+    return named("state_get", [state, *index], ((batch, width), "float32"))
+
+
+def state_set(state: Tensor, layer: int, row: int, value: Tensor) -> Tensor:
+    """Writes `value` [B, D] into the state in place; the result is the same tensor.
+
+    The result has to be used in place of `state` from then on, which keeps the writes in order.
+    """
+    call = relax.call_pure_packed(
+        STATE_SET,
+        state._expr,
+        relax.prim_value(layer),
+        relax.prim_value(row),
+        value._expr,
+        ty_args=[relax.TensorType(state.shape, state.dtype)],
+    )
+    return op.wrap_nested(call, "state_set")
+
+
+def _mark(name: str, x: Tensor, block: int) -> Tensor:
+    call = relax.call_pure_packed(
+        name, x._expr, relax.prim_value(block), ty_args=[relax.TensorType(x.shape, x.dtype)]
+    )
+    return op.wrap_nested(call, name.rpartition(".")[2])
+
+
+def block_begin(x: Tensor, block: int) -> Tensor:
+    """Marks x as the input of block `block`; an identity that a pass erases."""
+    return _mark(BLOCK_BEGIN, x, block)
+
+
+def block_end(x: Tensor, block: int) -> Tensor:
+    """Marks x as the residual output of block `block`; an identity that a pass erases."""
+    return _mark(BLOCK_END, x, block)

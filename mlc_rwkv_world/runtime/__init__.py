@@ -1,0 +1,10 @@
+"""Run an artifact: engine, state, sampling. Needs TVM's runtime, not its compiler."""
+
+from __future__ import annotations
+
+from mlc_rwkv_world.runtime.engine import Engine, load
+from mlc_rwkv_world.runtime.generate import Generation, Speed
+from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
+from mlc_rwkv_world.runtime.state import State
+
+__all__ = ["Engine", "Generation", "Sampler", "Sampling", "Speed", "State", "load"]

@@ -1,0 +1,44 @@
+"""Names of devices: "auto", or a kind that TVM knows with an optional index ("cuda:1")."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from mlc_rwkv_world.errors import TargetError, UsageError
+
+KINDS = ("cuda", "metal", "rocm", "vulkan", "opencl", "cpu")
+
+
+def open_device(name: str, available: Iterable[str]) -> Any:
+    """The TVM device called `name`; "auto" is the fastest kind here among `available`.
+
+    `available` are the kinds that the artifact has a library for. Raises UsageError for a
+    name that is none, TargetError for a device that this machine lacks.
+    """
+    import tvm
+
+    if name == "auto":
+        kinds = [kind for kind in KINDS if kind in set(available)]
+        for kind in kinds:
+            if tvm.runtime.device(kind, 0).exist:
+                return tvm.runtime.device(kind, 0)
+        raise TargetError(
+            f"The model was built for {' and '.join(kinds) or 'no device'}, which this machine "
+            "lacks. Build it for this machine, or name a library."
+        )
+    match = re.fullmatch(rf"({'|'.join(KINDS)})(?::(\d{{1,4}}))?", name, re.ASCII)
+    if match is None:
+        raise UsageError(
+            f"{name!r} is no device. Give auto, {', '.join(KINDS)}, or one with an index (cuda:0)."
+        )
+    device = tvm.runtime.device(match[1], int(match[2] or 0))
+    if not device.exist:
+        raise TargetError(f"There is no device {name} on this machine.")
+    return device
+
+
+def kind_of(device: Any) -> str:
+    """The kind of a TVM device: "cpu", "cuda", ..."""
+    return "cpu" if device.dlpack_device_type() == 1 else str(device).split(":")[0]

@@ -1,0 +1,299 @@
+"""The engine: an artifact on a device that reads token ids and says what may come next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from mlc_rwkv_world.artifact.config import ChatConfig
+from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.search import Found, find
+from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError
+from mlc_rwkv_world.runtime.device import kind_of, open_device
+from mlc_rwkv_world.runtime.generate import Generation
+from mlc_rwkv_world.runtime.library import BATCH_DECODE, DECODE, PREFILL, Library, open_first
+from mlc_rwkv_world.runtime.parameters import load_parameters
+from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
+from mlc_rwkv_world.runtime.state import State
+from mlc_rwkv_world.tokenizer import WorldTokenizer
+
+Logits = npt.NDArray[np.float32]
+Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+def load(model: str | Path, device: str = "auto", *, model_lib: str | Path | None = None) -> Engine:
+    """Open the artifact that `model` names on a device: "auto", "cpu", "cuda", "cuda:1", ...
+
+    `model` is a name, an artifact's folder, its `params` folder or its configuration file.
+    Raises NotFoundError where there is none, ArtifactError where it is damaged or does not
+    fit this machine, TargetError where the device is missing.
+    """
+    return Engine(find(model, model_lib=model_lib), device, chosen=model_lib is not None)
+
+
+class Engine:
+    """A loaded model.
+
+    Every method may be called from several threads, each with states of its own; calls into
+    the compiled code take turns. A call that fails or is interrupted leaves the states that
+    it was given as they were.
+    """
+
+    def __init__(self, found: Found, device: str = "auto", *, chosen: bool = False) -> None:
+        self.name = found.name
+        self.config = ChatConfig.read(found.params)
+        self.sampling = Sampling.from_config(self.config)
+        index = ParameterIndex.read(found.params)
+        index.check_files()
+        self.identity = index.identity
+        self.tokenizer = WorldTokenizer.from_file(found.params / self.config.tokenizer_file)
+        self.library = _open_library(found, device, chosen)
+        self.device = self.library.device
+        self.metadata = self.library.metadata
+        self._parameters = load_parameters(index, self.library)
+        self._functions = {
+            name: self.library.function(name) for name in (PREFILL, DECODE, BATCH_DECODE)
+        }
+        self._lock = threading.Lock()
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits the model gives, unused ids included."""
+        return self.metadata.vocab_size
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """The shape [L, R, D] of a state."""
+        metadata = self.metadata
+        rows = len(metadata.initial_rows)
+        return (metadata.num_hidden_layers, rows, metadata.hidden_size)
+
+    def new_state(self) -> State:
+        """A state that has read nothing."""
+        return State(self)
+
+    def prefill(self, ids: Ids, state: State) -> Logits:
+        """Read `ids`, at least one; the logits [V] after the last of them.
+
+        The state then has read them all or, where this raises, none.
+        """
+        return self.prefill_batch([ids], [state]).reshape(-1)
+
+    def decode(self, token: int, state: State) -> Logits:
+        """Read one token; the logits [V] after it."""
+        return self.decode_batch([token], [state]).reshape(-1)
+
+    def prefill_batch(self, ids: Sequence[Ids], states: Sequence[State]) -> Logits:
+        """Read `ids[b]`, at least one each, into `states[b]`, all different; logits [B, V]."""
+        sequences = [self._check_ids(one) for one in ids]
+        self._check_states(states, len(sequences))
+        logits = np.empty((len(states), self.vocab_size), np.float32)
+        with self._lock:
+            drafts = [state.draft() for state in states]
+            for step in _schedule(
+                [len(one) for one in sequences],
+                self.metadata.prefill_chunk_size,
+                self.metadata.max_batch_size,
+            ):
+                pieces = [sequences[b][start:end] for b, start, end in step]
+                rows = [b for b, _, _ in step]
+                result = self._read(PREFILL, pieces, [drafts[b] for b in rows])
+                # The last step of a sequence leaves the logits that count.
+                logits[rows] = result
+            for state, sequence in zip(states, sequences, strict=True):
+                state.commit(state.tokens_read + len(sequence))
+        return logits
+
+    def decode_batch(self, tokens: Ids, states: Sequence[State]) -> Logits:
+        """Read one token into each of `states`, all different; logits [B, V]."""
+        ids = self._check_ids(tokens)
+        self._check_states(states, len(ids))
+        size = self.metadata.max_batch_size
+        groups = [slice(start, start + size) for start in range(0, len(ids), size)]
+        with self._lock:
+            drafts = [state.draft() for state in states]
+            function = DECODE if len(ids) == 1 else BATCH_DECODE
+            logits = [self._read(function, [ids[group]], drafts[group]) for group in groups]
+            for state in states:
+                state.commit(state.tokens_read + 1)
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+    def generate(
+        self,
+        prompt: str | bytes | Ids,
+        *,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        repetition_penalty: float | None = None,
+        penalty_decay: float | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        state: State | None = None,
+    ) -> Iterator[str]:
+        """Read `prompt` and yield what follows, in pieces of whole characters.
+
+        It ends at the end-of-text token, before the first of the `stop` strings, or after
+        `max_tokens` tokens. What is None comes from the model's configuration. With `state`,
+        the prompt continues what that has read; however the generation ends, it has then
+        read the prompt and the text that was yielded, nothing else.
+        """
+        options = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "repetition_penalty": repetition_penalty,
+            "penalty_decay": penalty_decay,
+        }
+        generation = Generation(
+            self,
+            self.new_state() if state is None else state,
+            self.sampler(self.sampling.changed(options), seed),
+            stop=[stop] if isinstance(stop, str) else stop,
+            max_tokens=max_tokens,
+        )
+        ids = self.encode(prompt) if isinstance(prompt, str | bytes) else prompt
+        return _settled(generation, self._check_ids(ids), settle=state is not None)
+
+    def sampler(self, sampling: Sampling, seed: int | None = None) -> Sampler:
+        """A sampler for this model's logits, which never chooses an id without a token."""
+        usable = min(self.vocab_size, self.tokenizer.token_count + 1)
+        return Sampler(sampling, seed, usable)
+
+    def encode(self, text: str | bytes) -> npt.NDArray[np.int32]:
+        """The ids of `text`, int32 [T]; UsageError for a str that has no UTF-8 form."""
+        try:
+            return self.tokenizer.encode_array(text)
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"The text is not valid UTF-8 (near character {error.start}). Give valid UTF-8."
+            ) from None
+
+    def fresh_tensor(self) -> Any:
+        """A tensor [1, L, R, D] on the device with the content of a new state."""
+        import tvm
+
+        return tvm.runtime.tensor(self._fresh, self.device)
+
+    @cached_property
+    def _fresh(self) -> Logits:
+        array = np.empty((1, *self.state_shape), np.float32)
+        array[:] = np.array(self.metadata.initial_rows, np.float32)[:, None]
+        return array
+
+    def _read(
+        self, function: str, pieces: Sequence[npt.NDArray[np.int32]], drafts: Sequence[Any]
+    ) -> Logits:
+        """Run `function` on the drafts [1, L, R, D], which it updates; the logits [B, V]."""
+        arguments = [self._to_device(np.concatenate(pieces) if len(pieces) > 1 else pieces[0])]
+        if function == PREFILL:
+            ends = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
+            arguments.append(self._to_device(ends))
+        batch = drafts[0] if len(drafts) == 1 else self._gather(drafts)
+        logits, _ = self._functions[function](*arguments, batch, self._parameters)
+        if len(drafts) > 1:
+            for row, draft in zip(self._rows(batch), drafts, strict=True):
+                row.copyto(draft)
+        # On a CPU no copy is needed: nobody else holds this tensor, and the array keeps it alive.
+        on_cpu = kind_of(self.device) == "cpu"
+        return cast(Logits, np.from_dlpack(logits) if on_cpu else logits.numpy())
+
+    def _gather(self, drafts: Sequence[Any]) -> Any:
+        import tvm
+
+        batch = tvm.runtime.empty((len(drafts), *self.state_shape), "float32", self.device)
+        for row, draft in zip(self._rows(batch), drafts, strict=True):
+            draft.copyto(row)
+        return batch
+
+    def _rows(self, batch: Any) -> list[Any]:
+        """Views [1, L, R, D] of the rows of a tensor [B, L, R, D]."""
+        shape = (1, *self.state_shape)
+        nbytes = int(np.prod(shape)) * 4
+        return [batch._create_view(shape, "float32", b * nbytes) for b in range(batch.shape[0])]
+
+    def _to_device(self, array: npt.NDArray[np.int32]) -> Any:
+        import tvm
+
+        return tvm.runtime.tensor(array, self.device)
+
+    def _check_ids(self, ids: Ids) -> npt.NDArray[np.int32]:
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.size == 0:
+            raise UsageError("There is nothing to read: give at least one token.")
+        if array.dtype.kind not in "iu":
+            raise UsageError(f"Token ids are integers, and these are {array.dtype}.")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise UsageError(f"Token id {wrong} is not in 0..{self.vocab_size - 1}.")
+        return array.astype(np.int32, copy=False)
+
+    def _check_states(self, states: Sequence[State], count: int) -> None:
+        if len(states) != count:
+            raise UsageError(f"{count} sequences were given with {len(states)} states.")
+        if len({id(state) for state in states}) != count:
+            raise UsageError("A state was given twice; copy it to read two things into it.")
+        if any(state.engine is not self for state in states):
+            raise StateError("A state belongs to another engine. Make it with new_state().")
+
+
+def _open_library(found: Found, device: str, chosen: bool) -> Library:
+    """The library of `found` for `device`; with `chosen` its only one, whatever its name says."""
+    from mlc_rwkv_world.artifact.search import library_kind
+
+    if not found.libraries:
+        raise ArtifactError(
+            f"{found.folder} has parameters but no compiled library. Build the model for this "
+            "machine, or name a library with --model-lib-path."
+        )
+    kinds = {library_kind(path) for path in found.libraries}
+    opened = open_device(device, kinds)
+    paths = found.libraries if chosen else found.libraries_for(kind_of(opened))
+    if not paths:
+        raise ArtifactError(
+            f"{found.folder} has libraries for {', '.join(sorted(kinds))}, and none for "
+            f"{kind_of(opened)}. Build the model for it."
+        )
+    return open_first(paths, opened)
+
+
+def _settled(generation: Generation, ids: npt.NDArray[np.int32], *, settle: bool) -> Iterator[str]:
+    try:
+        yield from generation.run(ids)
+    finally:
+        if settle:
+            generation.settle()
+
+
+def _schedule(
+    lengths: Sequence[int], chunk_size: int, batch_size: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut sequences into steps of at most `chunk_size` tokens and `batch_size` sequences.
+
+    A step is a list of (sequence, start, end); the sequences fill it in their order, so that
+    only the last of a step can be cut.
+    """
+    step: list[tuple[int, int, int]] = []
+    room = chunk_size
+    for sequence, length in enumerate(lengths):
+        start = 0
+        while start < length:
+            end = min(length, start + room)
+            step.append((sequence, start, end))
+            room -= end - start
+            start = end
+            if room == 0 or len(step) == batch_size:
+                yield step
+                step, room = [], chunk_size
+    if step:
+        yield step

@@ -1,0 +1,141 @@
+"""One run of generation: read a prompt, choose tokens, give text, leave the state clean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.runtime.sampler import Sampler
+from mlc_rwkv_world.runtime.state import State
+from mlc_rwkv_world.runtime.text import TextStream
+from mlc_rwkv_world.tokenizer import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from mlc_rwkv_world.runtime.engine import Engine
+
+
+@dataclass
+class Speed:
+    """Tokens read and generated, and the seconds that they took."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    def add(self, other: Speed) -> None:
+        """Count the tokens and seconds of `other` too."""
+        self.prefill_tokens += other.prefill_tokens
+        self.prefill_seconds += other.prefill_seconds
+        self.decode_tokens += other.decode_tokens
+        self.decode_seconds += other.decode_seconds
+
+    def __str__(self) -> str:
+        prefill = self.prefill_tokens / max(self.prefill_seconds, 1e-9)
+        decode = self.decode_tokens / max(self.decode_seconds, 1e-9)
+        return f"prefill: {prefill:.1f} tok/s, decode: {decode:.1f} tok/s"
+
+
+class Generation:
+    """Generates once, into a state that it continues.
+
+    `run` may be left at any point: by its end, by closing it, by an exception or Ctrl-C.
+    `settle` then makes the state that of a sequence which holds just the text that was given.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        state: State,
+        sampler: Sampler,
+        *,
+        stop: Sequence[str] = (),
+        max_tokens: int | None = None,
+    ) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}; give at least 1.")
+        self.tokens: list[int] = []
+        self.speed = Speed()
+        self._engine = engine
+        self._state = state
+        self._sampler = sampler
+        self._max_tokens = max_tokens
+        self._text = TextStream(stop)
+        # Where the prompt ends, in tokens that the state has read.
+        self._start: int | None = None
+        # The last state whose text was given in full, if the present one's was not.
+        self._clean: State | None = None
+        self._settled_at = -1
+
+    def run(self, ids: npt.NDArray[np.int32]) -> Iterator[str]:
+        """Read the prompt `ids` and yield text, up to a stop string or the end of text."""
+        engine, state, speed = self._engine, self._state, self.speed
+        self._start = state.tokens_read + len(ids)
+        started = time.perf_counter()
+        logits = engine.prefill(ids, state)
+        speed.prefill_tokens, speed.prefill_seconds = len(ids), time.perf_counter() - started
+        started = time.perf_counter()
+        while True:
+            token = self._sampler.sample(logits)
+            speed.decode_seconds += time.perf_counter() - started
+            if token == END_OF_TEXT:
+                break
+            self.tokens.append(token)
+            if piece := self._text.push(engine.tokenizer.id_to_bytes(token)):
+                yield piece
+            if self._text.stopped:
+                return
+            if len(self.tokens) == self._max_tokens:
+                break
+            started = time.perf_counter()
+            self._keep_clean_state()
+            logits = engine.decode(token, state)
+            speed.decode_tokens += 1
+        if piece := self._text.finish():
+            yield piece
+
+    @property
+    def prompt_read(self) -> bool:
+        """Whether the state has read the prompt."""
+        return self._start is not None and self._state.tokens_read >= self._start
+
+    def settle(self, ending: str = "") -> None:
+        """Leave the state as if it had read the prompt, the text that was given and `ending`.
+
+        Nothing happens where the prompt was not read. Can be called again, also after an
+        interruption of itself.
+        """
+        state, tokenizer = self._state, self._engine.tokenizer
+        if self._start is None or not self.prompt_read or state.tokens_read == self._settled_at:
+            return
+        wanted = _joined(self._text.shown, ending.encode())
+        read = tokenizer.decode_bytes(self.tokens[: state.tokens_read - self._start])
+        if not wanted.startswith(read):
+            assert self._clean is not None
+            state.assign(self._clean)
+            read = tokenizer.decode_bytes(self.tokens[: state.tokens_read - self._start])
+        rest = tokenizer.encode(wanted[len(read) :])
+        self._settled_at = state.tokens_read + len(rest)
+        if rest:
+            self._engine.prefill(rest, state)
+
+    def _keep_clean_state(self) -> None:
+        """Before the state reads a token whose text is held back, keep it as it is."""
+        if not self._text.holds_back:
+            self._clean = None
+        elif self._clean is None:
+            self._clean = self._state.copy()
+
+
+def _joined(text: bytes, ending: bytes) -> bytes:
+    """`text` with `ending`, whose beginning it may hold already."""
+    for length in range(len(ending), 0, -1):
+        if text.endswith(ending[:length]):
+            return text + ending[length:]
+    return text + ending

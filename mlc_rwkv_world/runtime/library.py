@@ -1,0 +1,118 @@
+"""Open a compiled library with TVM's runtime, and check that it fits where it is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.metadata import REVISION, LibraryMetadata
+from mlc_rwkv_world.errors import ArtifactError
+from mlc_rwkv_world.runtime.cpu import missing_features
+
+PREFILL = "rwkv_world_prefill"
+DECODE = "rwkv_world_decode"
+BATCH_DECODE = "rwkv_world_batch_decode"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library on a device: its virtual machine and what it says of itself.
+
+    The machine has one set of registers, so calls into it must not overlap.
+    """
+
+    path: Path
+    device: Any
+    machine: Any
+    metadata: LibraryMetadata
+
+    def function(self, name: str) -> Any:
+        """The exported function `name`; ArtifactError where the library lacks it."""
+        try:
+            return self.machine[name]
+        except AttributeError:
+            raise ArtifactError(
+                f"{self.path} has no function {name}, so it was not built by this version of "
+                "mlc-rwkv-world. Build the model again."
+            ) from None
+
+
+def open_library(path: Path, device: Any) -> Library:
+    """Load the library `path` for the TVM `device`.
+
+    Raises ArtifactError where the file is no library, was built for another system, another
+    TVM or another revision of this package, or uses instructions that this CPU lacks.
+    Loading a library runs code in it: open none that you would not run.
+    """
+    import tvm
+    from tvm.runtime import vm
+
+    try:
+        module = tvm.runtime.load_module(str(path))
+        machine = vm.VirtualMachine(module, device)
+        text = machine["_metadata"]()
+    except (AttributeError, RuntimeError, ValueError, OSError) as error:
+        raise ArtifactError(
+            f"{path} cannot be loaded by TVM {tvm.__version__} on this machine "
+            f"({_last_words(error, path)}). Build the model again."
+        ) from error
+    metadata = LibraryMetadata.parse(str(text), str(path))
+    if metadata.revision != REVISION:
+        raise ArtifactError(
+            f"{path} was built by revision {metadata.revision} of mlc-rwkv-world, and this is "
+            f"revision {REVISION}. Build the model again."
+        )
+    needed = [*metadata.cpu_features, *_attributes(metadata.target)]
+    if missing := missing_features(dict.fromkeys(needed)):
+        raise ArtifactError(
+            f"{path} was built for another CPU: this one lacks {', '.join(missing)} "
+            f"(target: {metadata.target}). Build the model again on this machine."
+        )
+    return Library(path, device, machine, metadata)
+
+
+def open_first(paths: Iterable[Path], device: Any) -> Library:
+    """The first library that loads; ArtifactError with the last one's fault where none does."""
+    fault = ArtifactError("The artifact has no library for this device.")
+    for path in paths:
+        try:
+            return open_library(path, device)
+        except ArtifactError as error:
+            fault = error
+    raise fault
+
+
+def check_parameters(library: Library, index: ParameterIndex) -> None:
+    """Raise ArtifactError where library and parameters come from different builds."""
+    for parameter in library.metadata.parameters:
+        record = index.tensors.get(parameter.name)
+        found = f"{record.dtype} {list(record.shape)}" if record is not None else "missing"
+        expected = f"{parameter.dtype} {list(parameter.shape)}"
+        if found != expected:
+            raise ArtifactError(
+                f"{library.path} does not belong to the parameters in {index.folder}: "
+                f"{parameter.name!r} is {found} there, and the library takes {expected}. "
+                "Build the model again."
+            )
+    names = {parameter.name for parameter in library.metadata.parameters}
+    if unknown := [name for name in index.tensors if name not in names]:
+        raise ArtifactError(
+            f"{library.path} does not belong to the parameters in {index.folder}: it does not "
+            f"take {unknown[0]!r}. Build the model again."
+        )
+
+
+def _attributes(target: str) -> list[str]:
+    """The features that a target string or its JSON turns on by name."""
+    return re.findall(r"\+([a-z0-9.-]+)", target)
+
+
+def _last_words(error: Exception, path: Path) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    # dlopen repeats the path before what it found.
+    return text.rpartition(f"{path}: ")[2][:200]

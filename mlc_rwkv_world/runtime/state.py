@@ -1,0 +1,106 @@
+"""The recurrent state: all that the model remembers of what it has read.
+
+A state is a value. It is one float32 tensor [1, L, R, D] on the engine's device and the
+number of tokens that it has read; it can be copied, saved, loaded and compared by content.
+
+Compiled functions update their state in place, so the engine lets them work on a draft,
+and a finished draft becomes the state in one assignment. A read that fails or is
+interrupted, wherever that happens, therefore leaves the state as it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlc_rwkv_world.runtime.state_file import StateFile
+
+if TYPE_CHECKING:
+    from mlc_rwkv_world.runtime.engine import Engine
+
+TOKENS_READ = "tokens_read"
+
+
+class State:
+    """What one sequence has left behind. Made by `Engine.new_state`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # The state, a draft of the same size, and the number of tokens read.
+        self._parts: tuple[Any, Any, int] = (engine.fresh_tensor(), engine.fresh_tensor(), 0)
+
+    @property
+    def tokens_read(self) -> int:
+        """How many tokens this state has read since it was new."""
+        return self._parts[2]
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that made this state, and the only one that can use it."""
+        return self._engine
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """A copy of the content, float32 [L, R, D]."""
+        batch: npt.NDArray[np.float32] = self._parts[0].numpy()
+        return batch.reshape(self._engine.state_shape)
+
+    def copy(self) -> State:
+        """An independent state with the same content."""
+        other = State(self._engine)
+        other.assign(self)
+        return other
+
+    def assign(self, other: State) -> None:
+        """Take over the content of `other`, a state of the same engine."""
+        value, _, tokens_read = other._parts
+        draft = self._parts[1]
+        value.copyto(draft)
+        self.commit(tokens_read)
+
+    def reset(self) -> None:
+        """Forget everything, as a new state."""
+        self.assign(State(self._engine))
+
+    def save(self, path: str | Path) -> None:
+        """Write the state and its model's identity to `path`, whole or not at all.
+
+        Raises OSError where the file cannot be written.
+        """
+        self.to_file().write(Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Replace the content by that of a file which `save` wrote with the same model.
+
+        Raises NotFoundError, and StateError where the file is damaged or another model's;
+        the state is then unchanged.
+        """
+        self.from_file(self.read_file(Path(path)))
+
+    def to_file(self) -> StateFile:
+        """The content as `save` writes it."""
+        notes = {TOKENS_READ: str(self.tokens_read)}
+        return StateFile(self._engine.identity, self.numpy(), notes=notes)
+
+    def read_file(self, path: Path) -> StateFile:
+        """The checked content of a file for this model; the state is unchanged."""
+        engine = self._engine
+        return StateFile.read(path, model=engine.identity, shape=engine.state_shape)
+
+    def from_file(self, file: StateFile) -> None:
+        """Replace the content by that of `file`, which `read_file` gave."""
+        self._parts[1].copyfrom(file.state[None])
+        self.commit(int(file.notes.get(TOKENS_READ, "0")))
+
+    def draft(self) -> Any:
+        """A copy of the content, [1, L, R, D] on the device, for a function to update."""
+        value, draft, _ = self._parts
+        value.copyto(draft)
+        return draft
+
+    def commit(self, tokens_read: int) -> None:
+        """Make the draft the content: one assignment, so that nothing can come between."""
+        value, draft, _ = self._parts
+        self._parts = (draft, value, tokens_read)

@@ -1,0 +1,138 @@
+"""Replaces named operations, linear layers and normalizations by TIR kernels for one target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import tvm
+from tvm import IRModule, relax, tirx
+from tvm.ir import Op
+from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.target import Target
+
+from mlc_rwkv_world.kernels.layer_norm import layer_norm
+from mlc_rwkv_world.kernels.linear import linear
+from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.kernels.table import NAMED
+from mlc_rwkv_world.models.operations import PREFIX, STATE_SET
+from mlc_rwkv_world.transforms.calls import packed_name
+
+_MATMUL = Op.get("relax.matmul")
+_PERMUTE_DIMS = Op.get("relax.permute_dims")
+_ASTYPE = Op.get("relax.astype")
+_LAYER_NORM = Op.get("relax.nn.layer_norm")
+_DEQUANTIZE = PREFIX + "dequantize"
+
+
+@tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
+class ChooseKernels:
+    """Every operation whose types are settled gets the kernel for those types and this target.
+
+    A weight is read as it is stored: the `dequantize` or cast in front of a product becomes part
+    of the product's kernel.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        chooser = _Chooser(mod, self.target)
+        for gvar, func in mod.functions_items():
+            if isinstance(func, relax.Function):
+                chooser.builder_.update_func(gvar, chooser.visit_expr(func))
+        return relax.transform.DeadCodeElimination()(chooser.builder_.get())
+
+
+def _type(ty: relax.TensorType) -> TensorType:
+    dims = [int(d) if isinstance(d, tirx.IntImm) else d for d in ty.shape.values]
+    return TensorType(tuple(dims), str(ty.dtype))
+
+
+def _key(ty: TensorType) -> tuple[object, ...]:
+    return (ty.dtype, *(d if isinstance(d, int) else "dynamic" for d in ty.shape))
+
+
+def _with_root_block(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Puts a kernel's bare loops into the block that Relax's passes expect every body to be."""
+    if isinstance(func.body, tvm.s_tir.SBlockRealize):
+        return func
+    block = tvm.s_tir.SBlock([], [], [], "root", func.body)
+    return func.with_body(tvm.s_tir.SBlockRealize([], True, block))
+
+
+@mutator
+class _Chooser(PyExprMutator):  # type: ignore[misc]
+    def __init__(self, mod: IRModule, target: Target) -> None:
+        super().__init__(mod)
+        self.target = target
+        self._chosen: dict[tuple[object, ...], relax.GlobalVar] = {}
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        name = packed_name(call)
+        if name == STATE_SET:
+            return self._state_set(call)
+        if name is not None and name.startswith(PREFIX) and name != _DEQUANTIZE:
+            return self._named(call, name.removeprefix(PREFIX))
+        if call.op == _MATMUL:
+            return self._linear(call)
+        if call.op == _LAYER_NORM and self.target.kind.name == "llvm":
+            return self._layer_norm(call)
+        return call
+
+    def _kernel(
+        self,
+        name: str,
+        build: Callable[[Signature], tirx.PrimFunc],
+        args: Sequence[relax.Expr],
+        outs: Sequence[TensorType],
+    ) -> relax.GlobalVar:
+        """The kernel for these types; calls that differ in dynamic extents alone share one."""
+        signature = Signature([_type(arg.ty) for arg in args], outs, self.target)
+        key = (name, *map(_key, signature.args), *map(_key, signature.outs))
+        if key not in self._chosen:
+            func = _with_root_block(build(signature))
+            self._chosen[key] = self.builder_.add_func(func, name)
+        return self._chosen[key]
+
+    def _named(self, call: relax.Call, name: str) -> relax.Expr:
+        args = list(call.args[1].fields)
+        tensors = [arg for arg in args if isinstance(arg.ty, relax.TensorType)]
+        out = call.ty_args[0]
+        outs = list(out.fields) if isinstance(out, relax.TupleType) else [out]
+        func = self._kernel(name, NAMED[name], tensors, [_type(ty) for ty in outs])
+        return relax.call_tir(func, relax.Tuple(args), outs if len(outs) > 1 else outs[0])
+
+    def _state_set(self, call: relax.Call) -> relax.Expr:
+        _, state, layer, row, value = call.args
+        func = self._kernel("state_set", NAMED["state_set"], [state, value], [])
+        args = relax.Tuple([state, layer, row, value])
+        return relax.call_tir_inplace(func, args, 0, state.ty)
+
+    def _linear(self, call: relax.Call) -> relax.Expr:
+        x, transposed = call.args
+        permute = self._binding(transposed)
+        if not (isinstance(permute, relax.Call) and permute.op == _PERMUTE_DIMS):
+            return call
+        args = [x, *self._stored(permute.args[0])]
+        func = self._kernel("linear", linear, args, [_type(call.ty)])
+        return relax.call_tir(func, relax.Tuple(args), call.ty)
+
+    def _layer_norm(self, call: relax.Call) -> relax.Expr:
+        args = list(call.args)
+        build = partial(layer_norm, eps=float(call.attrs.epsilon))
+        func = self._kernel(f"layer_norm_{call.attrs.epsilon}", build, args, [])
+        return relax.call_tir(func, relax.Tuple(args), call.ty)
+
+    def _stored(self, weight: relax.Expr) -> list[relax.Expr]:
+        """The tensors in which a dense weight is stored."""
+        value = self._binding(weight)
+        if packed_name(value) == _DEQUANTIZE:
+            return list(value.args[1].fields)
+        if isinstance(value, relax.Call) and value.op == _ASTYPE:
+            return [value.args[0]]
+        return [weight]
+
+    def _binding(self, expr: relax.Expr) -> relax.Expr:
+        return self.lookup_binding(expr) if isinstance(expr, relax.Var) else expr
