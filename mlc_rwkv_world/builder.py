@@ -28,7 +28,7 @@ from mlc_rwkv_world.compiler.target import BuildTarget, resolve
 from mlc_rwkv_world.convert.chat_config import write_chat_config
 from mlc_rwkv_world.convert.weights import convert
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, UsageError
-from mlc_rwkv_world.models.config import DEFAULT_PREFILL_CHUNK, ModelConfig
+from mlc_rwkv_world.models.config import DEFAULT_MAX_BATCH, DEFAULT_PREFILL_CHUNK, ModelConfig
 from mlc_rwkv_world.quantization import Format, format_named
 from mlc_rwkv_world.reporter import Reporter
 from mlc_rwkv_world.runtime.library import open_library
@@ -80,6 +80,7 @@ def build(
     output: str | Path = "dist",
     max_seq_len: int | None = None,
     prefill_chunk_size: int = DEFAULT_PREFILL_CHUNK,
+    max_batch_size: int = DEFAULT_MAX_BATCH,
     weights: bool = True,
     library: bool = True,
     reuse_lib: str | Path | None = None,
@@ -94,7 +95,8 @@ def build(
     `source` is a folder, a `.pth` file or a hub id; `model` instead names a checkpoint in
     `<output>/models`. `weights` and `library` leave a part out; that part of an older artifact
     is kept, as are its libraries for other targets. `reuse_lib` takes a library that was built
-    before for the same model. `max_seq_len` is recorded for engines that ask for a limit; the
+    before for the same model. `prefill_chunk_size` is how many tokens one call of the library reads
+    at most, `max_batch_size` of how many sequences. `max_seq_len` is recorded for engines that ask for a limit; the
     model has none. With `debug_dump`, the module after each phase is written to that folder.
 
     Raises the errors of `mlc_rwkv_world.errors`.
@@ -112,6 +114,7 @@ def build(
         output,
         max_seq_len,
         prefill_chunk_size,
+        max_batch_size,
     )
     reused = _check_reusable(Path(reuse_lib), plan) if reuse_lib is not None else None
     waiting = f"waiting for another build of {plan.name}"
@@ -157,6 +160,7 @@ def _plan(
     output: Path,
     max_seq_len: int | None,
     prefill_chunk_size: int,
+    max_batch_size: int,
 ) -> _Plan:
     shape = checkpoint.config
     config = ModelConfig(
@@ -170,6 +174,7 @@ def _plan(
         rescale_every=shape.rescale_every if fmt.rescales else 0,
         context_window_size=-1 if max_seq_len is None else max_seq_len,
         prefill_chunk_size=prefill_chunk_size,
+        max_batch_size=max_batch_size,
     )
     # A CPU has no fast float16 arithmetic, and float32 sums of float16 weights lose nothing.
     compute_dtype = "float32" if target.kind == "llvm" else fmt.dtype

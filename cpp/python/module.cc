@@ -150,9 +150,18 @@ py::list ToList(const int32_t* ids, std::size_t count) {
   return list;
 }
 
+// An id that does not fit the library's type at all.
 [[noreturn]] void FailUnknownId(py::handle id) {
-  throw VocabularyError("token id " + py::repr(id).cast<std::string>() +
-                        " does not exist; ids have at most 16 bits");
+  throw VocabularyError("token id " + py::str(id).cast<std::string>() +
+                        " does not exist; no id has more than 16 bits");
+}
+
+int32_t ToId(py::handle object) {
+  int overflow = 0;
+  const long id = PyLong_AsLongAndOverflow(object.ptr(), &overflow);
+  if (id == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  if (overflow != 0 || id != static_cast<int32_t>(id)) FailUnknownId(object);
+  return static_cast<int32_t>(id);
 }
 
 // Ids as the library takes them: an int32 array is used where it is, all else is converted.
@@ -210,10 +219,11 @@ class Ids {
     for (std::size_t i = 0; i < size_; ++i) {
       Item item;
       std::memcpy(&item, first + static_cast<Py_ssize_t>(i) * stride, sizeof(item));
-      if (item < Item{0} || static_cast<uint64_t>(item) >= rwkv_world::kVocabSize) {
+      const auto id = static_cast<int32_t>(item);
+      if (static_cast<Item>(id) != item || (id < 0 && std::is_unsigned_v<Item>)) {
         FailUnknownId(py::cast(item));
       }
-      converted_.push_back(static_cast<int32_t>(item));
+      converted_.push_back(id);
     }
     data_ = converted_.data();
     return true;
@@ -227,12 +237,9 @@ class Ids {
     converted_.reserve(size_);
     // Converting an item may run Python code, which may change a list.
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
-      PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), i);
-      int overflow = 0;
-      const long id = PyLong_AsLongAndOverflow(item, &overflow);
-      if (id == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-      if (overflow != 0 || id < 0 || id >= rwkv_world::kVocabSize) FailUnknownId(item);
-      converted_.push_back(static_cast<int32_t>(id));
+      const auto item =
+          py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
+      converted_.push_back(ToId(item));
     }
     size_ = converted_.size();
     data_ = converted_.data();
@@ -332,14 +339,6 @@ py::str Decode(const Tokenizer& tokenizer, py::handle object, const char* errors
     tokenizer.DecodeTo(ids.data(), ids.size(), bytes.get());
   }
   return ToStr(bytes.get(), size, errors);
-}
-
-int32_t ToId(py::handle object) {
-  int overflow = 0;
-  const long id = PyLong_AsLongAndOverflow(object.ptr(), &overflow);
-  if (id == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  if (overflow != 0 || id < 0 || id >= rwkv_world::kVocabSize) FailUnknownId(object);
-  return static_cast<int32_t>(id);
 }
 
 Tokenizer FromTokens(const py::dict& tokens) {

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <iterator>
-#include <sstream>
 
 #include "trie.h"
 #include "vocabulary.h"
@@ -18,15 +17,20 @@ constexpr std::size_t kShortCopy = 16;
 
 std::string ReadFile(const std::string& path) {
   errno = 0;
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream content;
-  content << file.rdbuf();
-  if (!file.is_open() || !file) {
-    const std::string reason = errno != 0 ? std::strerror(errno) : "it cannot be read";
-    throw VocabularyError(path + ": " + reason +
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
+                                                             &std::fclose);
+  std::string content;
+  std::vector<char> buffer(1 << 16);
+  while (file != nullptr) {
+    const std::size_t size = std::fread(buffer.data(), 1, buffer.size(), file.get());
+    if (size == 0) break;
+    content.append(buffer.data(), size);
+  }
+  if (file == nullptr || std::ferror(file.get()) != 0) {
+    throw VocabularyError(path + ": " + std::strerror(errno) +
                           "; expected a vocabulary as text or as tokenizer_model");
   }
-  return content.str();
+  return content;
 }
 
 }  // namespace
@@ -64,11 +68,11 @@ Tokenizer Tokenizer::FromBlob(std::string_view blob, const std::string& name,
 
 Tokenizer Tokenizer::FromTokens(const std::vector<std::pair<int32_t, std::string_view>>& tokens,
                                 const std::string& name) {
-  VocabularyBuilder builder(name, "entry");
+  VocabularyBuilder builder(name, "entry", "give ids from 1 without a gap, and every single byte");
   std::size_t position = 0;
   for (const auto& [id, bytes] : tokens) {
-    // A negative id becomes one that is too large.
-    builder.Add(static_cast<uint64_t>(static_cast<int64_t>(id)), bytes, position++);
+    if (id < 0) builder.Fail(position, "token id " + std::to_string(id) + " is below 1");
+    builder.Add(static_cast<uint64_t>(id), bytes, position++);
   }
   return Tokenizer(std::make_shared<Tables>(builder.Finish(0)));
 }

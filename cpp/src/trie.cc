@@ -27,7 +27,7 @@ class TrieBuilder {
  private:
   static constexpr std::size_t kBlock = 256;
   // Slots in older blocks are given up, so that the search for a base stays short.
-  static constexpr std::size_t kOpenBlocks = 16;
+  static constexpr std::size_t kOpenBlocks = 4;
   static constexpr uint32_t kNone = UINT32_MAX;
 
   struct Slot {

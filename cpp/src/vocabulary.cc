@@ -12,7 +12,7 @@ constexpr uint64_t kMaxId = kVocabSize - 1;
 
 void VocabularyBuilder::Fail(std::size_t position, const std::string& problem) const {
   throw VocabularyError(name_ + ", " + unit_ + " " + std::to_string(position) + ": " + problem +
-                        "; take a fresh copy of the vocabulary");
+                        "; " + advice_);
 }
 
 void VocabularyBuilder::Add(uint64_t id, std::string_view bytes, std::size_t position) {
@@ -106,7 +106,7 @@ std::vector<uint16_t> VocabularyBuilder::SortByBytes(const Vocabulary& vocabular
 
 Vocabulary ParseVocabulary(std::string_view blob, const std::string& name, std::size_t min_tokens) {
   if (blob.empty()) {
-    throw VocabularyError(name + " is empty; take a fresh copy of the vocabulary");
+    throw VocabularyError(name + " is empty; " + kFreshCopy);
   }
   // A msgpack map starts with 0x80 to 0x8f, 0xde or 0xdf, which no text in UTF-8 does.
   const auto first = static_cast<uint8_t>(blob[0]);

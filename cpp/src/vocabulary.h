@@ -43,9 +43,9 @@ struct Vocabulary {
 // Collects the tokens of one source in any order.
 class VocabularyBuilder {
  public:
-  // Messages say "<name>, <unit> <position>: ...".
-  VocabularyBuilder(std::string name, std::string unit)
-      : name_(std::move(name)), unit_(std::move(unit)) {}
+  // Messages are "<name>, <unit> <position>: <problem>; <advice>".
+  VocabularyBuilder(std::string name, std::string unit, std::string advice)
+      : name_(std::move(name)), unit_(std::move(unit)), advice_(std::move(advice)) {}
 
   // `position` says where the token stands: the line or the offset.
   void Add(uint64_t id, std::string_view bytes, std::size_t position);
@@ -66,11 +66,15 @@ class VocabularyBuilder {
 
   std::string name_;
   std::string unit_;
+  std::string advice_;
   std::string bytes_;
   std::vector<Entry> entries_;  // by id
   std::size_t count_ = 0;
   std::size_t last_position_ = 0;
 };
+
+// What to do about a damaged file.
+inline constexpr char kFreshCopy[] = "take a fresh copy of the vocabulary";
 
 // Both throw VocabularyError, naming `name` and the line or offset.
 Vocabulary ParseText(std::string_view blob, const std::string& name, std::size_t min_tokens);

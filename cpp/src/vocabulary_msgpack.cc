@@ -84,7 +84,7 @@ void AppendBigEndian(uint64_t value, std::size_t width, std::string* out) {
 }  // namespace
 
 Vocabulary ParseMsgpack(std::string_view blob, const std::string& name, std::size_t min_tokens) {
-  VocabularyBuilder builder(name, "offset");
+  VocabularyBuilder builder(name, "offset", kFreshCopy);
   MsgpackReader reader(blob, builder);
   for (uint64_t left = reader.ReadMapSize(); left > 0; --left) {
     const std::size_t position = reader.position();

@@ -151,7 +151,7 @@ class LineReader {
 }  // namespace
 
 Vocabulary ParseText(std::string_view blob, const std::string& name, std::size_t min_tokens) {
-  VocabularyBuilder builder(name, "line");
+  VocabularyBuilder builder(name, "line", kFreshCopy);
   std::string bytes;
   for (std::size_t number = 1; !blob.empty(); ++number) {
     const std::size_t end = blob.find('\n');

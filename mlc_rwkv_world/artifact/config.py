@@ -15,6 +15,7 @@ TEMPERATURE = 1.0
 TOP_P = 0.3
 PRESENCE_PENALTY = 0.4
 FREQUENCY_PENALTY = 0.4
+REPETITION_PENALTY = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ChatConfig:
     top_p: float
     presence_penalty: float
     frequency_penalty: float
+    repetition_penalty: float
     tokenizer_file: str
     conversation: dict[str, Any] | None
 
@@ -65,6 +67,7 @@ class ChatConfig:
             top_p=fields.number("top_p", TOP_P),
             presence_penalty=fields.number("presence_penalty", PRESENCE_PENALTY),
             frequency_penalty=fields.number("frequency_penalty", FREQUENCY_PENALTY),
+            repetition_penalty=fields.number("repetition_penalty", REPETITION_PENALTY),
             tokenizer_file=_tokenizer_file(fields),
             conversation=conversation,
         )

@@ -1,14 +1,7 @@
-"""How the World models expect a conversation to be written.
+"""How a conversation is written, from the template in a model's configuration.
 
-    User: hi
-    <blank line>
-    Assistant: Hi. I am your assistant ...
-    <blank line>
-    User: {message}
-    <blank line>
-    Assistant:
-
-A prompt never ends with a space: " Hello" is one token, and a space before it a wrong one.
+A prompt never ends with a space: " Hello" is one token, and after a space it would be a
+wrong one.
 """
 
 from __future__ import annotations
@@ -17,12 +10,10 @@ import re
 from dataclasses import dataclass
 
 from mlc_rwkv_world.artifact.config import ChatConfig
+from mlc_rwkv_world.artifact.conversation import world_conversation
 from mlc_rwkv_world.artifact.json_fields import Fields
 
-_SYSTEM = (
-    "Hi. I am your assistant and I will provide expert full response in full details. "
-    "Please feel free to ask any question and I will always answer it."
-)
+_MESSAGE = "{user_message}"
 
 
 @dataclass(frozen=True)
@@ -33,11 +24,16 @@ class Template:
     message; `ending` follows an answer; an answer stops before any of `stop`.
     """
 
-    primer: str = f"User: hi\n\nAssistant: {_SYSTEM}\n\n"
-    before: str = "User: "
-    after: str = "\n\nAssistant:"
-    ending: str = "\n\n"
-    stop: tuple[str, ...] = ("\n\n",)
+    primer: str
+    before: str
+    after: str
+    ending: str
+    stop: tuple[str, ...]
+
+    @classmethod
+    def world(cls) -> Template:
+        """The World models' own template."""
+        return _parse(Fields(world_conversation(), "World template"))
 
     @classmethod
     def from_config(cls, config: ChatConfig) -> Template:
@@ -47,7 +43,7 @@ class Template:
         prompt with a space; both are put right.
         """
         if config.conversation is None:
-            return cls()
+            return cls.world()
         return _parse(Fields(config.conversation, f"{config.path}: conv_template"))
 
     def prompt(self, message: str) -> str:
@@ -56,29 +52,32 @@ class Template:
 
 
 def clean(message: str) -> str:
-    """`message` without blank lines, which end a turn, and without space around it."""
+    """`message` without blank lines, which would end the turn, and without space around it."""
     message = message.replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"\n\s*\n", "\n", message).strip()
 
 
 def _parse(fields: Fields) -> Template:
-    separators = fields.items("seps", str, ["\n\n"]) or ["\n\n"]
+    world = world_conversation()
+    separators = fields.items("seps", str, world["seps"]) or world["seps"]
     after_user, ending = separators[0], separators[-1]
-    roles = fields.object("roles", {})
-    user, assistant = roles.text("user", "User"), roles.text("assistant", "Assistant")
-    system = fields.text("system_template", "{system_message}").replace(
+    roles = fields.object("roles", world["roles"])
+    user, assistant = roles.text("user"), roles.text("assistant")
+    primer = fields.text("system_template", "{system_message}").replace(
         "{system_message}", fields.text("system_message", "")
     )
-    if system and not system.endswith(ending):
-        system += ending
-    wording = fields.object("role_templates", {}).text("user", "{user_message}")
-    before, placeholder, after = wording.partition("{user_message}")
-    if not placeholder:
-        raise fields.error("role_templates", "a text for the user with {user_message} in it")
+    if primer and not primer.endswith(ending):
+        primer += ending
+    message = fields.object("role_templates", {}).text("user", _MESSAGE)
+    if _MESSAGE not in message:
+        raise fields.error("role_templates", f"texts of which the user's holds {_MESSAGE}")
+    before, _, after = message.partition(_MESSAGE)
+    # An empty stop string would end every answer before it begins.
+    stop = [text for text in fields.items("stop_str", str, world["stop_str"]) if text]
     return Template(
-        primer=system,
-        before=user + fields.text("role_content_sep", ": ") + before,
+        primer=primer,
+        before=user + fields.text("role_content_sep", world["role_content_sep"]) + before,
         after=after + after_user + assistant + fields.text("role_empty_sep", ":").rstrip(" "),
         ending=ending,
-        stop=tuple(text for text in fields.items("stop_str", str, ["\n\n"]) if text),
+        stop=tuple(stop),
     )

@@ -252,7 +252,7 @@ class _Download:
             url = hf_hub_url(
                 self._source.repo, name, revision=self._revision, endpoint=self._endpoint
             )
-            metadata = get_hf_file_metadata(url, timeout=_TIMEOUT, endpoint=self._endpoint)
+            metadata = get_hf_file_metadata(url, timeout=_TIMEOUT)
             if metadata.etag is None:
                 raise DownloadError(
                     f"{url} was answered without an ETag: that is not a hub. Check HF_ENDPOINT."
@@ -283,7 +283,8 @@ class _Download:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         with os.fdopen(os.open(incomplete, flags, 0o666), "ab") as file:
             if file.tell() > (metadata.size or file.tell()):
-                file.truncate(0)
+                file.seek(0)
+                file.truncate()
             http_get(
                 url,
                 file,
@@ -375,6 +376,6 @@ def _explained(error: Exception, source: HubId, models_dir: Path) -> DownloadErr
     if isinstance(error, OSError) and error.filename is not None:
         return DownloadError(f"{error.filename} cannot be written: {error.strerror}.")
     return DownloadError(
-        f"{source} could not be fetched from {hub} ({type(error).__name__}: {error}). Check the "
-        f"network. {again}"
+        f"{source} could not be fetched from {hub} ({type(error).__name__}: {quoted(error, 200)}). "
+        f"Check the network. {again}"
     )

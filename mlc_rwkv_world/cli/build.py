@@ -78,6 +78,12 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         default=512,
         help="tokens that one prefill call reads (default: 512)",
     )
+    parser.add_argument(
+        "--max-batch-size",
+        type=int,
+        default=8,
+        help="sequences that one call reads together (default: 8)",
+    )
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--convert-weights-only", action="store_true", help="build no library")
     part.add_argument("--build-model-only", action="store_true", help="convert no weights")
@@ -144,6 +150,7 @@ def _run(arguments: argparse.Namespace) -> int:
             output=arguments.artifact_path,
             max_seq_len=arguments.max_seq_len,
             prefill_chunk_size=arguments.prefill_chunk_size,
+            max_batch_size=arguments.max_batch_size,
             weights=not arguments.build_model_only,
             library=not arguments.convert_weights_only,
             reuse_lib=arguments.reuse_lib,

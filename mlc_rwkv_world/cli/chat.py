@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from mlc_rwkv_world import __version__
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 
@@ -24,14 +25,14 @@ _CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARAC
 del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Run the command; gives the exit status."""
-    options = _parser().parse_args(arguments)
-    return status.run(PROGRAM, lambda: _run(options), debug=options.debug)
+    options = _parser(program).parse_args(argv)
+    return status.run(program, lambda: _run(options), debug=options.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(PROGRAM, description="Talk with an RWKV World model.")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(program, description="Talk with an RWKV World model.")
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", help="name, folder, params folder or mlc-chat-config.json of an artifact"
@@ -65,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     if options.version:
-        from importlib.metadata import version
-
-        print(f"{PROGRAM} {version('mlc-rwkv-world')}")
+        print(f"mlc-rwkv-world {__version__}")
         return 0
     if options.model is None:
         raise UsageError("Which model? Give --model NAME, or the path of an artifact.")

@@ -21,8 +21,9 @@ _CUDA_DEFAULT_ARCH = "sm_80"
 _METAL_LIMITS = {"max_threads_per_block": 256, "max_shared_memory_per_block": 32768}
 
 # What generated code is made of; features that only systems or ciphers use do not matter.
-_INSTRUCTION_SETS = tuple(
-    "sse ssse avx fma f16c bmi amx neon dotprod fullfp16 bf16 i8mm sve".split()
+_INSTRUCTION_SETS = (
+    *("sse", "ssse", "avx", "fma", "f16c", "bmi", "amx"),
+    *("neon", "dotprod", "fullfp16", "bf16", "i8mm", "sve"),
 )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from mlc_rwkv_world.kernels.packing import GROUP_SIZE, unpack, values_per_word
+from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of, unpack, values_per_word
 from mlc_rwkv_world.kernels.signature import Signature
 
 
@@ -35,7 +35,7 @@ def embedding_dequantize(sig: Signature) -> tirx.PrimFunc:
     q_scale = te.placeholder(sig.args[1].extents(), sig.args[1].dtype, "q_scale")
     ids = te.placeholder(sig.args[2].extents("seq_len"), "int32", "ids")
     _, width = sig.outs[0].extents("seq_len")
-    bits = 32 * sig.args[0].static(1) // sig.outs[0].static(1)
+    bits = bits_of(sig.args[0].static(1), sig.outs[0].static(1))
     count = values_per_word(bits)
 
     def value(t: Any, d: Any) -> Any:

@@ -18,6 +18,11 @@ def values_per_word(bits: int) -> int:
     return 32 // bits
 
 
+def bits_of(words: int, values: int) -> int:
+    """How wide the values are when a row of `values` of them takes `words` words."""
+    return 32 * words // values
+
+
 def unpack(word: Any, position: Any, bits: int) -> Any:
     """The value at `position` (an integer or int32) of a word, as float32, before scaling."""
     shift = tirx.Cast("uint32", position * bits)

@@ -12,6 +12,7 @@ from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.metadata import REVISION, LibraryMetadata
 from mlc_rwkv_world.errors import ArtifactError
 from mlc_rwkv_world.runtime.cpu import missing_features
+from mlc_rwkv_world.runtime.elf import check_library
 
 PREFILL = "rwkv_world_prefill"
 DECODE = "rwkv_world_decode"
@@ -51,6 +52,7 @@ def open_library(path: Path, device: Any) -> Library:
     import tvm
     from tvm.runtime import vm
 
+    check_library(path)
     try:
         module = tvm.runtime.load_module(str(path))
         machine = vm.VirtualMachine(module, device)

@@ -68,6 +68,7 @@ class Sampling:
                 top_p=config.top_p,
                 presence_penalty=config.presence_penalty,
                 frequency_penalty=config.frequency_penalty,
+                repetition_penalty=config.repetition_penalty,
             )
         except UsageError as error:
             raise ArtifactError(f"{config.path}: {error}") from None

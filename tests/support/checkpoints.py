@@ -90,14 +90,14 @@ def random_world(
 
 
 def hf_name(name: str) -> str:
-    """The Hugging Face name of a BlinkDL tensor: `emb.weight` is `rwkv.embeddings.weight`."""
-    parts = [_HF_PARTS.get(part, part) for part in name.split(".")]
+    """The Hugging Face name of a tensor: `emb.weight` is `rwkv.embeddings.weight`."""
+    parts = [_HF_PARTS.get(part, part) for part in name.removeprefix("rwkv.").split(".")]
     renamed = ".".join(parts)
     return renamed if renamed == "head.weight" else f"rwkv.{renamed}"
 
 
 def canonical_name(name: str) -> str:
-    """The name under which `open_checkpoint` offers a BlinkDL tensor."""
+    """The name under which `open_checkpoint` offers a tensor, of either naming."""
     return hf_name(name).removeprefix("rwkv.")
 
 
@@ -137,6 +137,16 @@ def _to_torch(
     return {
         hf_name(name) if hf else name: torch.from_numpy(np.asarray(array, order="C")).to(kind)
         for name, array in tensors.items()
+    }
+
+
+def as_raw(tensors: Mapping[str, np.ndarray], dtype: str) -> Tensors:
+    """The bytes of each tensor as they are stored in `dtype`, as one axis of uint8."""
+    import torch
+
+    return {
+        name: tensor.reshape(-1).view(torch.uint8).numpy()
+        for name, tensor in _to_torch(tensors, dtype, hf=False).items()
     }
 
 
@@ -230,3 +240,16 @@ def write_hf_safetensors(
     total = sum(tensor.nbytes for tensor in stored.values())
     _write_index(folder, "model.safetensors.index.json", weight_map, total)
     return folder
+
+
+def read_hf(folder: Path) -> Tensors:
+    """The tensors of a folder with `model.safetensors`, under BlinkDL's names."""
+    from safetensors.numpy import load_file
+
+    blinkdl = {part: name for name, part in _HF_PARTS.items()}
+
+    def original(name: str) -> str:
+        return ".".join(blinkdl.get(part, part) for part in name.removeprefix("rwkv.").split("."))
+
+    stored = load_file(folder / "model.safetensors")
+    return {original(name): np.asarray(value, np.float32) for name, value in stored.items()}

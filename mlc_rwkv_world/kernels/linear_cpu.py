@@ -1,0 +1,200 @@
+"""`x W^T` on a CPU, summed in float32.
+
+One row (decode) runs along K with one row of W at a time. More rows first unpack a strip of W,
+[K, ROWS], and then all read it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of, unpack, values_per_word
+from mlc_rwkv_world.kernels.signature import Signature
+
+LANES = 8
+# Rows of W that one task computes; small enough to share work evenly, large enough to amortize it.
+ROWS = 16
+# Rows of x that share each load of a strip: 4 x 16 float32 sums fill the vector registers.
+TOKENS = 4
+
+
+def linear(sig: Signature) -> tirx.PrimFunc:
+    """(x [M, K], weight...) -> [M, N] in the type of the signature's result."""
+    grouped = len(sig.args) == 3
+    if sig.args[0].shape[0] == 1:
+        return _matvec_grouped(sig) if grouped else _matvec_plain(sig)
+    return _matmul_grouped(sig) if grouped else _matmul_plain(sig)
+
+
+def _matvec_plain(sig: Signature) -> tirx.PrimFunc:
+    inner, outer = sig.args[0].static(1), sig.outs[0].static(1)
+    x_type, w_type, y_type = sig.args[0].dtype, sig.args[1].dtype, sig.outs[0].dtype
+    unrolled = 4
+    steps, tail = divmod(inner, unrolled * LANES)
+    body = inner - tail
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        x: T.Buffer((1, inner), x_type),
+        weight: T.Buffer((outer, inner), w_type),
+        y: T.Buffer((1, outer), y_type),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        for block in T.parallel((outer + ROWS - 1) // ROWS):
+            total = T.alloc_buffer((unrolled, LANES), "float32", scope="local")
+            result = T.alloc_buffer((1,), "float32", scope="local")
+            for r in range(T.min(ROWS, outer - block * ROWS)):
+                for j in T.unroll(unrolled):
+                    for i in T.vectorized(LANES):
+                        total[j, i] = T.float32(0)
+                for step in range(steps):
+                    for j in T.unroll(unrolled):
+                        for i in T.vectorized(LANES):
+                            total[j, i] = total[j, i] + T.cast(
+                                x[0, (step * unrolled + j) * LANES + i], "float32"
+                            ) * T.cast(
+                                weight[block * ROWS + r, (step * unrolled + j) * LANES + i],
+                                "float32",
+                            )
+                result[0] = T.float32(0)
+                for i in range(tail):
+                    result[0] = result[0] + T.cast(x[0, body + i], "float32") * T.cast(
+                        weight[block * ROWS + r, body + i], "float32"
+                    )
+                for i in range(LANES):
+                    for j in T.unroll(unrolled):
+                        result[0] = result[0] + total[j, i]
+                y[0, block * ROWS + r] = T.cast(result[0], y_type)
+
+    return kernel
+
+
+def _matvec_grouped(sig: Signature) -> tirx.PrimFunc:
+    inner, outer = sig.args[0].static(1), sig.outs[0].static(1)
+    x_type, s_type, y_type = sig.args[0].dtype, sig.args[2].dtype, sig.outs[0].dtype
+    bits = bits_of(sig.args[1].static(1), inner)
+    per_word = values_per_word(bits)
+    groups = inner // GROUP_SIZE
+    # LANES values are one word of 4-bit values, or two of 8-bit ones.
+    words = inner // per_word
+    lane_words = LANES // per_word
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        x: T.Buffer((1, inner), x_type),
+        q_weight: T.Buffer((outer, words), "uint32"),
+        q_scale: T.Buffer((outer, groups), s_type),
+        y: T.Buffer((1, outer), y_type),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        for block in T.parallel((outer + ROWS - 1) // ROWS):
+            total = T.alloc_buffer((LANES,), "float32", scope="local")
+            part = T.alloc_buffer((LANES,), "float32", scope="local")
+            result = T.alloc_buffer((1,), "float32", scope="local")
+            for r in range(T.min(ROWS, outer - block * ROWS)):
+                for i in T.vectorized(LANES):
+                    total[i] = T.float32(0)
+                for g in range(groups):
+                    for i in T.vectorized(LANES):
+                        part[i] = T.float32(0)
+                    for j in T.unroll(GROUP_SIZE // LANES):
+                        for i in T.vectorized(LANES):
+                            part[i] = part[i] + T.cast(
+                                x[0, g * GROUP_SIZE + j * LANES + i], "float32"
+                            ) * unpack(
+                                q_weight[
+                                    block * ROWS + r,
+                                    (g * (GROUP_SIZE // LANES) + j) * lane_words + i // per_word,
+                                ],
+                                i % per_word,
+                                bits,
+                            )
+                    for i in T.vectorized(LANES):
+                        total[i] = total[i] + part[i] * T.cast(
+                            q_scale[block * ROWS + r, g], "float32"
+                        )
+                result[0] = T.float32(0)
+                for i in range(LANES):
+                    result[0] = result[0] + total[i]
+                y[0, block * ROWS + r] = T.cast(result[0], y_type)
+
+    return kernel
+
+
+@T.inline
+def _multiply(
+    x: Any, strip: Any, y: Any, block: Any, rows: Any, inner: int, outer: int, dtype: str
+) -> None:
+    """Multiplies all rows of x by a strip; rows past the end repeat the last and are dropped."""
+    total = T.alloc_buffer((TOKENS, ROWS), "float32", scope="local")
+    for tile in range((rows + TOKENS - 1) // TOKENS):
+        for t in T.unroll(TOKENS):
+            for r in T.vectorized(ROWS):
+                total[t, r] = T.float32(0)
+        for k in range(inner):
+            for t in T.unroll(TOKENS):
+                for r in T.vectorized(ROWS):
+                    total[t, r] = (
+                        total[t, r]
+                        + T.cast(x[T.min(tile * TOKENS + t, rows - 1), k], "float32") * strip[k, r]
+                    )
+        for t in range(T.min(TOKENS, rows - tile * TOKENS)):
+            for r in range(T.min(ROWS, outer - block * ROWS)):
+                y[tile * TOKENS + t, block * ROWS + r] = T.cast(total[t, r], dtype)
+
+
+def _matmul_plain(sig: Signature) -> tirx.PrimFunc:
+    inner, outer = sig.args[0].static(1), sig.outs[0].static(1)
+    x_type, w_type, y_type = sig.args[0].dtype, sig.args[1].dtype, sig.outs[0].dtype
+
+    @T.prim_func(s_tir=True)
+    def kernel(var_x: T.handle, weight: T.Buffer((outer, inner), w_type), var_y: T.handle) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        rows = T.int64()
+        x = T.match_buffer(var_x, (rows, inner), x_type)
+        y = T.match_buffer(var_y, (rows, outer), y_type)
+        for block in T.parallel((outer + ROWS - 1) // ROWS):
+            strip = T.alloc_buffer((inner, ROWS), "float32", scope="global")
+            for r in range(ROWS):
+                for k in range(inner):
+                    strip[k, r] = T.cast(weight[T.min(block * ROWS + r, outer - 1), k], "float32")
+            _multiply(x, strip, y, block, rows, inner, outer, y_type)
+
+    return kernel
+
+
+def _matmul_grouped(sig: Signature) -> tirx.PrimFunc:
+    inner, outer = sig.args[0].static(1), sig.outs[0].static(1)
+    x_type, s_type, y_type = sig.args[0].dtype, sig.args[2].dtype, sig.outs[0].dtype
+    bits = bits_of(sig.args[1].static(1), inner)
+    per_word = values_per_word(bits)
+    words, groups = inner // per_word, inner // GROUP_SIZE
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        var_x: T.handle,
+        q_weight: T.Buffer((outer, words), "uint32"),
+        q_scale: T.Buffer((outer, groups), s_type),
+        var_y: T.handle,
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        rows = T.int64()
+        x = T.match_buffer(var_x, (rows, inner), x_type)
+        y = T.match_buffer(var_y, (rows, outer), y_type)
+        for block in T.parallel((outer + ROWS - 1) // ROWS):
+            strip = T.alloc_buffer((inner, ROWS), "float32", scope="global")
+            for r in range(ROWS):
+                for w in range(words):
+                    for i in T.unroll(per_word):
+                        strip[w * per_word + i, r] = unpack(
+                            q_weight[T.min(block * ROWS + r, outer - 1), w], i, bits
+                        ) * T.cast(
+                            q_scale[T.min(block * ROWS + r, outer - 1), w * per_word // GROUP_SIZE],
+                            "float32",
+                        )
+            _multiply(x, strip, y, block, rows, inner, outer, y_type)
+
+    return kernel

@@ -1,0 +1,44 @@
+"""`x W^T` on a GPU: left for dlight to schedule, with the unpacking of W inside the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import te, tirx
+
+from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of, unpack, values_per_word
+from mlc_rwkv_world.kernels.signature import Signature
+
+
+def linear(sig: Signature) -> tirx.PrimFunc:
+    """(x [M, K], weight...) -> [M, N], summed in the type of the result."""
+    rows, inner = sig.args[0].extents("seq_len")
+    _, outer = sig.outs[0].extents("seq_len")
+    x = te.placeholder((rows, inner), sig.args[0].dtype, "x")
+    stored = [te.placeholder(ty.extents(), ty.dtype, "weight") for ty in sig.args[1:]]
+    weight = te.compute((outer, inner), _dense(sig, stored), "dense")
+    k = te.reduce_axis((0, inner), "k")
+    out_type = sig.outs[0].dtype
+    product = te.compute(
+        (rows, outer),
+        lambda m, n: te.sum(x[m, k].astype(out_type) * weight[n, k].astype(out_type), axis=k),
+        "matmul",
+    )
+    return te.create_prim_func([x, *stored, product]).with_attr("op_pattern", 4)
+
+
+def _dense(sig: Signature, stored: Sequence[te.Tensor]) -> Callable[..., Any]:
+    """The value at (n, k) of a stored weight, in the type of x."""
+    dtype = sig.args[0].dtype
+    if len(stored) == 1:
+        return lambda n, k: stored[0][n, k].astype(dtype)
+    q_weight, q_scale = stored
+    bits = bits_of(sig.args[1].static(1), sig.args[0].static(1))
+    per_word = values_per_word(bits)
+
+    def dequantize(n: Any, k: Any) -> Any:
+        value = unpack(q_weight[n, k // per_word], (k % per_word).astype("int32"), bits)
+        return value.astype(dtype) * q_scale[n, k // GROUP_SIZE].astype(dtype)
+
+    return dequantize

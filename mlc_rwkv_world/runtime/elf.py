@@ -1,0 +1,55 @@
+"""A look at the head of a Linux library before the system's loader maps it.
+
+The loader believes the head: where the file was cut short, it dies of a bus error instead
+of reporting one.
+"""
+
+from __future__ import annotations
+
+import platform
+import struct
+from pathlib import Path
+
+from mlc_rwkv_world.errors import ArtifactError
+
+_MAGIC = b"\x7fELF"
+_HEADER = struct.Struct("<16xHHIQQQIHHHHHH")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_LITTLE_ENDIAN_64 = b"\x02\x01"
+_MACHINES = {62: "x86_64", 183: "aarch64"}
+_SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+def check_library(path: Path) -> None:
+    """Raise ArtifactError where an ELF file is cut short or made for another machine.
+
+    Other kinds of files are left to the loader.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_HEADER.size)
+        if not head.startswith(_MAGIC):
+            return
+        if len(head) < _HEADER.size or head[4:6] != _LITTLE_ENDIAN_64:
+            raise ArtifactError(f"{path} is no library for this machine. Build the model again.")
+        fields = _HEADER.unpack(head)
+        machine, (segments, sections), (width, count) = fields[1], fields[4:6], fields[8:10]
+        end = sections + fields[10] * fields[11]
+        file.seek(segments)
+        table = file.read(width * count)
+    if width == _SEGMENT.size and len(table) == width * count:
+        for _, _, offset, _, _, length, _, _ in _SEGMENT.iter_unpack(table):
+            end = max(end, offset + length)
+    else:
+        end = max(end, segments + width * count)
+    if end > size:
+        raise ArtifactError(
+            f"{path} is cut short: it has {size} bytes of {end}. Build or copy it again."
+        )
+    here = platform.machine().lower()
+    here = _SAME_MACHINE.get(here, here)
+    if _MACHINES.get(machine, here) != here:
+        raise ArtifactError(
+            f"{path} was built for {_MACHINES[machine]}, and this machine is {here}. "
+            "Build the model for it."
+        )

@@ -1,0 +1,143 @@
+"""Logits and states against two peers: BlinkDL's `rwkv` and Hugging Face's `transformers`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import checkpoints
+
+import mlc_rwkv_world as world
+
+POSITIONS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One checkpoint in the layouts that the peers read, and our engine on it in q0f32."""
+
+    pth: Path
+    folder: Path
+    engine: world.Engine
+    ids: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """A peer's logits [64, V] after each of a case's tokens."""
+
+    case: Case
+    logits: np.ndarray
+
+    @property
+    def tolerance(self) -> float:
+        return 1e-4 * max(1.0, float(np.abs(self.logits).max()))
+
+    def check(self, position: int, ours: np.ndarray) -> None:
+        error = float(np.abs(ours - self.logits[position]).max())
+        assert error <= self.tolerance, f"token {position}: off by {error}"
+
+
+def _random_ids(seed: int, count: int = POSITIONS) -> list[int]:
+    return [int(i) for i in np.random.default_rng(seed).integers(1, 65530, count)]
+
+
+@pytest.fixture(scope="module", params=["2x64", "12x768", "trained"])
+def case(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    demo_checkpoint: Path,
+    demo_artifact: Callable[[str], Path],
+) -> Case:
+    root = tmp_path_factory.mktemp("oracle")
+    if request.param == "trained":
+        pth = checkpoints.write_pth(root / "trained.pth", checkpoints.read_hf(demo_checkpoint))
+        engine = world.load(demo_artifact("q0f32"))
+        text = (
+            "User: What is the capital of France?\n\nAssistant: The capital of France is Paris.\n\n"
+        )
+        ids = (engine.tokenizer.encode(text) * 4)[:POSITIONS]
+        return Case(pth, demo_checkpoint, engine, ids)
+    layers, width = map(int, request.param.split("x"))
+    tensors = checkpoints.random_world(layers, width, seed=layers)
+    pth = checkpoints.write_pth(root / "random.pth", tensors)
+    folder = checkpoints.write_hf_safetensors(root / "random", tensors)
+    artifact = world.build(pth, target="llvm", quantization="q0f32", output=root / "dist")
+    return Case(pth, folder, world.load(artifact.folder), _random_ids(layers))
+
+
+@pytest.fixture(scope="module", params=["rwkv", "transformers"])
+def peer(request: pytest.FixtureRequest, case: Case) -> Peer:
+    logits = {"rwkv": _rwkv_logits, "transformers": _transformers_logits}[request.param](case)
+    return Peer(case, logits)
+
+
+def _rwkv_logits(case: Case) -> np.ndarray:
+    os.environ.update(RWKV_JIT_ON="0", RWKV_V7_ON="0")
+    from rwkv.model import RWKV
+
+    # A float32 file: the reference folds the first normalization into the embedding in the
+    # checkpoint's own type.
+    model = RWKV(model=str(case.pth), strategy="cpu fp32", verbose=False)
+    rows, state = [], None
+    for token in case.ids:
+        out, state = model.forward([token], state)
+        rows.append(out.float().numpy().copy())
+    return np.stack(rows)
+
+
+def _transformers_logits(case: Case) -> np.ndarray:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # Without rescaling, which rewrites the weights at the first forward.
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        case.folder, dtype=torch.float32, rescale_every=0
+    )
+    with torch.no_grad():
+        output = model(torch.tensor([case.ids]), use_cache=True)
+    return np.asarray(output.logits[0].float().numpy())
+
+
+def test_whole_prompts(peer: Peer) -> None:
+    """Prompts of several lengths, each in one prefill."""
+    engine, ids = peer.case.engine, peer.case.ids
+    for length in (1, 2, 3, 7, 16, 17, 33, POSITIONS):
+        peer.check(length - 1, engine.prefill(ids[:length], engine.new_state()))
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_chunks(peer: Peer, size: int) -> None:
+    engine, ids = peer.case.engine, peer.case.ids
+    state = engine.new_state()
+    for begin in range(0, POSITIONS, size):
+        chunk = ids[begin : begin + size]
+        peer.check(begin + len(chunk) - 1, engine.prefill(chunk, state))
+
+
+def test_step_by_step(peer: Peer) -> None:
+    engine, state = peer.case.engine, peer.case.engine.new_state()
+    for position, token in enumerate(peer.case.ids):
+        peer.check(position, engine.decode(token, state))
+
+
+def test_batch_equals_single_sequences(case: Case) -> None:
+    """Four sequences of different lengths together give what each gives alone."""
+    engine = case.engine
+    prompts = [_random_ids(100 + n, n) for n in (3, 17, 1, 40)]
+    batch = [engine.new_state() for _ in prompts]
+    single = [engine.new_state() for _ in prompts]
+    together = engine.prefill_batch(prompts, batch)
+    alone = [engine.prefill(p, s) for p, s in zip(prompts, single, strict=True)]
+    scale = max(1.0, float(np.abs(together).max()))
+    np.testing.assert_allclose(together, np.stack(alone), rtol=0, atol=1e-5 * scale)
+    for step in range(8):
+        tokens = _random_ids(200 + step, 4)
+        together = engine.decode_batch(tokens, batch)
+        alone = [engine.decode(t, s) for t, s in zip(tokens, single, strict=True)]
+        np.testing.assert_allclose(together, np.stack(alone), rtol=0, atol=1e-5 * scale)

@@ -1,0 +1,168 @@
+"""Libraries and parameters that do not fit this machine, this package or each other."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlc_rwkv_world.errors import ArtifactError, NotFoundError, VocabularyError
+from mlc_rwkv_world.runtime import cpu, library, load
+
+
+@pytest.fixture
+def artifact(demo_artifact: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of the smallest artifact, to be damaged."""
+    folder = tmp_path / "demo-q4f16_1"
+    shutil.copytree(demo_artifact("q4f16_1"), folder)
+    return folder
+
+
+def library_of(folder: Path) -> Path:
+    (path,) = folder.glob("*.so")
+    return path
+
+
+def test_no_library(artifact: Path) -> None:
+    library_of(artifact).unlink()
+    with pytest.raises(ArtifactError, match="no compiled library"):
+        load(artifact)
+
+
+def test_no_library_for_this_device(artifact: Path) -> None:
+    path = library_of(artifact)
+    path.rename(path.with_name("demo-q4f16_1-cuda.so"))
+    with pytest.raises(ArtifactError, match=r"libraries for cuda, and none for cpu"):
+        load(artifact, "cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF\x02\x01" + bytes(80)])
+def test_what_is_no_library(artifact: Path, content: bytes) -> None:
+    path = library_of(artifact)
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="cannot be loaded by TVM") as caught:
+        load(artifact)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+def test_a_truncated_library(artifact: Path) -> None:
+    """The system's loader would die of it."""
+    path = library_of(artifact)
+    data = path.read_bytes()
+    path.unlink()
+    for length in range(4, len(data), len(data) // 100):
+        path.write_bytes(data[:length])
+        with pytest.raises(ArtifactError, match=r"cut short|no library"):
+            load(artifact)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+def test_a_library_for_another_machine(artifact: Path) -> None:
+    path = library_of(artifact)
+    data = bytearray(path.read_bytes())
+    data[18:20] = (183 if platform.machine() == "x86_64" else 62).to_bytes(2, "little")
+    path.unlink()
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"was built for \w+, and this machine is"):
+        load(artifact)
+
+
+def test_a_fitting_library_is_taken_where_another_does_not_load(artifact: Path) -> None:
+    path = library_of(artifact)
+    path.with_name("demo-q4f16_1-x86_64-other.so").write_bytes(b"not for here")
+    assert load(artifact).library.path == path
+
+
+def test_another_revision(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "REVISION", 10**6)
+    with pytest.raises(ArtifactError, match="revision"):
+        load(artifact)
+
+
+def test_another_cpu(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = load(artifact).metadata.cpu_features
+    if not needed:
+        pytest.skip("the library was built for a plain CPU")
+    monkeypatch.setattr(cpu, "_flags", lambda: frozenset({"fpu", "fp"}))
+    with pytest.raises(ArtifactError, match="built for another CPU: this one lacks"):
+        load(artifact)
+
+
+def test_features_unknown_to_the_system_refuse_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu.missing_features(["no-such-feature"]) == []
+    monkeypatch.setattr(cpu, "_flags", frozenset)
+    assert cpu.missing_features(["avx512f", "neon"]) == []
+
+
+def test_weights_of_another_format(artifact: Path, demo_artifact: Callable[[str], Path]) -> None:
+    shutil.rmtree(artifact / "params")
+    shutil.copytree(demo_artifact("q0f32") / "params", artifact / "params")
+    with pytest.raises(ArtifactError, match="does not belong to the parameters"):
+        load(artifact)
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(name="model.unknown"), "is missing there"),
+        (lambda t: t.update(shape=t["shape"][::-1]), "and the library takes"),
+    ],
+)
+def test_a_parameter_table_of_another_build(artifact: Path, change: Change, message: str) -> None:
+    path = artifact / "params/tensor-cache.json"
+    index = json.loads(path.read_text())
+    change(next(t for t in index["records"][0]["records"] if len(t["shape"]) == 2))
+    path.write_text(json.dumps(index))
+    with pytest.raises(ArtifactError, match=message):
+        load(artifact)
+
+
+def test_a_parameter_too_many(artifact: Path) -> None:
+    path = artifact / "params/tensor-cache.json"
+    index = json.loads(path.read_text())
+    records = index["records"][0]["records"]
+    records.append(records[0] | {"name": "model.extra"})
+    path.write_text(json.dumps(index))
+    with pytest.raises(ArtifactError, match=r"does not take 'model\.extra'"):
+        load(artifact)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("params/mlc-chat-config.json", NotFoundError),
+        ("params/params_shard_0.bin", ArtifactError),
+        ("params/tokenizer_model", VocabularyError),
+    ],
+)
+def test_a_missing_file(artifact: Path, name: str, error: type[Exception]) -> None:
+    (artifact / name).unlink()
+    with pytest.raises(error):
+        load(artifact)
+
+
+def test_a_missing_index(artifact: Path) -> None:
+    (artifact / "params/tensor-cache.json").unlink()
+    load(artifact)
+    (artifact / "params/ndarray-cache.json").unlink()
+    with pytest.raises(ArtifactError, match="no complete artifact"):
+        load(artifact)
+
+
+def test_sampling_defaults_of_the_configuration_are_checked(artifact: Path) -> None:
+    path = artifact / "params/mlc-chat-config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"top_p": 3}))
+    with pytest.raises(ArtifactError, match=r"mlc-chat-config\.json: top_p is 3"):
+        load(artifact)

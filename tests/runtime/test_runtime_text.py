@@ -1,0 +1,90 @@
+"""Text that arrives in bytes, in every way to cut it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.runtime.text import TextStream
+
+
+def stream(pieces: list[bytes], stop: list[str]) -> tuple[list[str], TextStream]:
+    text = TextStream(stop)
+    shown = []
+    for piece in pieces:
+        shown.append(text.push(piece))
+        if text.stopped:
+            return shown, text
+    return [*shown, text.finish()], text
+
+
+def cuts(data: bytes, seed: int) -> list[bytes]:
+    """`data` in random pieces, most of them short."""
+    rng = random.Random(seed)
+    pieces = []
+    while data:
+        length = rng.choice([1, 1, 2, 3, 7])
+        pieces.append(data[:length])
+        data = data[length:]
+    return pieces
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("Hello, world", [], "Hello, world"),
+        ("你好，世界 🎉!", [], "你好，世界 🎉!"),
+        ("An answer.\n\nUser: more", ["\n\n"], "An answer."),
+        ("好。\n\n用户", ["\n\n"], "好。"),
+        ("one\ntwo\n", ["\n\n"], "one\ntwo\n"),
+        ("aabaabaac", ["aabaac"], "aab"),
+        ("abcabd", ["abd", "cab"], "ab"),
+        ("x" * 30 + "STOP", ["STOP", "XSTOP"], "x" * 30),
+        ("stop here 停", ["停"], "stop here "),
+        ("停止", ["止"], "停"),
+    ],
+)
+def test_every_cut_gives_the_same_text(
+    text: str, stop: list[str], expected: str, seed: int
+) -> None:
+    shown, result = stream(cuts(text.encode(), seed), stop)
+    assert "".join(shown) == expected
+    assert result.shown.decode() == expected
+    assert result.stopped == (text != expected)
+    assert "\N{REPLACEMENT CHARACTER}" not in expected
+
+
+def test_text_is_given_as_soon_as_it_is_certain() -> None:
+    text = TextStream(["\n\n"])
+    assert text.push(b" Par") == " Par"
+    assert not text.holds_back
+    assert text.push("é".encode()[:1]) == ""
+    assert text.holds_back
+    assert text.push("é".encode()[1:] + b"\n") == "é"
+    assert text.holds_back
+    assert text.push(b"x") == "\nx"
+    assert not text.holds_back
+
+
+def test_a_character_that_never_ends_is_never_shown() -> None:
+    text = TextStream()
+    assert text.push(b"a" + "好".encode()[:2]) == "a"
+    assert text.finish() == ""
+    assert text.shown == b"a"
+
+
+def test_bytes_that_are_no_text_become_replacement_characters() -> None:
+    text = TextStream(["\n\n"])
+    assert text.push(b"a\xffb") == "a\N{REPLACEMENT CHARACTER}b"
+    assert text.shown == b"a\xffb"
+    assert text.push(b"\xe5\n\nx") == ""
+    assert text.stopped
+    assert text.shown == b"a\xffb"
+
+
+def test_empty_stop_strings_are_refused() -> None:
+    with pytest.raises(UsageError, match="empty"):
+        TextStream(["\n\n", ""])
