@@ -96,8 +96,9 @@ def build(
     `<output>/models`. `weights` and `library` leave a part out; that part of an older artifact
     is kept, as are its libraries for other targets. `reuse_lib` takes a library that was built
     before for the same model. `prefill_chunk_size` is how many tokens one call of the library reads
-    at most, `max_batch_size` of how many sequences. `max_seq_len` is recorded for engines that ask for a limit; the
-    model has none. With `debug_dump`, the module after each phase is written to that folder.
+    at most, `max_batch_size` of how many sequences. `max_seq_len` is recorded for engines that ask
+    for a limit; the model has none. With `debug_dump`, the module after each phase is written to
+    that folder.
 
     Raises the errors of `mlc_rwkv_world.errors`.
     """

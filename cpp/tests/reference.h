@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <map>
 #include <random>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -54,7 +54,7 @@ class Reference {
   }
 
  private:
-  std::map<std::string_view, int32_t> ids_;
+  std::unordered_map<std::string_view, int32_t> ids_;
   std::size_t longest_ = 0;
 };
 

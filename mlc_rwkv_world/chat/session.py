@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mlc_rwkv_world.chat.template import Template, clean
 from mlc_rwkv_world.errors import StateError, UsageError
 from mlc_rwkv_world.runtime.engine import Engine
-from mlc_rwkv_world.runtime.generate import Generation, Speed
+from mlc_rwkv_world.runtime.generate import Generation, Speed, check_max_tokens
 from mlc_rwkv_world.runtime.sampler import Sampling
 
 _TURNS = "turns"
@@ -36,6 +36,7 @@ class Chat:
         template: Template | None = None,
     ) -> None:
         """Sampling and template are the model's own where they are not given."""
+        check_max_tokens(max_tokens)
         self.engine = engine
         self.template = template or Template.from_config(engine.config)
         self.speed = Speed()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mlc_rwkv_world.artifact.layout import TOKENIZER_MODEL
+from mlc_rwkv_world.checkpoint.stored import MAX_TABLE
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
 from mlc_rwkv_world.errors import CheckpointError
 
 CONFIG = "config.json"
-MAX_JSON = 16 << 20  # bytes; an index of thousands of tensors needs under 1 MB
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,9 @@ def is_plain_name(name: object) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, too many to be real.")
+        size = path.stat().st_size
+        if size > MAX_TABLE:
+            raise CheckpointError(f"{path} has {size} bytes, expected at most {MAX_TABLE}.")
         content = json.loads(path.read_text(encoding="utf-8"))
     except CheckpointError:
         raise

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -49,6 +50,10 @@ _HUB_ID = re.compile(
 _TIMEOUT = 30  # seconds until a silent hub counts as unreachable
 
 _log = logging.getLogger(__name__)
+
+
+def _endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,8 @@ def choose_files(source: HubId, names: Iterable[str], *, prefer_safetensors: boo
         return [*extras, lone[0]]
     if lone:
         raise DownloadError(
-            f"{source.repo} holds several checkpoints: {listed(lone, 40)}. Pick one as "
-            f"{source.repo}/{lone[0]}."
+            f"{source.repo} holds several checkpoints: {listed(lone, 40)}. Pick one, as in "
+            f"{quoted(f'{source.repo}/{lone[0]}', 200)}."
         )
     raise DownloadError(
         f"{source.repo} holds no weights that can be read (safetensors, .bin or .pth); it has "
@@ -182,12 +187,12 @@ class _Record:
 
     @classmethod
     def read(cls, folder: Path) -> _Record:
-        content = read_json(folder / _RECORD)
-        match content:
-            case {"source": str(source), "revision": str(revision), "files": dict(files)} if all(
-                is_plain_name(name) for name in files
-            ):
-                return cls(source, revision, files)
+        with suppress(CheckpointError):
+            match read_json(folder / _RECORD):
+                case {"source": str(source), "revision": str(revision), "files": dict(files)} if (
+                    all(is_plain_name(name) for name in files)
+                ):
+                    return cls(source, revision, files)
         raise DownloadError(f"{folder / _RECORD} is damaged; remove {folder} to download it again.")
 
     def write(self, folder: Path) -> None:
@@ -213,8 +218,7 @@ class _Download:
 
         self._source = source
         self._partial = partial
-        self._endpoint = os.environ.get("HF_ENDPOINT") or None
-        info = HfApi(endpoint=self._endpoint).model_info(source.repo, timeout=_TIMEOUT)
+        info = HfApi(endpoint=_endpoint()).model_info(source.repo, timeout=_TIMEOUT)
         self._names = {sibling.rfilename for sibling in info.siblings or ()}
         self._revision = info.sha or "main"
         self._record = _Record(str(source), self._revision, {})
@@ -249,9 +253,7 @@ class _Download:
 
         pending = []
         for name in names:
-            url = hf_hub_url(
-                self._source.repo, name, revision=self._revision, endpoint=self._endpoint
-            )
+            url = hf_hub_url(self._source.repo, name, revision=self._revision, endpoint=_endpoint())
             metadata = get_hf_file_metadata(url, timeout=_TIMEOUT)
             if metadata.etag is None:
                 raise DownloadError(
@@ -282,7 +284,7 @@ class _Download:
         incomplete = target.with_name(f"{target.name}.{mark}.incomplete")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         with os.fdopen(os.open(incomplete, flags, 0o666), "ab") as file:
-            if file.tell() > (metadata.size or file.tell()):
+            if file.tell() > (metadata.size or 0):
                 file.seek(0)
                 file.truncate()
             http_get(
@@ -344,7 +346,7 @@ def _explained(error: Exception, source: HubId, models_dir: Path) -> DownloadErr
         RepositoryNotFoundError,
     )
 
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    hub = _endpoint()
     again = "What has arrived is kept: run this again to go on."
     if isinstance(error, GatedRepoError):
         return DownloadError(
@@ -357,7 +359,7 @@ def _explained(error: Exception, source: HubId, models_dir: Path) -> DownloadErr
             "log in with `hf auth login` or set HF_TOKEN."
         )
     if isinstance(error, EntryNotFoundError):
-        return DownloadError(f"{source}: a file that its list names is not at {hub} ({error}).")
+        return DownloadError(f"{source}: a file that its list names is not at {hub}.")
     if isinstance(error, OfflineModeIsEnabled):
         return DownloadError(
             f"{source} is not in {models_dir} and HF_HUB_OFFLINE forbids to fetch it: unset it, or "

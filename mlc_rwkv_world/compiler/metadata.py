@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import tvm
 from tvm import IRModule, relax, tirx
 from tvm.ir import Op
 
@@ -18,6 +17,7 @@ from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.versions import version_of
 from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.tvm_names import StringImm, name_of
 
 
 def describe(
@@ -73,7 +73,7 @@ def attach(mod: IRModule, metadata: dict[str, Any]) -> IRModule:
     text = json.dumps({**metadata, "memory_usage": _memory_usage(mod)})
     builder = relax.BlockBuilder()
     with builder.function("_metadata", params=[]):
-        builder.emit_func_output(_StringImm(text))
+        builder.emit_func_output(StringImm(text))
     mod = mod.clone()
     mod["_metadata"] = builder.finalize()["_metadata"]
     return mod
@@ -86,7 +86,7 @@ def _memory_usage(mod: IRModule) -> dict[str, int]:
         if isinstance(func, relax.Function):
             sizes: list[int] = []
             relax.analysis.post_order_visit(func, partial(_collect_storage, sizes))
-            usage[gvar.name_hint if hasattr(gvar, "name_hint") else gvar.name] = sum(sizes)
+            usage[name_of(gvar)] = sum(sizes)
     return usage
 
 
@@ -98,5 +98,3 @@ def _collect_storage(sizes: list[int], expr: relax.Expr) -> None:
 
 
 _ALLOC_STORAGE = Op.get("relax.memory.alloc_storage")
-# TVM 0.27 moved it.
-_StringImm: Any = getattr(relax, "StringImm", None) or tvm.ir.StringImm

@@ -58,8 +58,7 @@ class Generation:
         stop: Sequence[str] = (),
         max_tokens: int | None = None,
     ) -> None:
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}; give at least 1.")
+        check_max_tokens(max_tokens)
         self.tokens: list[int] = []
         self.speed = Speed()
         self._engine = engine
@@ -131,6 +130,12 @@ class Generation:
             self._clean = None
         elif self._clean is None:
             self._clean = self._state.copy()
+
+
+def check_max_tokens(max_tokens: int | None) -> None:
+    """Raise UsageError for a limit that leaves no token."""
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}; give at least 1.")
 
 
 def _joined(text: bytes, ending: bytes) -> bytes:

@@ -17,6 +17,7 @@ from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.kernels.table import NAMED
 from mlc_rwkv_world.models.operations import PREFIX, STATE_SET
 from mlc_rwkv_world.transforms.calls import packed_name
+from mlc_rwkv_world.tvm_names import SBlock, SBlockRealize
 
 _MATMUL = Op.get("relax.matmul")
 _PERMUTE_DIMS = Op.get("relax.permute_dims")
@@ -55,10 +56,10 @@ def _key(ty: TensorType) -> tuple[object, ...]:
 
 def _with_root_block(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Puts a kernel's bare loops into the block that Relax's passes expect every body to be."""
-    if isinstance(func.body, tvm.s_tir.SBlockRealize):
+    if isinstance(func.body, SBlockRealize):
         return func
-    block = tvm.s_tir.SBlock([], [], [], "root", func.body)
-    return func.with_body(tvm.s_tir.SBlockRealize([], True, block))
+    block = SBlock([], [], [], "root", func.body)
+    return func.with_body(SBlockRealize([], True, block))
 
 
 @mutator

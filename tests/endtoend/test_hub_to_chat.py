@@ -17,6 +17,7 @@ from support.hub_server import HubServer
 
 REPO = "StarRing2022/RWKV-4-World-3B"
 QUESTION = "What is the capital of France?"
+CHAT = ["mlc_rwkv_world", "chat", "--model", "RWKV-4-World-3B-q4f16_1"]
 ANSWER = "The capital of France is Paris."
 
 
@@ -88,8 +89,7 @@ def test_killed_download_is_resumed_then_skipped_and_the_model_answers(
 
     for cwd in (place, tmp_path):
         answered = _run(
-            ["mlc_rwkv_world", "chat", "--model", "RWKV-4-World-3B-q4f16_1"]
-            + ["--prompt", QUESTION, "--temperature", "0"],
+            [*CHAT, "--prompt", QUESTION, "--temperature", "0"],
             cwd,
             {},
         )
