@@ -74,7 +74,7 @@ void TestRandomVocabularies() {
   }
 }
 
-void TestBoundedBuffers(const Tokenizer& tokenizer) {
+void TestBoundedEncoding(const Tokenizer& tokenizer) {
   std::mt19937 random(3);
   const std::string text = RandomBytes(&random, 5000, 128);
   const std::vector<int32_t> expected = tokenizer.Encode(text);
@@ -92,23 +92,38 @@ void TestBoundedBuffers(const Tokenizer& tokenizer) {
   CHECK(ids == expected);
 }
 
-// The sanitizers see a copy that writes or reads past an end.
-void TestExactSizes(const Tokenizer& tokenizer) {
+void TestBoundedDecoding(const Tokenizer& tokenizer) {
   std::mt19937 random(4);
   std::uniform_int_distribution<int32_t> any(0, static_cast<int32_t>(tokenizer.token_count()));
-  for (std::size_t count = 0; count < 60; ++count) {
+  for (std::size_t count = 0; count < 100; ++count) {
     std::vector<int32_t> ids(count);
     std::string expected;
     for (int32_t& id : ids) {
       id = any(random);
       expected += tokenizer.IdToBytes(id);
     }
-    std::vector<char> bytes(tokenizer.DecodedSize(ids.data(), ids.size()));
-    tokenizer.DecodeTo(ids.data(), ids.size(), bytes.data());
-    CHECK(std::string_view(bytes.data(), bytes.size()) == expected);
+    CHECK(tokenizer.Decode(ids) == expected);
+    for (const std::size_t capacity : {kMaxTokenBytes, kMaxTokenBytes + count, expected.size()}) {
+      // The sanitizers see a copy that writes past the end of this.
+      std::vector<char> buffer(capacity);
+      std::string bytes;
+      for (std::size_t position = 0; position < count;) {
+        const std::size_t before = position;
+        bytes.append(buffer.data(),
+                     tokenizer.DecodeSome(ids.data(), count, &position, buffer.data(), capacity));
+        CHECK(position > before);
+        if (position == before) break;
+      }
+      CHECK(bytes == expected);
+    }
   }
-  const std::vector<int32_t> last = {static_cast<int32_t>(tokenizer.token_count())};
-  CHECK(tokenizer.Decode(last) == std::string(128, ' '));
+  const std::vector<int32_t> longest = {static_cast<int32_t>(tokenizer.token_count())};
+  CHECK(tokenizer.Decode(longest) == std::string(128, ' '));
+  std::size_t position = 0;
+  char none = 'x';
+  CHECK_EQUAL(tokenizer.DecodeSome(longest.data(), 1, &position, &none, 1), std::size_t{0});
+  CHECK_EQUAL(position, std::size_t{0});
+  CHECK_EQUAL(none, 'x');
 }
 
 void TestUnknownIds(const Tokenizer& tokenizer) {
@@ -159,8 +174,8 @@ int main(int, char** arguments) {
   TestKnownIds(tokenizer);
   TestAgainstReference(tokenizer);
   TestRandomVocabularies();
-  TestBoundedBuffers(tokenizer);
-  TestExactSizes(tokenizer);
+  TestBoundedEncoding(tokenizer);
+  TestBoundedDecoding(tokenizer);
   TestUnknownIds(tokenizer);
   TestThreads(tokenizer);
   TestLinearTime(tokenizer);

@@ -29,15 +29,30 @@ _TARGET = re.compile(rf".*-{_QUANTIZATION.pattern}-(.+)", re.ASCII)
 
 @dataclass(frozen=True)
 class Found:
-    """The paths of an artifact. `folder` is the artifact's, `params` its parameters'."""
+    """The paths of an artifact: its folder, its parameters', and the libraries that it has.
+
+    `chosen` is the library that the caller wants, if one was named.
+    """
 
     name: str
     folder: Path
     params: Path
     libraries: tuple[Path, ...]
+    chosen: Path | None = None
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of devices that there is a library for."""
+        libraries = self.libraries if self.chosen is None else (self.chosen,)
+        return {library_kind(path) for path in libraries}
 
     def libraries_for(self, kind: str) -> tuple[Path, ...]:
-        """The libraries for devices of `kind` ("cpu", "cuda", ...), the newest first."""
+        """The libraries for devices of `kind` ("cpu", "cuda", ...), the newest first.
+
+        A chosen library is the only one, whatever its name says of its kind.
+        """
+        if self.chosen is not None:
+            return (self.chosen,)
         fitting = [path for path in self.libraries if library_kind(path) == kind]
         return tuple(sorted(fitting, key=lambda path: path.stat().st_mtime, reverse=True))
 
@@ -56,13 +71,11 @@ def find(model: str | Path, *, model_lib: str | Path | None = None) -> Found:
     if params is None:
         params = _by_name(text)
     folder = params.parent if params.name == PARAMS_DIR else params
+    chosen = Path(model_lib).expanduser() if model_lib is not None else None
+    if chosen is not None and not chosen.is_file():
+        raise NotFoundError(f"The library {chosen} does not exist.")
     libraries = _libraries(folder) or _libraries(params)
-    if model_lib is not None:
-        library = Path(model_lib).expanduser()
-        if not library.is_file():
-            raise NotFoundError(f"The library {library} does not exist.")
-        libraries = (library,)
-    return Found(folder.resolve().name, folder, params, libraries)
+    return Found(folder.resolve().name, folder, params, libraries, chosen)
 
 
 def library_kind(library: Path) -> str:

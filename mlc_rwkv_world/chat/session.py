@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlc_rwkv_world.chat.template import Template, clean
-from mlc_rwkv_world.errors import StateError, UsageError
+from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.runtime.engine import Engine
 from mlc_rwkv_world.runtime.generate import Generation, Speed, check_max_tokens
 from mlc_rwkv_world.runtime.sampler import Sampling
@@ -39,12 +39,22 @@ class Chat:
         check_max_tokens(max_tokens)
         self.engine = engine
         self.template = template or Template.from_config(engine.config)
-        self.speed = Speed()
-        self.turns = 0
+        self._speed = Speed()
+        self._turns = 0
         self._max_tokens = max_tokens
         self._sampler = engine.sampler(sampling or engine.sampling, seed)
         self._state = engine.new_state()
         self._answer: Generation | None = None
+
+    @property
+    def turns(self) -> int:
+        """How many messages the conversation holds, the one being answered included."""
+        return self._turns + (self._answer is not None and self._answer.prompt_read)
+
+    @property
+    def speed(self) -> Speed:
+        """How much was read and answered since the conversation began or was loaded."""
+        return self._speed + (self._answer.speed if self._answer is not None else Speed())
 
     def ask(self, message: str) -> Generator[str, None, None]:
         """Put `message` to the model; the answer comes in pieces of whole characters.
@@ -61,15 +71,15 @@ class Chat:
         self._answer = None
         self._state.reset()
         self._sampler.forget()
-        self.turns = 0
-        self.speed = Speed()
+        self._turns = 0
+        self._speed = Speed()
 
     def save(self, path: str | Path) -> None:
         """Write the conversation to `path`: all that the next answer depends on, to the bit.
 
         Raises OSError where the file cannot be written.
         """
-        self._settle()
+        self._finish()
         file = self._state.to_file()
         file.extra.update(self._sampler.arrays())
         file.notes[_TURNS] = str(self.turns)
@@ -82,21 +92,18 @@ class Chat:
         NotFoundError or StateError; the conversation is then unchanged.
         """
         file = self._state.read_file(Path(path))
-        try:
-            turns = int(file.notes.get(_TURNS, "0"))
-        except ValueError:
-            raise StateError(f"{path} is damaged: it does not say how many turns.") from None
+        turns = file.count(_TURNS)
         if file.extra:
             self._sampler.restore(file.extra)
         else:
             self._sampler.forget()
         self._answer = None
         self._state.from_file(file)
-        self.turns = turns
-        self.speed = Speed()
+        self._turns = turns
+        self._speed = Speed()
 
     def _ask(self, ids: npt.NDArray[np.int32]) -> Generator[str, None, None]:
-        self._settle()
+        self._finish()
         self._read_primer()
         self._sampler.forget()
         answer = Generation(
@@ -118,18 +125,22 @@ class Chat:
                     # Reset, load or another question came between: this answer is over.
                     return
         finally:
-            self.speed.add(answer.speed)
-            self.turns += answer.prompt_read
-            self._settle()
+            if self._answer is answer:
+                self._finish()
 
     def _read_primer(self) -> None:
         if self._state.tokens_read == 0 and self.template.primer:
             ids = self.engine.encode(self.template.primer)
             started = time.perf_counter()
             self.engine.prefill(ids, self._state)
-            self.speed.add(Speed(len(ids), time.perf_counter() - started))
+            self._speed += Speed(len(ids), time.perf_counter() - started)
 
-    def _settle(self) -> None:
-        """Finish the last answer in the state, if an interruption has not let it be."""
-        if self._answer is not None:
-            self._answer.settle(self.template.ending)
+    def _finish(self) -> None:
+        """End the last answer in the state, unless that was done; an interruption may prevent it.
+
+        Then the next question does it.
+        """
+        answer = self._answer
+        if answer is not None:
+            answer.settle(self.template.ending)
+            self._turns, self._speed, self._answer = self.turns, self.speed, None

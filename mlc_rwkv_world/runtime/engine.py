@@ -34,7 +34,7 @@ def load(model: str | Path, device: str = "auto", *, model_lib: str | Path | Non
     Raises NotFoundError where there is none, ArtifactError where it is damaged or does not
     fit this machine, TargetError where the device is missing.
     """
-    return Engine(find(model, model_lib=model_lib), device, chosen=model_lib is not None)
+    return Engine(find(model, model_lib=model_lib), device)
 
 
 class Engine:
@@ -45,7 +45,8 @@ class Engine:
     it was given as they were.
     """
 
-    def __init__(self, found: Found, device: str = "auto", *, chosen: bool = False) -> None:
+    def __init__(self, found: Found, device: str = "auto") -> None:
+        """Open what `artifact.find` found; `load` does both."""
         self.name = found.name
         self.config = ChatConfig.read(found.params)
         self.sampling = Sampling.from_config(self.config)
@@ -53,9 +54,14 @@ class Engine:
         index.check_files()
         self.identity = index.identity
         self.tokenizer = WorldTokenizer.from_file(found.params / self.config.tokenizer_file)
-        self.library = _open_library(found, device, chosen)
+        self.library = _open_library(found, device)
         self.device = self.library.device
         self.metadata = self.library.metadata
+        if self.tokenizer.token_count >= self.vocab_size:
+            raise ArtifactError(
+                f"{found.params} has a vocabulary of {self.tokenizer.token_count} tokens, and its "
+                f"model knows only {self.vocab_size}. Build the model again."
+            )
         self._parameters = load_parameters(index, self.library)
         self._functions = {
             name: self.library.function(name) for name in (PREFILL, DECODE, BATCH_DECODE)
@@ -94,20 +100,18 @@ class Engine:
         sequences = [self._check_ids(one) for one in ids]
         self._check_states(states, len(sequences))
         logits = np.empty((len(states), self.vocab_size), np.float32)
-        with self._lock:
-            drafts = [state.draft() for state in states]
-            for step in _schedule(
-                [len(one) for one in sequences],
-                self.metadata.prefill_chunk_size,
-                self.metadata.max_batch_size,
-            ):
-                pieces = [sequences[b][start:end] for b, start, end in step]
-                rows = [b for b, _, _ in step]
-                result = self._read(PREFILL, pieces, [drafts[b] for b in rows])
-                # The last step of a sequence leaves the logits that count.
-                logits[rows] = result
-            for state, sequence in zip(states, sequences, strict=True):
-                state.commit(state.tokens_read + len(sequence))
+        drafts = [state.draft() for state in states]
+        for step in _schedule(
+            [len(one) for one in sequences],
+            self.metadata.prefill_chunk_size,
+            self.metadata.max_batch_size,
+        ):
+            pieces = [sequences[b][start:end] for b, start, end in step]
+            rows = [b for b, _, _ in step]
+            # The last step of a sequence leaves the logits that count.
+            logits[rows] = self._read(PREFILL, pieces, [drafts[b] for b in rows])
+        for state, sequence in zip(states, sequences, strict=True):
+            state.commit(state.tokens_read + len(sequence))
         return logits
 
     def decode_batch(self, tokens: Ids, states: Sequence[State]) -> Logits:
@@ -116,12 +120,11 @@ class Engine:
         self._check_states(states, len(ids))
         size = self.metadata.max_batch_size
         groups = [slice(start, start + size) for start in range(0, len(ids), size)]
-        with self._lock:
-            drafts = [state.draft() for state in states]
-            function = DECODE if len(ids) == 1 else BATCH_DECODE
-            logits = [self._read(function, [ids[group]], drafts[group]) for group in groups]
-            for state in states:
-                state.commit(state.tokens_read + 1)
+        function = DECODE if len(ids) == 1 else BATCH_DECODE
+        drafts = [state.draft() for state in states]
+        logits = [self._read(function, [ids[group]], drafts[group]) for group in groups]
+        for state in states:
+            state.commit(state.tokens_read + 1)
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def generate(
@@ -199,7 +202,8 @@ class Engine:
             ends = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
             arguments.append(self._to_device(ends))
         batch = drafts[0] if len(drafts) == 1 else self._gather(drafts)
-        logits, _ = self._functions[function](*arguments, batch, self._parameters)
+        with self._lock:
+            logits, _ = self._functions[function](*arguments, batch, self._parameters)
         if len(drafts) > 1:
             for row, draft in zip(self._rows(batch), drafts, strict=True):
                 row.copyto(draft)
@@ -247,21 +251,17 @@ class Engine:
             raise StateError("A state belongs to another engine. Make it with new_state().")
 
 
-def _open_library(found: Found, device: str, chosen: bool) -> Library:
-    """The library of `found` for `device`; with `chosen` its only one, whatever its name says."""
-    from mlc_rwkv_world.artifact.search import library_kind
-
-    if not found.libraries:
+def _open_library(found: Found, device: str) -> Library:
+    if not found.kinds:
         raise ArtifactError(
             f"{found.folder} has parameters but no compiled library. Build the model for this "
-            "machine, or name a library with --model-lib-path."
+            "machine, or name a library."
         )
-    kinds = {library_kind(path) for path in found.libraries}
-    opened = open_device(device, kinds)
-    paths = found.libraries if chosen else found.libraries_for(kind_of(opened))
+    opened = open_device(device, found.kinds)
+    paths = found.libraries_for(kind_of(opened))
     if not paths:
         raise ArtifactError(
-            f"{found.folder} has libraries for {', '.join(sorted(kinds))}, and none for "
+            f"{found.folder} has libraries for {', '.join(sorted(found.kinds))}, and none for "
             f"{kind_of(opened)}. Build the model for it."
         )
     return open_first(paths, opened)

@@ -29,12 +29,13 @@ class Speed:
     decode_tokens: int = 0
     decode_seconds: float = 0.0
 
-    def add(self, other: Speed) -> None:
-        """Count the tokens and seconds of `other` too."""
-        self.prefill_tokens += other.prefill_tokens
-        self.prefill_seconds += other.prefill_seconds
-        self.decode_tokens += other.decode_tokens
-        self.decode_seconds += other.decode_seconds
+    def __add__(self, other: Speed) -> Speed:
+        return Speed(
+            self.prefill_tokens + other.prefill_tokens,
+            self.prefill_seconds + other.prefill_seconds,
+            self.decode_tokens + other.decode_tokens,
+            self.decode_seconds + other.decode_seconds,
+        )
 
     def __str__(self) -> str:
         prefill = self.prefill_tokens / max(self.prefill_seconds, 1e-9)

@@ -140,7 +140,9 @@ class Sampler:
             ids, weights = ids.astype(np.int32), weights.astype(np.float64)
             if ids.ndim != 1 or not np.all((ids >= 0) & (ids < self._vocab_size)):
                 raise ValueError("the history holds unknown tokens")
-        except (TypeError, ValueError) as error:
+            if not np.isfinite(weights).all():
+                raise ValueError("the history holds values that are not finite")
+        except (TypeError, ValueError, OverflowError) as error:
             raise StateError(f"The file's sampling history is damaged: {error}.") from None
         self._ids, self._weights, self._random = ids, weights, generator
 

@@ -87,12 +87,14 @@ class State:
     def read_file(self, path: Path) -> StateFile:
         """The checked content of a file for this model; the state is unchanged."""
         engine = self._engine
-        return StateFile.read(path, model=engine.identity, shape=engine.state_shape)
+        file = StateFile.read(path, model=engine.identity, shape=engine.state_shape)
+        file.count(TOKENS_READ)
+        return file
 
     def from_file(self, file: StateFile) -> None:
         """Replace the content by that of `file`, which `read_file` gave."""
         self._parts[1].copyfrom(file.state[None])
-        self.commit(int(file.notes.get(TOKENS_READ, "0")))
+        self.commit(file.count(TOKENS_READ))
 
     def draft(self) -> Any:
         """A copy of the content, [1, L, R, D] on the device, for a function to update."""

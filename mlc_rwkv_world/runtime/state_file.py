@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ class StateFile:
     state: npt.NDArray[np.float32]
     extra: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+
+    def count(self, key: str) -> int:
+        """The number in the note `key`, 0 where there is none; StateError where it is no count."""
+        text = self.notes.get(key, "0")
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise StateError(f"The state file is damaged: its {key} is {text[:20]!r}.")
+        return int(text)
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises OSError where that cannot be."""

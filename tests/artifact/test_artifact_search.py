@@ -154,7 +154,8 @@ def test_a_library_of_the_callers_choice(place: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"other\.so does not exist"):
         find(folder, model_lib=other)
     other.write_bytes(b"")
-    assert find(folder, model_lib=other).libraries == (other,)
+    found = find(folder, model_lib=other)
+    assert found.libraries_for("cpu") == found.libraries_for("cuda") == (other,)
 
 
 @pytest.mark.parametrize("name", ["", "a\0b"])

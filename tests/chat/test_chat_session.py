@@ -177,7 +177,7 @@ def _growing(engine: Engine, message: str) -> list[str]:
 
 
 def expect_one_of(chat: Chat, turns: list[tuple[str, str]]) -> None:
-    chat._settle()
+    chat._finish()
     failures = []
     for turn in turns:
         try:

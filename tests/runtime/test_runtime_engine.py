@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,11 @@ def test_prompts_longer_than_a_chunk(engine: Engine) -> None:
     np.testing.assert_array_equal(at_once.numpy(), by_hand.numpy())
 
 
-def test_batches_equal_single_sequences(engine: Engine) -> None:
+def test_batches_equal_single_sequences(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """More sequences than one call takes, and more tokens than one chunk."""
+    monkeypatch.setattr(engine, "metadata", replace(engine.metadata, max_batch_size=8))
     lengths = [1, 700, 3, 40, 513, 2, 1, 9, 30, 5, 64]
-    assert len(lengths) > engine.metadata.max_batch_size
+    assert sum(lengths) > 2 * engine.metadata.prefill_chunk_size
     sequences = [random_ids(10 + i, length) for i, length in enumerate(lengths)]
     batch = [engine.new_state() for _ in lengths]
     single = [engine.new_state() for _ in lengths]

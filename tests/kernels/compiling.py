@@ -1,0 +1,89 @@
+"""Compiles many kernels into one library, runs them, and measures how far off they are."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import IRModule, tirx
+from tvm.s_tir import dlight
+from tvm.target import Target
+
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.runtime.cpu import missing_features
+from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
+
+Array = np.ndarray
+Build = Callable[[Signature], tirx.PrimFunc]
+# A builder, and the types of its tensor arguments and results: ("rows", 64, "float32").
+Case = tuple[Build, Sequence[tuple[Any, ...]], Sequence[tuple[Any, ...]]]
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+TARGETS = {
+    "host": "auto",
+    **({"haswell": "llvm -mcpu=haswell", "x86-64": "llvm -mcpu=x86-64"} if X86 else {}),
+}
+
+
+def _signature(case: Case, target: Target) -> Signature:
+    names: dict[str, tirx.Var] = {}
+
+    def tensor(spec: tuple[Any, ...]) -> TensorType:
+        *shape, dtype = spec
+        extents = [
+            names.setdefault(extent, tirx.Var(extent, "int64")) if isinstance(extent, str) else extent
+            for extent in shape
+        ]
+        return TensorType(tuple(extents), dtype)
+
+    _, args, outs = case
+    return Signature([tensor(arg) for arg in args], [tensor(out) for out in outs], target)
+
+
+class Kernels:
+    """The kernels of some cases, compiled for one target and loaded from a linked library."""
+
+    def __init__(self, cases: Mapping[str, Case], target: str, folder: Path) -> None:
+        chosen = resolve("llvm" if target == "auto" else target)
+        if missing := missing_features(chosen.cpu_features()):
+            pytest.skip(f"this CPU lacks {', '.join(missing)}")
+        functions = {
+            name: case[0](_signature(case, chosen.target)).with_attr("global_symbol", name)
+            for name, case in cases.items()
+        }
+        with chosen.target:
+            mod = dlight.ApplyDefaultSchedule(Elementwise())(IRModule(functions))
+        library = folder / "kernels.so"
+        tvm.compile(mod, target=chosen.target).export_library(str(library))
+        self._module = tvm.runtime.load_module(str(library))
+
+    def __call__(self, name: str, *args: Any, outs: Sequence[tuple[Any, ...]]) -> list[Array]:
+        """Runs a kernel on arrays and integers; results, (shape, dtype), start as NaN or -1."""
+        tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in args]
+        results = [tvm.runtime.tensor(poisoned(*out)) for out in outs]
+        self._module[name](*tensors, *results)
+        return [result.numpy() for result in results]
+
+    def in_place(self, name: str, array: Array, *args: Any) -> Array:
+        """Runs a kernel that writes into its first argument; that argument afterwards."""
+        tensor = tvm.runtime.tensor(array)
+        rest = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in args]
+        self._module[name](tensor, *rest)
+        return tensor.numpy()
+
+
+def poisoned(shape: tuple[int, ...], dtype: str) -> Array:
+    """What no kernel may leave in its result."""
+    return np.full(shape, np.nan if dtype.startswith("float") else -1, dtype)
+
+
+def error_ratio(actual: Array, exact: Array) -> float:
+    """Root mean square of the error over that of the exact values; NaN where any value is."""
+    error = actual.astype(np.float64) - exact
+    return float(np.sqrt(np.square(error).mean() / np.square(exact).mean()))

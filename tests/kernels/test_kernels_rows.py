@@ -1,0 +1,152 @@
+"""Kernels that gather, move or normalize rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import pytest
+from compiling import Case, Kernels, error_ratio, poisoned
+
+from mlc_rwkv_world.kernels import embedding, layer_norm, offsets, state, token_shift
+from mlc_rwkv_world.quantization.group import dequantize, quantize
+
+F32, F16 = "float32", "float16"
+VOCAB = 40
+LAYER_NORM_RATIO = 3e-7
+# The mean of a row at 1000 costs ten bits of the centred values.
+SHIFTED_LAYER_NORM_RATIO = 1e-4
+BATCH, LAYERS, ROWS = 3, 2, 5
+NORM_WIDTHS = [64, 50, 7]
+LENGTHS = [1, 5, 2]
+OFFSETS = np.cumsum([0, *LENGTHS]).astype(np.int32)
+
+
+def _quantized(bits: int, scale: str) -> Case:
+    words, scales = (VOCAB, 96 * bits // 32, "uint32"), (VOCAB, 3, scale)
+    return embedding.embedding_dequantize, [words, scales, ("t", "int32")], [("t", 96, F32)]
+
+
+def _norm(width: int) -> Case:
+    rows = ("t", width, F32)
+    return partial(layer_norm.layer_norm, eps=1e-5), [rows, (width, F32), (width, F32)], [rows]
+
+
+def _shift(width: int, dtype: str) -> Case:
+    x, last = ("t", width, dtype), ("b", width, dtype)
+    return token_shift.token_shift, [x, last, ("o", "int32")], [x]
+
+
+def _last(width: int, dtype: str) -> Case:
+    return token_shift.last_token, [("t", width, dtype), ("o", "int32")], [("b", width, dtype)]
+
+
+STATE = ("b", LAYERS, ROWS, 48, F32)
+CASES: dict[str, Case] = {
+    f"embedding_{dtype}": (
+        embedding.embedding,
+        [(VOCAB, 50, dtype), ("t", "int32")],
+        [("t", 50, F32)],
+    )
+    for dtype in (F32, F16)
+}
+CASES |= {f"embedding_{b}_{s}": _quantized(b, s) for b in (4, 8) for s in (F32, F16)}
+CASES |= {f"layer_norm_{width}": _norm(width) for width in NORM_WIDTHS}
+CASES |= {f"shift_{w}_{d}": _shift(w, d) for w, d in ((64, F32), (64, F16), (7, F32))}
+CASES |= {f"last_{w}_{d}": _last(w, d) for w, d in ((64, F32), (64, F16), (7, F32))}
+CASES |= {
+    "whole_offsets": (offsets.whole_offsets, [("t", 8, F32)], [(2, "int32")]),
+    "offsets_from_positions": (
+        offsets.offsets_from_positions,
+        [("b", "int32")],
+        [("o", "int32")],
+    ),
+    "state_get": (state.state_get, [STATE], [("b", 48, F32)]),
+    "state_set": (state.state_set, [STATE, ("b", 48, F32)], []),
+}
+
+
+@pytest.fixture(scope="module")
+def kernels(compiled: Callable[[Mapping[str, Case]], Kernels]) -> Kernels:
+    return compiled(CASES)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("count", [1, 17])
+@pytest.mark.parametrize("dtype", [F32, F16])
+def test_embedding_copies_rows(
+    kernels: Kernels, rng: np.random.Generator, dtype: str, count: int
+) -> None:
+    weight = rng.standard_normal((VOCAB, 50)).astype(dtype)
+    ids = rng.integers(0, VOCAB, count, np.int32)
+    ids[-1] = VOCAB - 1
+    (rows,) = kernels(f"embedding_{dtype}", weight, ids, outs=[((count, 50), F32)])
+    np.testing.assert_array_equal(rows, embedding.reference(weight, ids))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("scale", [F32, F16])
+def test_quantized_embedding(
+    kernels: Kernels, rng: np.random.Generator, bits: int, scale: str
+) -> None:
+    words, scales = quantize(rng.standard_normal((VOCAB, 96), np.float32), bits, scale)
+    ids = rng.permutation(VOCAB).astype(np.int32)
+    outs = [((VOCAB, 96), F32)]
+    (rows,) = kernels(f"embedding_{bits}_{scale}", words, scales, ids, outs=outs)
+    # One product of an integer and a scale, rounded once: the same everywhere.
+    np.testing.assert_array_equal(rows, dequantize(words, scales, bits)[ids])
+
+
+@pytest.mark.parametrize("shift, ratio", [(0, LAYER_NORM_RATIO), (1e3, SHIFTED_LAYER_NORM_RATIO)])
+@pytest.mark.parametrize("width", NORM_WIDTHS)
+def test_layer_norm(
+    kernels: Kernels, rng: np.random.Generator, width: int, shift: float, ratio: float
+) -> None:
+    x, weight, bias = (rng.standard_normal(s, np.float32) for s in ((9, width), width, width))
+    x += np.float32(shift)
+    exact = layer_norm.reference(*(a.astype(np.float64) for a in (x, weight, bias)), 1e-5)
+    (y,) = kernels(f"layer_norm_{width}", x, weight, bias, outs=[(x.shape, F32)])
+    assert error_ratio(y, exact) < ratio
+
+
+def test_layer_norm_of_equal_values_is_the_bias(kernels: Kernels) -> None:
+    x, bias = np.full((2, 64), 0.1, F32), np.arange(64, dtype=F32)
+    (y,) = kernels("layer_norm_64", x, np.ones(64, F32), bias, outs=[(x.shape, F32)])
+    np.testing.assert_allclose(y, [bias, bias], atol=1e-5)
+
+
+@pytest.mark.parametrize("width, dtype", [(64, F32), (64, F16), (7, F32)])
+def test_token_shift_and_last_token(
+    kernels: Kernels, rng: np.random.Generator, width: int, dtype: str
+) -> None:
+    x = rng.standard_normal((int(OFFSETS[-1]), width)).astype(dtype)
+    last = rng.standard_normal((len(LENGTHS), width)).astype(dtype)
+    (shifted,) = kernels(f"shift_{width}_{dtype}", x, last, OFFSETS, outs=[(x.shape, dtype)])
+    np.testing.assert_array_equal(shifted, token_shift.reference(x, last, OFFSETS))
+    (ends,) = kernels(f"last_{width}_{dtype}", x, OFFSETS, outs=[(last.shape, dtype)])
+    np.testing.assert_array_equal(ends, x[OFFSETS[1:] - 1])
+
+
+def test_offsets(kernels: Kernels) -> None:
+    (whole,) = kernels("whole_offsets", poisoned((13, 8), F32), outs=[((2,), "int32")])
+    assert whole.tolist() == [0, 13]
+    positions = OFFSETS[1:] - 1
+    (found,) = kernels("offsets_from_positions", positions, outs=[((4,), "int32")])
+    assert found.tolist() == OFFSETS.tolist()
+
+
+def test_state_rows_are_read_and_written_where_they_belong(
+    kernels: Kernels, rng: np.random.Generator
+) -> None:
+    tensor = rng.standard_normal((BATCH, LAYERS, ROWS, 48), np.float32)
+    (row,) = kernels("state_get", tensor, 1, 3, outs=[((BATCH, 48), F32)])
+    np.testing.assert_array_equal(row, tensor[:, 1, 3])
+
+    written = kernels.in_place("state_set", tensor, 1, 3, 2 * row)
+    tensor[:, 1, 3] *= 2
+    np.testing.assert_array_equal(written, tensor)

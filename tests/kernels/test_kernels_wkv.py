@@ -1,0 +1,93 @@
+"""The recurrence over ragged batches and by single steps, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from compiling import Array, Case, Kernels, error_ratio
+
+from mlc_rwkv_world.kernels.wkv import reference, wkv, wkv_step
+
+# By the spread of the exponents: those near 100 are themselves known to 4e-6 only.
+RATIO = {1.0: 2e-6, 40.0: 1e-5}
+WIDTHS = [64, 20, 7]
+LENGTHS = [1, 3, 40, 2]
+F32 = "float32"
+
+
+def _step(width: int) -> Case:
+    row = ("b", width, F32)
+    return wkv_step, [row, row, (width, F32), (width, F32), row, row, row], [row] * 4
+
+
+def _whole(width: int) -> Case:
+    tokens, row, vector = ("t", width, F32), ("b", width, F32), (width, F32)
+    args = [tokens, tokens, vector, vector, row, row, row, ("offsets", "int32")]
+    return wkv, args, [tokens, row, row, row]
+
+
+CASES: dict[str, Case] = {
+    **{f"wkv_{width}": _whole(width) for width in WIDTHS},
+    **{f"step_{width}": _step(width) for width in WIDTHS},
+}
+
+
+@pytest.fixture(scope="module")
+def kernels(compiled: Callable[[Mapping[str, Case]], Kernels]) -> Kernels:
+    return compiled(CASES)
+
+
+def _inputs(width: int, scale: float) -> list[Array]:
+    """k, v, w, u and a state of which some sequences are fresh and some are not."""
+    rng = np.random.default_rng(width)
+    tokens, batch = sum(LENGTHS), len(LENGTHS)
+    k = rng.normal(0, scale, (tokens, width))
+    v = rng.normal(0, 1, (tokens, width))
+    w = -np.exp(np.linspace(-6, 3, width))
+    u = rng.normal(0, scale, width)
+    a, b, p = rng.normal(0, 1, (3, batch, width))
+    b, p = np.abs(b) + 0.5, p * scale
+    for fresh in (0, 2):
+        a[fresh], b[fresh], p[fresh] = 0, 0, -1e30
+    return [x.astype(np.float32) for x in (k, v, w, u, a, b, p)]
+
+
+@pytest.mark.parametrize("scale", RATIO)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_recurrence(kernels: Kernels, width: int, scale: float) -> None:
+    inputs = _inputs(width, scale)
+    offsets = np.cumsum([0, *LENGTHS]).astype(np.int32)
+    row = ((len(LENGTHS), width), F32)
+    outs = [((int(offsets[-1]), width), F32), row, row, row]
+    actual = kernels(f"wkv_{width}", *inputs, offsets, outs=outs)
+    expected = reference(*(x.astype(np.float64) for x in inputs), offsets)
+    for result, exact in zip(actual, expected, strict=True):
+        assert error_ratio(result, exact) < RATIO[scale]
+
+    k, v, w, u, *state = inputs
+    steps = [((1, width), F32)] * 4
+    for s, (begin, end) in enumerate(pairwise(offsets)):
+        rows = [x[s : s + 1] for x in state]
+        for t in range(begin, end):
+            y, *rows = kernels(f"step_{width}", k[t, None], v[t, None], w, u, *rows, outs=steps)
+            assert error_ratio(y, expected[0][t]) < RATIO[scale]
+        for result, exact in zip(rows, expected[1:], strict=True):
+            assert error_ratio(result, exact[s]) < RATIO[scale]
+
+
+@pytest.mark.parametrize("name", ["wkv_64", "step_64"])
+def test_first_token_of_a_fresh_state_is_its_value(kernels: Kernels, name: str) -> None:
+    """Even where e^k would be infinite in float32, or zero."""
+    k = np.repeat(np.float32([[-300.0], [0.0], [300.0]]), 64, axis=1)
+    v = np.random.default_rng(0).standard_normal((3, 64), np.float32)
+    w, u = np.full(64, -0.5, F32), np.full(64, 3.0, F32)
+    zero, p = np.zeros((3, 64), F32), np.full((3, 64), -1e30, F32)
+    offsets = [np.arange(4, dtype=np.int32)] if name == "wkv_64" else []
+    y, a, b, p = kernels(name, k, v, w, u, zero, zero, p, *offsets, outs=[((3, 64), F32)] * 4)
+    np.testing.assert_array_equal(y, v)
+    np.testing.assert_array_equal(a, v)
+    np.testing.assert_array_equal(b, 1)
+    np.testing.assert_array_equal(p, k)
