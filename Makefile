@@ -1,18 +1,24 @@
 # Everything happens in .venv, made from whatever Python 3.10 or later `PYTHON` names.
 PYTHON ?= python3
-VENV := .venv
+VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
+# Outside the source tree, whose package has no compiled module and would be imported first.
+DEMO := $(CURDIR)/build/demo
+MODEL := RWKV-4-World-Demo
 # Building with more jobs than cores gains nothing and costs memory.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
 .PHONY: demo test lint clean
 
 demo: $(VENV)/installed
-	$(BIN)/python demo/unpack.py dist/models/RWKV-4-World-Demo
-	$(BIN)/python -m mlc_llm.build --model RWKV-4-World-Demo --quantization q4f16_1
-	$(BIN)/mlc_chat_cli --model RWKV-4-World-Demo-q4f16_1 --seed 0 --prompt "$$(sed -n 1p demo/prompts.txt)"
-	$(BIN)/mlc_chat_cli --model RWKV-4-World-Demo-q4f16_1 --seed 0 --prompt "$$(sed -n 2p demo/prompts.txt)"
-	$(BIN)/mlc_chat_cli --model RWKV-4-World-Demo-q4f16_1 --evaluate
+	mkdir -p $(DEMO)
+	cd $(DEMO) && $(BIN)/python $(CURDIR)/demo/unpack.py dist/models/$(MODEL)
+	cd $(DEMO) && $(BIN)/python -m mlc_llm.build --model $(MODEL) --quantization q4f16_1
+	cd $(DEMO) && while read -r prompt; do \
+	    echo "User: $$prompt"; \
+	    $(BIN)/mlc_chat_cli --model $(MODEL)-q4f16_1 --seed 0 --prompt "$$prompt" || exit 1; \
+	done < $(CURDIR)/demo/prompts.txt
+	cd $(DEMO) && $(BIN)/mlc_chat_cli --model $(MODEL)-q4f16_1 --evaluate
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -21,7 +27,7 @@ test: $(VENV)/installed-test
 	cmake -S . -B build/cpp -DCMAKE_BUILD_TYPE=Debug -DRWKV_WORLD_SANITIZE=ON
 	cmake --build build/cpp
 	ctest --test-dir build/cpp --output-on-failure
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 $(VENV)/installed: pyproject.toml CMakeLists.txt $(shell find cpp mlc_rwkv_world mlc_llm -type f -not -path '*/__pycache__/*')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

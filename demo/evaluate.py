@@ -236,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Judge the trained model in every format.")
     parser.add_argument("--model", type=Path, default=unpack.MODEL)
     parser.add_argument("--questions", type=Path, default=FOLDER / "questions.jsonl")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     questions = read_questions(arguments.questions)

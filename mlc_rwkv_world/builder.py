@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import tvm
 
 from mlc_rwkv_world.artifact import registry
 from mlc_rwkv_world.artifact.atomic import replacing_folder
 from mlc_rwkv_world.artifact.index import ParameterIndex
-from mlc_rwkv_world.artifact.layout import PARAMS_DIR, TOKENIZER_MODEL
+from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, PARAMS_DIR, TOKENIZER_MODEL
 from mlc_rwkv_world.checkpoint import (
     Checkpoint,
     find_model,
@@ -31,6 +33,7 @@ from mlc_rwkv_world.errors import ArtifactError, NotFoundError, UsageError
 from mlc_rwkv_world.models.config import DEFAULT_MAX_BATCH, DEFAULT_PREFILL_CHUNK, ModelConfig
 from mlc_rwkv_world.quantization import Format, format_named
 from mlc_rwkv_world.reporter import Reporter
+from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.runtime.library import open_library
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
@@ -105,27 +108,33 @@ def build(
     reporter = reporter or Reporter()
     if not (weights or library):
         raise UsageError("nothing to build: both the weights and the library were left out.")
+    if max_seq_len is not None and max_seq_len < 1:
+        raise UsageError(f"--max-seq-len {max_seq_len}: it must be at least 1.")
+    # Whatever is wrong with the options is said before anything is downloaded.
+    chosen, fmt = _for_this_cpu(resolve(target), target), format_named(quantization)
+    if reuse_lib is not None and not Path(reuse_lib).is_file():
+        raise NotFoundError(f"--reuse-lib {reuse_lib}: there is no such file.")
     output = Path(output)
     path = _locate(source, model, output / MODELS_DIR, prefer_safetensors, reporter)
     checkpoint = open_checkpoint(path, prefer_safetensors=prefer_safetensors)
     plan = _plan(
         checkpoint,
-        resolve(target),
-        format_named(quantization),
+        chosen,
+        fmt,
         output,
         max_seq_len,
         prefill_chunk_size,
         max_batch_size,
     )
-    reused = _check_reusable(Path(reuse_lib), plan) if reuse_lib is not None else None
+    if reuse_lib is not None:
+        _check_reusable(Path(reuse_lib), plan)
     waiting = f"waiting for another build of {plan.name}"
     with replacing_folder(plan.folder, lambda: reporter.stage(waiting)) as folder:
-        _carry_over(plan.folder, folder, params=not weights)
+        _carry_over(plan, folder, weights=weights)
         built: list[Path] = []
-        if reused is not None:
-            built = [folder / f"{plan.name}-{plan.target.kind}{reused.suffix}"]
-            built[0].unlink(missing_ok=True)
-            shutil.copyfile(reused, built[0])
+        if reuse_lib is not None:
+            built = [_library_path(plan, folder, system_lib=False)]
+            shutil.copyfile(reuse_lib, built[0])
         elif library:
             cache = output / CACHE_DIR if use_cache else None
             dump = Path(debug_dump) if debug_dump is not None else None
@@ -134,6 +143,14 @@ def build(
             _convert(plan, folder / PARAMS_DIR, reporter)
     registry.register(plan.folder)
     return _artifact(plan, built)
+
+
+def _for_this_cpu(target: BuildTarget, text: str) -> BuildTarget:
+    """A target that this machine was to choose, without what a hypervisor hides of its CPU."""
+    if "mcpu" in text or "mtriple" in text or target.host.attrs.get("mcpu") is None:
+        return target
+    missing = missing_features(target.cpu_features())
+    return target.without(missing) if missing else target
 
 
 def _locate(
@@ -190,37 +207,83 @@ def _plan(
     )
 
 
-def _check_reusable(path: Path, plan: _Plan) -> Path:
-    """The library at `path` if it takes the parameters that this build writes."""
-    if not path.is_file():
-        raise NotFoundError(f"--reuse-lib {path}: there is no such file.")
-    found = open_library(path, tvm.cpu()).metadata
-    ours = [(spec.name, spec.shape, spec.dtype) for spec in plan.specs]
-    theirs = [(param.name, param.shape, param.dtype) for param in found.parameters]
-    if ours != theirs:
+def _describe(plan: _Plan) -> dict[str, Any]:
+    return metadata.describe(plan.config, plan.format, plan.specs, plan.target, plan.compute_dtype)
+
+
+def _check_reusable(path: Path, plan: _Plan) -> None:
+    """ArtifactError unless the library at `path` computes what this build's would."""
+    ours = _identity(_describe(plan))
+    theirs = _identity(json.loads(str(open_library(path, tvm.cpu()).machine["_metadata"]())))
+    for key, value in ours.items():
+        if theirs[key] != value:
+            found = "" if key == "params" else f" ({theirs[key]!r} there, {value!r} here)"
+            raise ArtifactError(
+                f"--reuse-lib {path}: it was built for other {key}{found}. "
+                "Build without --reuse-lib."
+            )
+
+
+def _identity(described: dict[str, Any]) -> dict[str, Any]:
+    """What a library's metadata and a build's have to agree on."""
+    ours = described["rwkv_world"]
+    return {
+        "target": json.loads(ours["target"])["kind"],
+        "quantization": described["quantization"],
+        **{key: ours.get(key) for key in ("hidden_size", "layer_norm_epsilon", "rescale_every")},
+        "params": described["params"],
+    }
+
+
+def _carry_over(plan: _Plan, new: Path, *, weights: bool) -> None:
+    """Keeps what this build does not write: other targets' libraries, parameters, user's files.
+
+    Weights that were converted for another configuration of the model and the libraries beside
+    them belong together: neither stays without the other, since nothing else would notice.
+    """
+    old = plan.folder
+    stale = not _same_model(old / PARAMS_DIR, plan.config)
+    if stale and not weights:
         raise ArtifactError(
-            f"--reuse-lib {path}: it was built for other parameters ({found.quantization}, "
-            f"{found.num_hidden_layers} layers of {found.hidden_size}) than this model's "
-            f"({plan.format.name}, {plan.config.num_hidden_layers} layers of "
-            f"{plan.config.hidden_size}). Build without --reuse-lib."
+            f"{old / PARAMS_DIR} was converted for another configuration of the model. Build "
+            "without --build-model-only."
         )
-    return path
-
-
-def _carry_over(old: Path, new: Path, *, params: bool) -> None:
-    """Keeps what this build does not write: libraries for other targets, and the parameters."""
-    if params and (old / PARAMS_DIR).is_dir():
-        shutil.copytree(old / PARAMS_DIR, new / PARAMS_DIR, copy_function=_link_or_copy)
     for path in old.iterdir() if old.is_dir() else ():
-        if path.is_file() and not path.is_symlink():
+        if weights and path.name == PARAMS_DIR:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link_or_copy)
+        elif not (stale and path.name.startswith(f"{plan.name}-")):
             _link_or_copy(str(path), str(new / path.name))
+
+
+def _same_model(params: Path, config: ModelConfig) -> bool:
+    """Whether weights in `params`, if there are any, were converted for this configuration."""
+    if not params.is_dir():
+        return True
+    try:
+        text = (params / CHAT_CONFIG).read_text(encoding="utf-8")
+        old = ModelConfig.from_dict(json.loads(text)["model_config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    of_the_library = ("context_window_size", "prefill_chunk_size", "max_batch_size")
+    return config == dataclasses.replace(
+        old, **{field: getattr(config, field) for field in of_the_library}
+    )
 
 
 def _link_or_copy(source: str, target: str) -> None:
     try:
-        os.link(source, target)
+        os.link(source, target, follow_symlinks=False)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _library_path(plan: _Plan, folder: Path, *, system_lib: bool) -> Path:
+    """Where the library goes; free, since a link to an older one would be written through."""
+    path = folder / f"{plan.name}-{plan.target.kind}{code.ending(plan.target, system_lib)}"
+    path.unlink(missing_ok=True)
+    return path
 
 
 def _compile(
@@ -232,9 +295,7 @@ def _compile(
     reporter: Reporter,
 ) -> list[Path]:
     reporter.stage(f"compiling for {plan.target.kind}")
-    described = metadata.describe(
-        plan.config, plan.format, plan.specs, plan.target, plan.compute_dtype
-    )
+    described = _describe(plan)
     cache = ModuleCache(cache_folder, described) if cache_folder is not None else None
     mod = cache.load() if cache is not None and dump is None else None
     if mod is None:
@@ -242,10 +303,8 @@ def _compile(
         mod = pipeline.run(exported, plan.target.target, plan.config, described, dump)
         if cache is not None:
             cache.store(mod)
-    path = folder / f"{plan.name}-{plan.target.kind}{code.ending(plan.target, system_lib)}"
-    # A link to an older library would be written through.
-    path.unlink(missing_ok=True)
-    prefix = f"{plan.name}_".replace("-", "_").replace(".", "_") if system_lib else None
+    path = _library_path(plan, folder, system_lib=system_lib)
+    prefix = code.system_lib_prefix(plan.name) if system_lib else None
     return code.write(mod, plan.target, path, system_lib_prefix=prefix)
 
 
@@ -291,5 +350,5 @@ def _artifact(plan: _Plan, built: list[Path]) -> Artifact:
         compute_dtype=plan.compute_dtype,
         nbytes=nbytes,
         bits_per_weight=8 * nbytes / values,
-        notes=plan.target.notes,
+        notes=(*plan.target.notes, *code.notes(plan.target, built)),
     )

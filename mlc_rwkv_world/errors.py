@@ -59,3 +59,9 @@ class DownloadError(RwkvWorldError):
     """A model could not be fetched from the hub."""
 
     exit_status = 9
+
+
+class InstallationError(RwkvWorldError, ImportError):
+    """The package itself is incomplete."""
+
+    exit_status = 10

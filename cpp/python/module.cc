@@ -305,45 +305,28 @@ py::list EncodeBatch(const Tokenizer& tokenizer, const py::sequence& objects,
   return lists;
 }
 
-void Resize(py::bytes* bytes, std::size_t size) {
-  PyObject* object = bytes->release().ptr();
-  const int status = _PyBytes_Resize(&object, static_cast<Py_ssize_t>(size));
-  *bytes = py::reinterpret_steal<py::bytes>(object);
-  if (status != 0) throw py::error_already_set();
-}
-
 py::bytes DecodeBytes(const Tokenizer& tokenizer, py::handle object) {
   const Ids ids(object);
-  // Most texts have five bytes or less for each token.
-  std::size_t capacity = 5 * ids.size() + rwkv_world::kMaxTokenBytes;
-  auto bytes = py::reinterpret_steal<py::bytes>(
-      PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(capacity)));
-  if (!bytes) throw py::error_already_set();
   std::size_t size = 0;
-  for (std::size_t position = 0;;) {
-    char* const data = PyBytes_AS_STRING(bytes.ptr());
-    {
-      const MaybeReleaseGil release(ids.size());
-      size += tokenizer.DecodeSome(ids.data(), ids.size(), &position, data + size, capacity - size);
-    }
-    if (position == ids.size()) break;
-    capacity *= 2;
-    Resize(&bytes, capacity);
+  {
+    const MaybeReleaseGil release(ids.size());
+    size = tokenizer.DecodedSize(ids.data(), ids.size());
   }
-  Resize(&bytes, size);
+  auto bytes = py::reinterpret_steal<py::bytes>(
+      PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+  if (!bytes) throw py::error_already_set();
+  char* const data = PyBytes_AS_STRING(bytes.ptr());
+  const MaybeReleaseGil release(ids.size());
+  tokenizer.DecodeTo(ids.data(), ids.size(), data);
   return bytes;
-}
-
-py::str ToStr(std::string_view bytes, const char* errors) {
-  auto text = py::reinterpret_steal<py::str>(
-      PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), errors));
-  if (!text) throw py::error_already_set();
-  return text;
 }
 
 py::str Decode(const Tokenizer& tokenizer, py::handle object, const char* errors) {
   const py::bytes bytes = DecodeBytes(tokenizer, object);
-  return ToStr(bytes, errors);
+  auto text = py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(PyBytes_AS_STRING(bytes.ptr()), PyBytes_GET_SIZE(bytes.ptr()), errors));
+  if (!text) throw py::error_already_set();
+  return text;
 }
 
 Tokenizer FromTokens(const py::dict& tokens) {

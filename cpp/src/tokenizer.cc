@@ -1,5 +1,6 @@
 #include "rwkv_world/tokenizer.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -37,13 +38,14 @@ std::string ReadFile(const std::string& path) {
 struct Tokenizer::Tables {
   explicit Tables(Vocabulary checked) : vocabulary(std::move(checked)), trie(vocabulary) {
     vocabulary.sorted = {};
-    // Lets DecodeSome read past the last token.
+    // Lets DecodeTo read past the last token.
     vocabulary.bytes.append(kShortCopy, '\0');
     vocabulary.bytes.shrink_to_fit();
   }
 
   int32_t last_id() const { return static_cast<int32_t>(vocabulary.token_count); }
   bool Has(int32_t id) const { return id >= 0 && id <= last_id(); }
+  Span span(int32_t id) const { return vocabulary.spans[static_cast<uint16_t>(id)]; }
 
   [[noreturn]] void FailUnknownId(int32_t id) const {
     throw VocabularyError("token id " + std::to_string(id) +
@@ -105,35 +107,49 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
   return ids;
 }
 
-std::size_t Tokenizer::DecodeSome(const int32_t* ids, std::size_t count, std::size_t* position,
-                                  char* bytes, std::size_t capacity) const {
+std::size_t Tokenizer::DecodedSize(const int32_t* ids, std::size_t count) const {
   const Tables& tables = *tables_;
-  const char* const tokens = tables.vocabulary.bytes.data();
+  const auto last = static_cast<uint32_t>(tables.last_id());
   std::size_t size = 0;
-  for (; *position < count; ++*position) {
-    const int32_t id = ids[*position];
-    if (!tables.Has(id)) tables.FailUnknownId(id);
-    const Span span = tables.vocabulary.spans[static_cast<std::size_t>(id)];
-    const char* const token = tokens + span.offset();
-    // A short copy may write more than the token; the next one overwrites that.
-    if (span.length() <= kShortCopy && capacity - size >= kShortCopy) {
-      std::memcpy(bytes + size, token, kShortCopy);
-    } else if (span.length() <= capacity - size) {
-      std::memcpy(bytes + size, token, span.length());
-    } else {
-      break;
-    }
-    size += span.length();
+  // Its sign bit is set once an id was below 0 or above the last: cheaper than a test for each.
+  uint32_t unknown = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto id = static_cast<uint32_t>(ids[i]);
+    unknown |= id | (last - id);
+    size += tables.span(ids[i]).length();
+  }
+  if (unknown >> 31 != 0) {
+    tables.FailUnknownId(
+        *std::find_if_not(ids, ids + count, [&](int32_t id) { return tables.Has(id); }));
   }
   return size;
 }
 
-std::string Tokenizer::Decode(const int32_t* ids, std::size_t count) const {
-  char buffer[4096];
-  std::string bytes;
-  for (std::size_t position = 0; position < count;) {
-    bytes.append(buffer, DecodeSome(ids, count, &position, buffer, sizeof(buffer)));
+void Tokenizer::DecodeTo(const int32_t* ids, std::size_t count, char* bytes) const noexcept {
+  const Tables& tables = *tables_;
+  const char* const tokens = tables.vocabulary.bytes.data();
+  // A short copy writes more than the token. Where kShortCopy bytes follow, that is harmless: the
+  // next tokens overwrite it.
+  std::size_t safe = count;
+  for (std::size_t behind = 0; safe > 0 && behind < kShortCopy;) {
+    behind += tables.span(ids[--safe]).length();
   }
+  for (std::size_t i = 0; i < safe; ++i) {
+    const Span span = tables.span(ids[i]);
+    std::memcpy(bytes, tokens + span.offset(), kShortCopy);
+    if (span.length() > kShortCopy) std::memcpy(bytes, tokens + span.offset(), span.length());
+    bytes += span.length();
+  }
+  for (std::size_t i = safe; i < count; ++i) {
+    const Span span = tables.span(ids[i]);
+    std::memcpy(bytes, tokens + span.offset(), span.length());
+    bytes += span.length();
+  }
+}
+
+std::string Tokenizer::Decode(const int32_t* ids, std::size_t count) const {
+  std::string bytes(DecodedSize(ids, count), '\0');
+  DecodeTo(ids, count, bytes.data());
   return bytes;
 }
 

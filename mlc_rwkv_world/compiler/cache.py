@@ -34,7 +34,8 @@ class ModuleCache:
         """The cached module; None where there is none, or it cannot be read."""
         try:
             mod = tvm.ir.load_json(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, tvm.error.InternalError):
+        except Exception:
+            # Damage shows in TVM's reader in many ways, and lowering again cures them all.
             return None
         return mod if isinstance(mod, IRModule) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,23 @@ def _foreign(triple: str) -> bool:
     return not any(name in triple for name in names) or arch != machine.replace("arm64", "aarch64")
 
 
+def system_lib_prefix(name: str) -> str:
+    """What the symbols of the system library of the model `name` start with."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII) + "_"
+
+
+def notes(target: BuildTarget, paths: Sequence[Path]) -> tuple[str, ...]:
+    """What to know of the files that `write` has written."""
+    objects = [path.name for path in paths if path.suffix == ".tar"]
+    if not objects:
+        return ()
+    triple = str(target.host.attrs.get("mtriple", ""))
+    why = f"no linker for {triple} here: " if _foreign(triple) else ""
+    sources = [path.name for path in paths if path.suffix in _SHADERS.values()]
+    also = f"; {sources[0]} is the shaders' source" if sources else ""
+    return (f"{why}{objects[0]} holds object files, to be linked where they will run{also}",)
+
+
 def write(
     mod: IRModule, target: BuildTarget, path: Path, *, system_lib_prefix: str | None = None
 ) -> list[Path]:
@@ -49,6 +67,8 @@ def write(
     if system_lib_prefix is not None:
         mod = mod.with_attr("system_lib_prefix", system_lib_prefix)
         options["system_lib"] = True
+    if path.suffix != ".tar":
+        _require_compiler()
     try:
         executable = tvm.relax.build(
             mod, target=target.target, relax_pipeline=tvm.transform.Sequential([]), **options
@@ -56,10 +76,9 @@ def write(
         if path.suffix == ".tar":
             executable.export_library(str(path), fcompile=tar.tar)
         else:
-            _require_compiler()
             executable.export_library(str(path))
-    except (tvm.error.InternalError, RuntimeError) as err:
-        reason = str(err).strip().splitlines()[-1]
+    except (tvm.error.InternalError, RuntimeError, ValueError, OSError) as err:
+        reason = next(iter(str(err).strip().splitlines()[-1:]), type(err).__name__)
         raise TargetError(f"building for {target.describe()} failed: {reason}") from err
     written = [path]
     if path.suffix == ".tar":
@@ -79,6 +98,8 @@ def _write_shaders(module: Any, path: Path) -> list[Path]:
     for device in _device_modules(module):
         if str(device.kind) in _SHADERS:
             source = path.with_suffix(_SHADERS[str(device.kind)])
+            # It may be a link to an older one, which stays as it is.
+            source.unlink(missing_ok=True)
             source.write_text(device.inspect_source(), encoding="utf-8")
             written.append(source)
     return written

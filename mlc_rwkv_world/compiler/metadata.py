@@ -61,6 +61,7 @@ def describe(
             "hidden_size": config.hidden_size,
             "vocab_size": config.vocab_size,
             "initial_rows": list(version_of(config.model_version).initial_rows),
+            "layer_norm_epsilon": config.layer_norm_epsilon,
             "rescale_every": config.rescale_every,
             "fp32_layers": [],
             "packed_params": None,

@@ -13,6 +13,7 @@ from tvm.target import Target
 
 from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
@@ -78,13 +79,7 @@ class _AttachMetadata:
 def _schedules(target: Target) -> Pass:
     if target.kind.name == "llvm":
         return dlight.ApplyDefaultSchedule(Elementwise())
-    return dlight.ApplyDefaultSchedule(
-        dlight.gpu.Matmul(),
-        dlight.gpu.GEMV(),
-        dlight.gpu.Reduction(),
-        dlight.gpu.GeneralReduction(),
-        dlight.gpu.Fallback(),
-    )
+    return dlight.ApplyDefaultSchedule(*schedule_gpu.rules())
 
 
 def _bound_shapes(mod: IRModule, config: ModelConfig) -> IRModule:

@@ -7,6 +7,7 @@ import json
 import platform
 import re
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 import tvm
@@ -51,6 +52,13 @@ class BuildTarget:
             if str(name).startswith(_INSTRUCTION_SETS)
         )
 
+    def without(self, features: Iterable[str]) -> BuildTarget:
+        """The same target, for a CPU that lacks these instruction sets."""
+        attrs = json.loads(str(self.target))
+        cpu = attrs if self.kind == "llvm" else attrs["host"]
+        cpu["mattr"] = [*cpu.get("mattr", ()), *(f"-{name}" for name in features)]
+        return dataclasses.replace(self, target=Target(attrs))
+
     def describe(self) -> str:
         """The target as JSON, which `resolve` reads back."""
         return json.dumps(json.loads(str(self.target)), sort_keys=True)
@@ -71,7 +79,10 @@ def _host_triple() -> str:
 
 
 def resolve(text: str) -> BuildTarget:
-    """`auto`, a kind (`llvm`, `cuda`, ...), `kind -key=value ...`, or a JSON object."""
+    """`auto`, a kind (`llvm`, ...), `kind -key=value ...`, a tag of TVM's, or a JSON object.
+
+    Raises TargetError where that names no target, or none that can be built for here.
+    """
     text = text.strip()
     if text == "auto":
         text = _detect()
@@ -86,12 +97,25 @@ def resolve(text: str) -> BuildTarget:
     notes: list[str] = []
     complete = {"llvm": _llvm, "cuda": _cuda, "metal": _metal}.get(str(kind), _other)
     attrs = complete(attrs, notes)
+    _require_known_cpu(attrs.get("host", attrs), text)
+    return BuildTarget(_accepted(attrs, text), tuple(notes))
+
+
+def _accepted(target: str | dict[str, Any], text: str) -> Target:
     try:
-        target = Target(attrs)
+        return Target(target)
     except Exception as err:
-        reason = str(err).strip().splitlines()[0]
+        reason = str(err).strip().splitlines()[0][:200]
         raise TargetError(f"--target {text!r}: TVM does not accept it: {reason}") from err
-    return BuildTarget(target, tuple(notes))
+
+
+def _require_known_cpu(cpu: Any, text: str) -> None:
+    if not isinstance(cpu, dict) or cpu.get("kind") != "llvm":
+        raise TargetError(f"--target {text!r}: the host has to be a CPU, a target of kind llvm.")
+    # LLVM would take what it does not know for a generic CPU, or crash.
+    name, triple = cpu.get("mcpu") or "generic", cpu["mtriple"]
+    if not codegen.llvm_is_valid_cpu(str(name), str(triple)):
+        raise TargetError(f"--target {text!r}: LLVM knows no CPU {name!r} of {triple!r}.")
 
 
 def _detect() -> str:
@@ -110,15 +134,16 @@ def _parse(text: str) -> dict[str, Any]:
             raise TargetError(f"--target {text!r} has to be a JSON object.")
         return attrs
     try:
-        kind, *options = shlex.split(text)
+        kind, *options = shlex.split(text) or [""]
     except ValueError as err:
         raise TargetError(f"--target {text!r} cannot be read: {err}.") from err
-    attrs = {"kind": kind}
+    # Tags, such as nvidia/nvidia-a100, are TVM's names for whole targets.
+    attrs = json.loads(str(_accepted(kind, text))) if "/" in kind else {"kind": kind}
     for option in options:
         match = re.fullmatch(r"--?([A-Za-z_][\w-]*)=(.+)", option)
         if match is None:
             raise TargetError(f"--target {text!r}: {option!r} is not of the form -key=value.")
-        key, value = match[1].replace("-", "_"), match[2]
+        key, value = match[1], match[2]
         if key in ("mattr", "keys", "libs"):
             attrs[key] = value.split(",")
         elif key == "host":
@@ -145,6 +170,17 @@ def _llvm(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     return attrs
 
 
+def _with_host(attrs: dict[str, Any], default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Completes the host, or takes the default one."""
+    if attrs.get("host") is None:
+        attrs["host"] = default or host()
+    elif isinstance(attrs["host"], str):
+        attrs["host"] = _parse(attrs["host"])
+    if isinstance(attrs["host"], dict) and attrs["host"].get("kind") == "llvm":
+        attrs["host"] = _llvm(attrs["host"], [])
+    return attrs
+
+
 def _cuda(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     if "arch" not in attrs:
         if tvm.cuda(0).exist:
@@ -157,20 +193,16 @@ def _cuda(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
             )
     for key, value in {**_CUDA_LIMITS, "thread_warp_size": 32}.items():
         attrs.setdefault(key, value)
-    attrs.setdefault("host", host())
-    return attrs
+    return _with_host(attrs)
 
 
 def _metal(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     for key, value in {**_METAL_LIMITS, "thread_warp_size": 32}.items():
         attrs.setdefault(key, value)
-    if platform.system() != "Darwin":
-        attrs.setdefault("host", {"kind": "llvm", "mtriple": "arm64-apple-macos"})
-        notes.append("no Apple linker here: an object file and the shader source are written")
-    attrs.setdefault("host", host())
-    return attrs
+    if platform.system() == "Darwin":
+        return _with_host(attrs)
+    return _with_host(attrs, {"kind": "llvm", "mtriple": "arm64-apple-macos"})
 
 
 def _other(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    attrs.setdefault("host", host())
-    return attrs
+    return _with_host(attrs)

@@ -26,6 +26,8 @@ _PIECE = 4 << 20
 class ShardWriter:
     """Streams tensors into `folder`; nothing is complete before `finish` has written the index.
 
+    A context manager, which closes the open shard where the work fails.
+
     A shard ends where the next tensor would take it past `SHARD_CAP` bytes; a tensor larger than
     that has a shard of its own.
     """
@@ -33,22 +35,28 @@ class ShardWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.total_bytes = 0
-        self.total_values = 0
         self._shards: list[dict[str, Any]] = []
         self._records: list[dict[str, Any]] = []
         self._size = 0
         self._file: Any = None
         self._digest = hashlib.md5(usedforsecurity=False)
 
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
     def add(self, name: str, values: NDArray[Any]) -> None:
         """Appends one tensor, C-contiguous, in its own dtype."""
         values = np.ascontiguousarray(values)
-        if self._size and self._size + values.nbytes > SHARD_CAP:
+        if self._size and self._size + self._padding() + values.nbytes > SHARD_CAP:
             self._close_shard()
         if self._file is None:
             path = self.folder / SHARD_NAME.format(index=len(self._shards))
             self._file = path.open("wb")
-        self._write(bytes(-self._size % ALIGNMENT))
+        self._write(bytes(self._padding()))
         record = {
             "name": name,
             "shape": list(values.shape),
@@ -79,6 +87,9 @@ class ShardWriter:
         text = json.dumps(index, indent=1)
         for name in (NDARRAY_CACHE, TENSOR_CACHE):
             (self.folder / name).write_text(text, encoding="utf-8")
+
+    def _padding(self) -> int:
+        return -self._size % ALIGNMENT
 
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)

@@ -36,27 +36,40 @@ def convert(
     fmt: Format,
     folder: Path,
     progress: Progress,
-) -> ShardWriter:
+) -> None:
     """Writes every parameter of `specs` and the index into `folder`.
 
     Holds one tensor of the checkpoint, as float32, and what it becomes. `progress` is called
     after each one with its name and its count of values.
     """
-    writer = ShardWriter(folder)
     values = 0
-    for name, group in _by_source(specs):
-        weight = _rescale(checkpoint.read(name), name, config)
-        for spec, stored in zip(group, _stored(weight, group, fmt, checkpoint, name), strict=True):
-            if stored.shape != spec.shape or str(stored.dtype) != spec.dtype:
-                raise CheckpointError(
-                    f"{checkpoint.path}: {name} has shape {weight.shape}, which gives "
-                    f"{spec.name} {stored.shape}; the model's configuration asks for {spec.shape}."
-                )
-            writer.add(spec.name, stored)
-        values += weight.size
-        progress(name, weight.size)
-    writer.finish(values)
-    return writer
+    with ShardWriter(folder) as writer:
+        for name, group in _by_source(specs):
+            count = _add(writer, checkpoint, name, group, config, fmt)
+            values += count
+            progress(name, count)
+        writer.finish(values)
+
+
+def _add(
+    writer: ShardWriter,
+    checkpoint: Checkpoint,
+    name: str,
+    group: Sequence[ParameterSpec],
+    config: ModelConfig,
+    fmt: Format,
+) -> int:
+    """Writes what one tensor of the checkpoint becomes; how many values it has."""
+    weight = _rescale(checkpoint.read(name), name, config)
+    tensors = _stored(weight, group, fmt, checkpoint, name)
+    for spec, stored in zip(group, tensors, strict=True):
+        if stored.shape != spec.shape or str(stored.dtype) != spec.dtype:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} has shape {weight.shape}, which gives {spec.name} "
+                f"{stored.shape}; the model's configuration asks for {spec.shape}."
+            )
+        writer.add(spec.name, stored)
+    return weight.size
 
 
 def _by_source(specs: Sequence[ParameterSpec]) -> Iterator[tuple[str, list[ParameterSpec]]]:

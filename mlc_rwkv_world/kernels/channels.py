@@ -19,7 +19,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import Signature, parallel_if_worth
 
 
 def _largest_divisor(value: int, *candidates: int) -> int:
@@ -27,14 +27,19 @@ def _largest_divisor(value: int, *candidates: int) -> int:
 
 
 class Channels:
-    """The loops over D channels for one target."""
+    """The loops over rows of D channels for one target.
 
-    def __init__(self, width: int, sig: Signature) -> None:
+    `rows` is how many there are, if that is known when compiling; `cost` is about how many copies
+    one channel's work is worth.
+    """
+
+    def __init__(self, width: int, sig: Signature, rows: Any = None, cost: int = 1) -> None:
         self.width = width
         if sig.on_cpu:
             self.lanes = _largest_divisor(width, 16, 8, 4, 2)
             self._threads = 1
-            self.outer: Any = T.parallel
+            steps = rows * width * cost if isinstance(rows, int) else None
+            self.outer: Any = parallel_if_worth(steps)
         else:
             self.lanes = 1
             self._threads = _largest_divisor(width, 64, 32, 16, 8, 4, 2)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import Signature, parallel_if_worth
 
 Array = NDArray[Any]
 LANES = 16
@@ -32,6 +32,8 @@ def layer_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
     steps, tail = divmod(width, LANES)
     body = steps * LANES
     inverse = 1.0 / width
+    known = sig.args[0].shape[0]
+    tasks = parallel_if_worth(known * width if isinstance(known, int) else None)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -44,7 +46,7 @@ def layer_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, width), "float32")
         out = T.match_buffer(var_out, (rows, width), "float32")
-        for row in T.parallel(rows):
+        for row in tasks(rows):
             part = T.alloc_buffer((LANES,), "float32", scope="local")
             stat = T.alloc_buffer((2,), "float32", scope="local")
             for i in T.vectorized(LANES):

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of, unpack, values_per_word
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import Signature, parallel_if_worth
 
 LANES = 8
 # Rows of W that one task computes; small enough to share work evenly, large enough to amortize it.
@@ -33,6 +33,7 @@ def _matvec_plain(sig: Signature) -> tirx.PrimFunc:
     inner, outer = sig.args[0].static(1), sig.outs[0].static(1)
     x_type, w_type, y_type = sig.args[0].dtype, sig.args[1].dtype, sig.outs[0].dtype
     unrolled = 4
+    tasks = parallel_if_worth(inner * outer)
     steps, tail = divmod(inner, unrolled * LANES)
     body = inner - tail
 
@@ -43,7 +44,7 @@ def _matvec_plain(sig: Signature) -> tirx.PrimFunc:
         y: T.Buffer((1, outer), y_type),
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        for block in T.parallel((outer + ROWS - 1) // ROWS):
+        for block in tasks((outer + ROWS - 1) // ROWS):
             total = T.alloc_buffer((unrolled, LANES), "float32", scope="local")
             result = T.alloc_buffer((1,), "float32", scope="local")
             for r in range(T.min(ROWS, outer - block * ROWS)):
@@ -78,6 +79,7 @@ def _matvec_grouped(sig: Signature) -> tirx.PrimFunc:
     bits = bits_of(sig.args[1].static(1), inner)
     per_word = values_per_word(bits)
     groups = inner // GROUP_SIZE
+    tasks = parallel_if_worth(inner * outer)
     # LANES values are one word of 4-bit values, or two of 8-bit ones.
     words = inner // per_word
     lane_words = LANES // per_word
@@ -90,7 +92,7 @@ def _matvec_grouped(sig: Signature) -> tirx.PrimFunc:
         y: T.Buffer((1, outer), y_type),
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        for block in T.parallel((outer + ROWS - 1) // ROWS):
+        for block in tasks((outer + ROWS - 1) // ROWS):
             total = T.alloc_buffer((LANES,), "float32", scope="local")
             part = T.alloc_buffer((LANES,), "float32", scope="local")
             result = T.alloc_buffer((1,), "float32", scope="local")

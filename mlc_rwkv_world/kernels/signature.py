@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
+from tvm.script import tirx as T
 from tvm.target import Target
 
 
@@ -44,3 +45,12 @@ class Signature:
     @property
     def on_cpu(self) -> bool:
         return bool(self.target.kind.name == "llvm")
+
+
+# Below this many steps, waking threads costs a CPU more than it saves.
+_WORTH_THREADS = 1 << 15
+
+
+def parallel_if_worth(steps: int | None) -> Any:
+    """The loop over a CPU kernel's tasks; `steps` in all, None where only a run can tell."""
+    return T.parallel if steps is None or steps >= _WORTH_THREADS else T.serial

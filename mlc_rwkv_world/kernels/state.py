@@ -11,8 +11,8 @@ from mlc_rwkv_world.kernels.signature import Signature
 
 def state_get(sig: Signature) -> tirx.PrimFunc:
     """(state, layer, row) -> [B, D]."""
-    _, layers, rows, width = (sig.args[0].shape[0], *map(int, sig.args[0].shape[1:]))
-    grid = Channels(width, sig)
+    layers, rows, width = map(int, sig.args[0].shape[1:])
+    grid = Channels(width, sig, sig.args[0].shape[0])
     lanes, blocks = grid.lanes, grid.blocks
 
     @T.prim_func(s_tir=True)
@@ -34,8 +34,8 @@ def state_get(sig: Signature) -> tirx.PrimFunc:
 
 def state_set(sig: Signature) -> tirx.PrimFunc:
     """(state, layer, row, value [B, D]): writes the row of `state`."""
-    _, layers, rows, width = (sig.args[0].shape[0], *map(int, sig.args[0].shape[1:]))
-    grid = Channels(width, sig)
+    layers, rows, width = map(int, sig.args[0].shape[1:])
+    grid = Channels(width, sig, sig.args[0].shape[0])
     lanes, blocks = grid.lanes, grid.blocks
 
     @T.prim_func(s_tir=True)

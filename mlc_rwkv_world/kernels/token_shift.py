@@ -58,7 +58,7 @@ def token_shift(sig: Signature) -> tirx.PrimFunc:
 def last_token(sig: Signature) -> tirx.PrimFunc:
     """(x, offsets) -> the last row of each sequence."""
     width, dtype = sig.args[0].static(1), sig.args[0].dtype
-    grid = Channels(width, sig)
+    grid = Channels(width, sig, sig.outs[0].shape[0])
     lanes, blocks = grid.lanes, grid.blocks
 
     @T.prim_func(s_tir=True)

@@ -20,6 +20,9 @@ from mlc_rwkv_world.kernels.signature import Signature
 
 Array = NDArray[Any]
 
+# Four exponentials and a division.
+_STEP_COST = 16
+
 
 def reference(
     k: Array, v: Array, w: Array, u: Array, a: Array, b: Array, p: Array, offsets: Array
@@ -116,7 +119,7 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
 def wkv_step(sig: Signature) -> tirx.PrimFunc:
     """(k, v, w, u, a, b, p) -> (y, a, b, p) where row i is the next token of sequence i."""
     width = sig.args[0].static(1)
-    grid = Channels(width, sig)
+    grid = Channels(width, sig, sig.args[0].shape[0], cost=_STEP_COST)
     lanes, blocks = grid.lanes, grid.blocks
     one = T.float32(1)
 

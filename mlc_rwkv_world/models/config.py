@@ -39,9 +39,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.attention_hidden_size:
             object.__setattr__(self, "attention_hidden_size", self.hidden_size)
-        if not self.num_heads:
-            object.__setattr__(self, "num_heads", max(1, self.hidden_size // self.head_size))
         for field in (
+            "head_size",
             "hidden_size",
             "intermediate_size",
             "num_hidden_layers",
@@ -51,12 +50,15 @@ class ModelConfig:
             "max_batch_size",
         ):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise UsageError(f"model_config: {field} is {value!r}; it must be at least 1.")
-        if self.rescale_every < 0:
+        if type(self.rescale_every) is not int or self.rescale_every < 0:
             raise UsageError(
-                f"model_config: rescale_every is {self.rescale_every}; 0 turns rescaling off."
+                f"model_config: rescale_every is {self.rescale_every!r}; it is a number of blocks, "
+                "or 0 for never."
             )
+        if not self.num_heads:
+            object.__setattr__(self, "num_heads", max(1, self.hidden_size // self.head_size))
         if self.attention_hidden_size != self.hidden_size:
             raise UsageError(
                 f"model_config: attention_hidden_size is {self.attention_hidden_size}, "
@@ -70,8 +72,12 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """From a JSON object; fields that are not ours are ignored."""
-        known = {field.name for field in dataclasses.fields(cls)}
+        """From a JSON object; other fields are ignored. Raises UsageError where one is missing."""
+        fields = dataclasses.fields(cls)
+        known = {field.name for field in fields}
+        needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in values]:
+            raise UsageError(f"model_config: {', '.join(missing)} missing.")
         return cls(**{key: value for key, value in values.items() if key in known})
 
     def as_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,18 @@ class Speed:
         return f"prefill: {prefill:.1f} tok/s, decode: {decode:.1f} tok/s"
 
 
+class _Mark(NamedTuple):
+    """A place in the answer up to which all that the state has read was given as text.
+
+    `read` counts the tokens that the state has read there, `offset` the answer's bytes;
+    `tokens` were chosen since, and the state has read the first of them or none.
+    """
+
+    read: int
+    offset: int
+    tokens: list[int]
+
+
 class Generation:
     """Generates once, into a state that it continues.
 
@@ -60,15 +72,13 @@ class Generation:
         max_tokens: int | None = None,
     ) -> None:
         check_max_tokens(max_tokens)
-        self.tokens: list[int] = []
         self.speed = Speed()
         self._engine = engine
         self._state = state
         self._sampler = sampler
         self._max_tokens = max_tokens
         self._text = TextStream(stop)
-        # Where the prompt ends, in tokens that the state has read.
-        self._start: int | None = None
+        self._mark: _Mark | None = None
         # The last state whose text was given in full, if the present one's was not.
         self._clean: State | None = None
         self._settled_at = -1
@@ -76,25 +86,28 @@ class Generation:
     def run(self, ids: npt.NDArray[np.int32]) -> Iterator[str]:
         """Read the prompt `ids` and yield text, up to a stop string or the end of text."""
         engine, state, speed = self._engine, self._state, self.speed
-        self._start = state.tokens_read + len(ids)
+        self._mark = _Mark(state.tokens_read + len(ids), 0, [])
         started = time.perf_counter()
         logits = engine.prefill(ids, state)
         speed.prefill_tokens, speed.prefill_seconds = len(ids), time.perf_counter() - started
         started = time.perf_counter()
+        count = 0
         while True:
             token = self._sampler.sample(logits)
             speed.decode_seconds += time.perf_counter() - started
             if token == END_OF_TEXT:
                 break
-            self.tokens.append(token)
-            if piece := self._text.push(engine.tokenizer.id_to_bytes(token)):
+            count += 1
+            data = engine.tokenizer.id_to_bytes(token)
+            self._mark.tokens.append(token)
+            if piece := self._text.push(data):
                 yield piece
             if self._text.stopped:
                 return
-            if len(self.tokens) == self._max_tokens:
+            if count == self._max_tokens:
                 break
             started = time.perf_counter()
-            self._keep_clean_state()
+            self._move_mark(token, len(data))
             logits = engine.decode(token, state)
             speed.decode_tokens += 1
         if piece := self._text.finish():
@@ -103,7 +116,7 @@ class Generation:
     @property
     def prompt_read(self) -> bool:
         """Whether the state has read the prompt."""
-        return self._start is not None and self._state.tokens_read >= self._start
+        return self._mark is not None and self._state.tokens_read >= self._mark.read
 
     def settle(self, ending: str = "") -> None:
         """Leave the state as if it had read the prompt, the text that was given and `ending`.
@@ -111,24 +124,28 @@ class Generation:
         Nothing happens where the prompt was not read. Can be called again, also after an
         interruption of itself.
         """
-        state, tokenizer = self._state, self._engine.tokenizer
-        if self._start is None or not self.prompt_read or state.tokens_read == self._settled_at:
+        state, mark, tokenizer = self._state, self._mark, self._engine.tokenizer
+        if mark is None or not self.prompt_read or state.tokens_read == self._settled_at:
             return
-        wanted = _joined(self._text.shown, ending.encode())
-        read = tokenizer.decode_bytes(self.tokens[: state.tokens_read - self._start])
+        wanted = _joined(self._text.given(mark.offset), ending.encode())
+        read = tokenizer.decode_bytes(mark.tokens[: state.tokens_read - mark.read])
         if not wanted.startswith(read):
             assert self._clean is not None
             state.assign(self._clean)
-            read = tokenizer.decode_bytes(self.tokens[: state.tokens_read - self._start])
+            read = tokenizer.decode_bytes(mark.tokens[: state.tokens_read - mark.read])
         rest = tokenizer.encode(wanted[len(read) :])
         self._settled_at = state.tokens_read + len(rest)
         if rest:
             self._engine.prefill(rest, state)
 
-    def _keep_clean_state(self) -> None:
-        """Before the state reads a token whose text is held back, keep it as it is."""
-        if not self._text.holds_back:
+    def _move_mark(self, token: int, length: int) -> None:
+        """Before the state reads `token` of `length` bytes, the last one that was chosen."""
+        text = self._text
+        if not text.holds_back:
+            # One assignment: an interruption finds the old mark or the new one.
+            self._mark = _Mark(self._state.tokens_read, text.end - length, [token])
             self._clean = None
+            text.forget(text.end - length)
         elif self._clean is None:
             self._clean = self._state.copy()
 

@@ -20,15 +20,26 @@ class TextStream:
             raise UsageError("A stop string is empty. Leave it out, or give some text.")
         self._stop = [text.encode() for text in stop]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._decoded = bytearray()
+        # The decoded bytes that are still remembered, and how many came before them.
+        self._decoded = (0, b"")
         self._held = b""
         self.stopped = False
 
     @property
-    def shown(self) -> bytes:
-        """The bytes whose text was given so far."""
-        unfinished = self._unfinished
-        return bytes(self._decoded[: len(self._decoded) - len(unfinished)])
+    def end(self) -> int:
+        """How many bytes of the stream have become text that was given."""
+        start, data = self._decoded
+        return start + len(data) - len(self._unfinished)
+
+    def given(self, start: int) -> bytes:
+        """The bytes from `start` on, which was not forgotten, whose text was given."""
+        first, data = self._decoded
+        return data[start - first : self.end - first]
+
+    def forget(self, end: int) -> None:
+        """Spare the memory of the bytes before `end`."""
+        start, data = self._decoded
+        self._decoded = (end, data[end - start :])
 
     @property
     def holds_back(self) -> bool:
@@ -57,7 +68,8 @@ class TextStream:
         return self._decoder.getstate()[0]
 
     def _decode(self, data: bytes) -> str:
-        self._decoded += data
+        start, before = self._decoded
+        self._decoded = (start, before + data)
         return self._decoder.decode(data)
 
     def _possible_start(self, buffer: bytes) -> int:

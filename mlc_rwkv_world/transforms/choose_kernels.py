@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import tvm
 from tvm import IRModule, relax, tirx
@@ -85,15 +84,17 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
     def _kernel(
         self,
         name: str,
-        build: Callable[[Signature], tirx.PrimFunc],
+        build: Callable[..., tirx.PrimFunc],
         args: Sequence[relax.Expr],
         outs: Sequence[TensorType],
+        **options: float,
     ) -> relax.GlobalVar:
         """The kernel for these types; calls that differ in dynamic extents alone share one."""
         signature = Signature([_type(arg.ty) for arg in args], outs, self.target)
-        key = (name, *map(_key, signature.args), *map(_key, signature.outs))
+        types = map(_key, [*signature.args, *signature.outs])
+        key = (name, *types, *options.items())
         if key not in self._chosen:
-            func = _with_root_block(build(signature))
+            func = _with_root_block(build(signature, **options))
             self._chosen[key] = self.builder_.add_func(func, name)
         return self._chosen[key]
 
@@ -122,8 +123,8 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
 
     def _layer_norm(self, call: relax.Call) -> relax.Expr:
         args = list(call.args)
-        build = partial(layer_norm, eps=float(call.attrs.epsilon))
-        func = self._kernel(f"layer_norm_{call.attrs.epsilon}", build, args, [])
+        eps = float(call.attrs.epsilon)
+        func = self._kernel("layer_norm", layer_norm, args, [], eps=eps)
         return relax.call_tir(func, relax.Tuple(args), call.ty)
 
     def _stored(self, weight: relax.Expr) -> list[relax.Expr]:

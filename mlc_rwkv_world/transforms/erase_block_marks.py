@@ -15,10 +15,11 @@ class EraseBlockMarks:
     """Replaces each mark by the value that it marks."""
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        erased = mod.clone()
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                mod[gvar] = _Eraser(mod).visit_expr(func)
-        return mod
+                erased[gvar] = _Eraser(erased).visit_expr(func)
+        return erased
 
 
 @mutator

@@ -36,11 +36,12 @@ def _signature(case: Case, target: Target) -> Signature:
 
     def tensor(spec: tuple[Any, ...]) -> TensorType:
         *shape, dtype = spec
-        extents = [
-            names.setdefault(extent, tirx.Var(extent, "int64")) if isinstance(extent, str) else extent
-            for extent in shape
-        ]
-        return TensorType(tuple(extents), dtype)
+        return TensorType(tuple(map(extent, shape)), dtype)
+
+    def extent(value: int | str) -> Any:
+        if isinstance(value, int):
+            return value
+        return names.setdefault(value, tirx.Var(value, "int64"))
 
     _, args, outs = case
     return Signature([tensor(arg) for arg in args], [tensor(out) for out in outs], target)

@@ -28,8 +28,8 @@ def _quantized(bits: int, scale: str) -> Case:
     return embedding.embedding_dequantize, [words, scales, ("t", "int32")], [("t", 96, F32)]
 
 
-def _norm(width: int) -> Case:
-    rows = ("t", width, F32)
+def _norm(width: int, count: int | str = "t") -> Case:
+    rows = (count, width, F32)
     return partial(layer_norm.layer_norm, eps=1e-5), [rows, (width, F32), (width, F32)], [rows]
 
 
@@ -42,7 +42,7 @@ def _last(width: int, dtype: str) -> Case:
     return token_shift.last_token, [("t", width, dtype), ("o", "int32")], [("b", width, dtype)]
 
 
-STATE = ("b", LAYERS, ROWS, 48, F32)
+STATE = (LAYERS, ROWS, 48, F32)
 CASES: dict[str, Case] = {
     f"embedding_{dtype}": (
         embedding.embedding,
@@ -53,6 +53,8 @@ CASES: dict[str, Case] = {
 }
 CASES |= {f"embedding_{b}_{s}": _quantized(b, s) for b in (4, 8) for s in (F32, F16)}
 CASES |= {f"layer_norm_{width}": _norm(width) for width in NORM_WIDTHS}
+# A known, small count of rows is not shared out over threads.
+CASES |= {f"layer_norm_one_{width}": _norm(width, 1) for width in NORM_WIDTHS[:2]}
 CASES |= {f"shift_{w}_{d}": _shift(w, d) for w, d in ((64, F32), (64, F16), (7, F32))}
 CASES |= {f"last_{w}_{d}": _last(w, d) for w, d in ((64, F32), (64, F16), (7, F32))}
 CASES |= {
@@ -62,9 +64,9 @@ CASES |= {
         [("b", "int32")],
         [("o", "int32")],
     ),
-    "state_get": (state.state_get, [STATE], [("b", 48, F32)]),
-    "state_set": (state.state_set, [STATE, ("b", 48, F32)], []),
 }
+CASES |= {f"state_get_{b}": (state.state_get, [(b, *STATE)], [(b, 48, F32)]) for b in ("b", 1)}
+CASES |= {f"state_set_{b}": (state.state_set, [(b, *STATE), (b, 48, F32)], []) for b in ("b", 1)}
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,10 @@ def test_layer_norm(
     exact = layer_norm.reference(*(a.astype(np.float64) for a in (x, weight, bias)), 1e-5)
     (y,) = kernels(f"layer_norm_{width}", x, weight, bias, outs=[(x.shape, F32)])
     assert error_ratio(y, exact) < ratio
+    if f"layer_norm_one_{width}" in CASES:
+        outs = [((1, width), F32)]
+        (one,) = kernels(f"layer_norm_one_{width}", x[:1], weight, bias, outs=outs)
+        np.testing.assert_array_equal(one, y[:1])
 
 
 def test_layer_norm_of_equal_values_is_the_bias(kernels: Kernels) -> None:
@@ -140,13 +146,14 @@ def test_offsets(kernels: Kernels) -> None:
     assert found.tolist() == OFFSETS.tolist()
 
 
+@pytest.mark.parametrize("name, batch", [("b", BATCH), ("1", 1)])
 def test_state_rows_are_read_and_written_where_they_belong(
-    kernels: Kernels, rng: np.random.Generator
+    kernels: Kernels, rng: np.random.Generator, name: str, batch: int
 ) -> None:
-    tensor = rng.standard_normal((BATCH, LAYERS, ROWS, 48), np.float32)
-    (row,) = kernels("state_get", tensor, 1, 3, outs=[((BATCH, 48), F32)])
+    tensor = rng.standard_normal((batch, LAYERS, ROWS, 48), np.float32)
+    (row,) = kernels(f"state_get_{name}", tensor, 1, 3, outs=[((batch, 48), F32)])
     np.testing.assert_array_equal(row, tensor[:, 1, 3])
 
-    written = kernels.in_place("state_set", tensor, 1, 3, 2 * row)
+    written = kernels.in_place(f"state_set_{name}", tensor, 1, 3, 2 * row)
     tensor[:, 1, 3] *= 2
     np.testing.assert_array_equal(written, tensor)

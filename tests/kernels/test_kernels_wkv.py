@@ -18,8 +18,8 @@ LENGTHS = [1, 3, 40, 2]
 F32 = "float32"
 
 
-def _step(width: int) -> Case:
-    row = ("b", width, F32)
+def _step(width: int, batch: int | str = "b") -> Case:
+    row = (batch, width, F32)
     return wkv_step, [row, row, (width, F32), (width, F32), row, row, row], [row] * 4
 
 
@@ -31,7 +31,8 @@ def _whole(width: int) -> Case:
 
 CASES: dict[str, Case] = {
     **{f"wkv_{width}": _whole(width) for width in WIDTHS},
-    **{f"step_{width}": _step(width) for width in WIDTHS},
+    **{f"step_{width}": _step(width, 1) for width in WIDTHS},
+    "steps_64": _step(64),
 }
 
 
@@ -78,7 +79,7 @@ def test_recurrence(kernels: Kernels, width: int, scale: float) -> None:
             assert error_ratio(result, exact[s]) < RATIO[scale]
 
 
-@pytest.mark.parametrize("name", ["wkv_64", "step_64"])
+@pytest.mark.parametrize("name", ["wkv_64", "steps_64"])
 def test_first_token_of_a_fresh_state_is_its_value(kernels: Kernels, name: str) -> None:
     """Even where e^k would be infinite in float32, or zero."""
     k = np.repeat(np.float32([[-300.0], [0.0], [300.0]]), 64, axis=1)

@@ -52,7 +52,7 @@ def test_every_cut_gives_the_same_text(
 ) -> None:
     shown, result = stream(cuts(text.encode(), seed), stop)
     assert "".join(shown) == expected
-    assert result.shown.decode() == expected
+    assert result.given(0).decode() == expected
     assert result.stopped == (text != expected)
     assert "\N{REPLACEMENT CHARACTER}" not in expected
 
@@ -73,16 +73,27 @@ def test_a_character_that_never_ends_is_never_shown() -> None:
     text = TextStream()
     assert text.push(b"a" + "好".encode()[:2]) == "a"
     assert text.finish() == ""
-    assert text.shown == b"a"
+    assert text.given(0) == b"a"
 
 
 def test_bytes_that_are_no_text_become_replacement_characters() -> None:
     text = TextStream(["\n\n"])
     assert text.push(b"a\xffb") == "a\N{REPLACEMENT CHARACTER}b"
-    assert text.shown == b"a\xffb"
+    assert text.given(0) == b"a\xffb"
     assert text.push(b"\xe5\n\nx") == ""
     assert text.stopped
-    assert text.shown == b"a\xffb"
+    assert text.given(0) == b"a\xffb"
+
+
+def test_what_is_forgotten_still_counts() -> None:
+    text = TextStream(["\n\n"])
+    text.push(b"one two\n")
+    assert text.end == 7
+    text.forget(4)
+    assert text.given(4) == b"two"
+    text.push(b"three")
+    assert text.given(6) == b"o\nthree"
+    assert text.end == 13
 
 
 def test_empty_stop_strings_are_refused() -> None:
