@@ -126,22 +126,23 @@ std::size_t Tokenizer::DecodedSize(const int32_t* ids, std::size_t count) const 
 }
 
 void Tokenizer::DecodeTo(const int32_t* ids, std::size_t count, char* bytes) const noexcept {
-  const Tables& tables = *tables_;
-  const char* const tokens = tables.vocabulary.bytes.data();
+  // Local, since the compiler must assume that a write to `bytes` changes a member.
+  const char* const tokens = tables_->vocabulary.bytes.data();
+  const Span* const spans = tables_->vocabulary.spans.data();
   // A short copy writes more than the token. Where kShortCopy bytes follow, that is harmless: the
   // next tokens overwrite it.
   std::size_t safe = count;
   for (std::size_t behind = 0; safe > 0 && behind < kShortCopy;) {
-    behind += tables.span(ids[--safe]).length();
+    behind += spans[ids[--safe]].length();
   }
   for (std::size_t i = 0; i < safe; ++i) {
-    const Span span = tables.span(ids[i]);
+    const Span span = spans[ids[i]];
     std::memcpy(bytes, tokens + span.offset(), kShortCopy);
     if (span.length() > kShortCopy) std::memcpy(bytes, tokens + span.offset(), span.length());
     bytes += span.length();
   }
   for (std::size_t i = safe; i < count; ++i) {
-    const Span span = tables.span(ids[i]);
+    const Span span = spans[ids[i]];
     std::memcpy(bytes, tokens + span.offset(), span.length());
     bytes += span.length();
   }

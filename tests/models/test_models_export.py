@@ -1,0 +1,152 @@
+"""What an exported model consists of, before any pass has run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from support.modules import LAYERS, callee, callees, calls, functions, small_config, small_module
+from tvm import IRModule, relax
+
+from mlc_rwkv_world.compiler.export import parameters
+from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.models.operations import BLOCK_BEGIN, BLOCK_END, PREFIX
+from mlc_rwkv_world.quantization import FORMATS, format_named
+
+OURS = {"rwkv_world_prefill", "rwkv_world_decode", "rwkv_world_batch_decode"}
+STEPS = {"decode", "batch_decode", "rwkv_world_decode", "rwkv_world_batch_decode"}
+RAGGED = {"prefill", "batch_prefill", "rwkv_world_prefill"}
+ROWS = 5
+
+
+@pytest.fixture(scope="module", params=[("q4f16_1", "float16"), ("q0f16", "float32")], ids="-".join)
+def dtype(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A format, and a type to compute in."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def mod(dtype: tuple[str, str]) -> IRModule:
+    return small_module(*dtype)
+
+
+def test_functions_and_well_formedness(mod: IRModule) -> None:
+    assert relax.analysis.check_well_formed(mod)
+    assert set(functions(mod)) == STEPS | RAGGED | {"embed", "create_rnn_state"}
+
+
+def test_named_operations(mod: IRModule, dtype: tuple[str, str]) -> None:
+    quantized = dtype[0] == "q4f16_1"
+    products = 7 * LAYERS + 1
+    embedding = "embedding_dequantize" if quantized else "embedding"
+    for name, func in functions(mod).items():
+        expected = Counter[str]()
+        if name in OURS | {"embed"}:
+            expected[embedding] = 1
+        if name in STEPS | RAGGED:
+            expected["block_begin"] = expected["block_end"] = LAYERS
+            expected["wkv_step" if name in STEPS else "wkv"] = LAYERS
+            expected["dequantize"] = products * quantized
+        if name in RAGGED:
+            expected["token_shift"] = 2 * LAYERS
+            expected["last_token"] = 2 * LAYERS + 1
+        if name in OURS:
+            expected["state_get"] = expected["state_set"] = ROWS * LAYERS
+        if name == "prefill":
+            expected["whole_offsets"] = 1
+        if name == "batch_prefill":
+            expected["offsets_from_positions"] = 1
+        found = callees(func)
+        named = {
+            key.removeprefix(PREFIX): count
+            for key, count in found.items()
+            if key.startswith(PREFIX)
+        }
+        assert named == +expected, name
+        if name in STEPS | RAGGED:
+            stock = 0 if name in OURS else ROWS * LAYERS
+            assert found["vm.builtin.rnn_state_get"] == stock
+            assert found["vm.builtin.rnn_state_set"] == stock
+            assert found["relax.matmul"] == products
+
+
+def test_marks_enclose_every_block_in_order(mod: IRModule, dtype: tuple[str, str]) -> None:
+    for name in STEPS | RAGGED:
+        marks = []
+        inside = False
+        for call in calls(functions(mod)[name]):
+            if callee(call) in (BLOCK_BEGIN, BLOCK_END):
+                inside = callee(call) == BLOCK_BEGIN
+                marks.append((inside, int(call.args[2].value)))
+                assert str(call.ty.dtype) == dtype[1]
+            elif callee(call).startswith((PREFIX + "wkv", PREFIX + "token_shift")):
+                assert inside
+        expected = [(begin, block) for block in range(LAYERS) for begin in (True, False)]
+        assert marks == expected, name
+
+
+def test_products_that_leave_float16s_range_are_float32() -> None:
+    mod = small_module("q4f16_1", "float16")
+    for name in STEPS | RAGGED:
+        matmuls = [c for c in calls(functions(mod)[name]) if callee(c) == "relax.matmul"]
+        results = [str(call.ty.dtype) for call in matmuls]
+        # Key, value, receptance, output; receptance, key, value; and at the end the head.
+        block = ["float32", "float32", "float16", "float16", "float16", "float16", "float16"]
+        assert results == [*block * LAYERS, "float32"], name
+        assert {str(call.args[0].ty.dtype) for call in matmuls} == {"float16"}
+
+
+def test_everything_is_float32_where_that_is_the_compute_type() -> None:
+    for func in functions(small_module("q0f32", "float32")).values():
+        for call in calls(func):
+            if isinstance(call.ty, relax.TensorType):
+                assert str(call.ty.dtype) in ("float32", "int32")
+
+
+@pytest.mark.parametrize("every, halvings", [(0, 0), (1, 2), (2, 1), (3, 0)])
+def test_residual_is_halved_after_every_nth_block(every: int, halvings: int) -> None:
+    mod = small_module("q0f16", "float16", rescale_every=every)
+    for name in STEPS | RAGGED:
+        halved = [
+            call
+            for call in calls(functions(mod)[name])
+            if callee(call) == "relax.multiply"
+            and hasattr(call.args[1], "data")
+            and call.args[1].data.numpy() == 0.5
+        ]
+        assert len(halved) == halvings
+
+
+def test_parameters_are_those_of_the_functions(mod: IRModule, dtype: tuple[str, str]) -> None:
+    specs = parameters(small_config(), format_named(dtype[0]))
+    for name in STEPS | RAGGED | {"embed"}:
+        fields = functions(mod)[name].params[-1].ty.fields
+        found = [(tuple(map(int, field.shape.values)), str(field.dtype)) for field in fields]
+        assert found == [(spec.shape, spec.dtype) for spec in specs]
+    assert len({spec.name for spec in specs}) == len(specs)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_each_format_stores(name: str) -> None:
+    fmt = FORMATS[name]
+    specs = {spec.name: spec for spec in parameters(small_config(), fmt)}
+    assert specs["model.blocks.1.attention.time_decay"].dtype == "float32"
+    assert specs["model.ln_out.weight"].dtype == "float32"
+    if fmt.bits == 0:
+        assert specs["head.weight"].dtype == fmt.dtype
+        assert specs["model.embeddings.weight"].shape == (96, 64)
+        return
+    for matrix, rows, inner in (
+        ("head", 96, 64),
+        ("model.embeddings", 96, 64),
+        ("model.blocks.0.feed_forward.value", 64, 256),
+    ):
+        words, scales = specs[f"{matrix}.q_weight"], specs[f"{matrix}.q_scale"]
+        assert (words.shape, words.dtype) == ((rows, inner * fmt.bits // 32), "uint32")
+        assert (scales.shape, scales.dtype) == ((rows, inner // 32), fmt.dtype)
+
+
+def test_rows_that_do_not_divide_into_groups_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"q4f16_1 stores .* groups of 32; rows of 48 do not"):
+        parameters(small_config(hidden_size=48, intermediate_size=192), format_named("q4f16_1"))
+    assert parameters(small_config(hidden_size=48, intermediate_size=192), format_named("q0f16"))

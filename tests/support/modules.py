@@ -1,0 +1,65 @@
+"""Small models as IRModules, and what is called in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from tvm import IRModule, relax
+
+from mlc_rwkv_world.compiler.export import export
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.transforms.calls import packed_name
+from mlc_rwkv_world.tvm_names import name_of
+
+LAYERS = 2
+
+
+def small_config(**changes: Any) -> ModelConfig:
+    """Two blocks of 64 channels and a vocabulary of 96, so that no two sizes are the same."""
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": LAYERS,
+        "vocab_size": 96,
+        "prefill_chunk_size": 16,
+        "max_batch_size": 4,
+    }
+    return ModelConfig(**(sizes | changes))
+
+
+def small_module(quantization: str, compute_dtype: str, **changes: Any) -> IRModule:
+    """The exported functions of `small_config`."""
+    return export(small_config(**changes), format_named(quantization), compute_dtype)
+
+
+def functions(mod: IRModule) -> dict[str, relax.Function]:
+    """The Relax functions by name."""
+    return {
+        name_of(gvar): func
+        for gvar, func in mod.functions_items()
+        if isinstance(func, relax.Function)
+    }
+
+
+def calls(func: relax.Function) -> Iterator[relax.Call]:
+    """The calls that a function binds, in order."""
+    for block in func.body.blocks:
+        for binding in block.bindings:
+            if isinstance(binding.value, relax.Call):
+                yield binding.value
+
+
+def callee(call: relax.Call) -> str:
+    """The name of the packed function or of the operator that a call is of."""
+    name = packed_name(call)
+    if name is not None:
+        return name
+    return str(call.op.name) if hasattr(call.op, "name") else type(call.op).__name__
+
+
+def callees(func: relax.Function) -> Counter[str]:
+    """How often each function or operator is called."""
+    return Counter(map(callee, calls(func)))
