@@ -24,7 +24,9 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cmake -S . -B build/cpp -DCMAKE_BUILD_TYPE=Debug -DRWKV_WORLD_SANITIZE=ON
+	$(BIN)/clang-format --dry-run --Werror $$(find cpp third_party -name '*.h' -o -name '*.cc')
+	cmake -S . -B build/cpp -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DRWKV_WORLD_TESTS=ON -DRWKV_WORLD_SANITIZE=ON
 	cmake --build build/cpp
 	ctest --test-dir build/cpp --output-on-failure
 	$(BIN)/pytest

@@ -110,9 +110,7 @@ def test_residual_is_halved_after_every_nth_block(every: int, halvings: int) -> 
         halved = [
             call
             for call in calls(functions(mod)[name])
-            if callee(call) == "relax.multiply"
-            and hasattr(call.args[1], "data")
-            and call.args[1].data.numpy() == 0.5
+            if callee(call) == "relax.multiply" and "R.const(0.5" in str(call.args[1])
         ]
         assert len(halved) == halvings
 

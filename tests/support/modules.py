@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from tvm import IRModule, relax
@@ -30,8 +31,9 @@ def small_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(sizes | changes))
 
 
+@cache
 def small_module(quantization: str, compute_dtype: str, **changes: Any) -> IRModule:
-    """The exported functions of `small_config`."""
+    """The exported functions of `small_config`, which nobody may change."""
     return export(small_config(**changes), format_named(quantization), compute_dtype)
 
 

@@ -128,8 +128,8 @@ def test_loops_are_cut_as_they_should_be(scheduled: IRModule) -> None:
         assert "T.parallel" in loops(name)
     for name in CASES:
         is_sum = name.startswith("sum")
-        # Nothing but the result is written, unless the rule left the kernel alone.
-        assert loops(name).count("T.sblock(") == (loops(name).count("T.alloc_buffer") + 1)
+        # Nothing but the result is written.
+        assert "T.alloc_buffer" not in loops(name) or is_sum
         assert bool(scheduled[name].attrs.get("tirx.is_scheduled")) != is_sum
 
 
