@@ -16,9 +16,13 @@ os.environ.setdefault("RWKV_V7_ON", "0")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keeps the per-user record of artifacts out of the user's own folder."""
+def _own_place(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps the per-user record out of the user's folder, and child processes out of the clone.
+
+    Python looks in the current folder first, where the package has no compiled module.
+    """
     os.environ["MLC_RWKV_WORLD_HOME"] = str(tmp_path_factory.mktemp("home"))
+    os.chdir(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(scope="session")
