@@ -35,8 +35,10 @@ OURS = "mlc-rwkv-world"
 ARRAY = f"{OURS} (array)"
 RUST = "pyrwkv-tokenizer"
 ROUNDS = 9
-SECONDS_A_TEXT = 20.0
-"""A contestant that needs longer for its rounds gets fewer of them."""
+TURN = 0.05
+"""Seconds; long enough for a contestant to find its tables in the caches again."""
+ENOUGH = 10.0
+"""Seconds for one text, after which a slow contestant sits out the other rounds."""
 
 # The languages of a program's help and of a handbook, in ten scripts.
 HELP = "libreoffice-help-{}"
@@ -184,21 +186,23 @@ def prefix(text: str, size: int) -> str:
     return text.encode()[:size].decode(errors="ignore")
 
 
-def cpu_seconds(call: Callable[[], object], repeats: int = 1) -> float:
+def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
     start = time.process_time()
     for _ in range(repeats):
         call()
     return (time.process_time() - start) / repeats
 
 
-def contest(calls: dict[str, Callable[[], object]], repeats: int = 1) -> dict[str, float]:
-    """Median seconds of each call; they take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+def contest(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each call over turns that last TURN or more."""
+    once = {name: cpu_seconds(call, 1) for name, call in calls.items()}
+    repeats = {name: max(1, math.ceil(TURN / seconds)) for name, seconds in once.items()}
+    turns: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():
-            if sum(seconds[name]) * repeats < SECONDS_A_TEXT / 2:
-                seconds[name].append(cpu_seconds(call, repeats))
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+            if sum(turns[name]) < ENOUGH:
+                turns[name].append(cpu_seconds(call, repeats[name]))
+    return {name: statistics.median(taken) for name, taken in turns.items()}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -278,13 +282,12 @@ def speed_by_size(folder: Path, loaded: dict[str, Any]) -> None:
     code = (folder / f"{CODE}.txt").read_text("utf-8")
     for size in (1_000, 10_000, 100_000, 1_000_000, 10_000_000):
         text = prefix(code, size)
-        repeats = max(1, 1_000_000 // size)
         calls: dict[str, Callable[[], object]] = {
             who: partial(CONTESTANTS[who].encode, loaded[who], text)
             for who in loaded
             if who != "rwkv"
         }
-        seconds = contest(calls, repeats)
+        seconds = contest(calls)
         rows.append(
             [
                 f"{size / 1000:g} KB",

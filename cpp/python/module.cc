@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <future>
-#include <limits>
 #include <memory>
 #include <new>
 #include <optional>
@@ -273,6 +272,9 @@ py::array_t<int32_t> EncodeArray(const Tokenizer& tokenizer, py::handle object) 
 
 py::list EncodeBatch(const Tokenizer& tokenizer, const py::sequence& objects,
                      std::size_t max_threads) {
+  if (PyUnicode_Check(objects.ptr()) || PyBytes_Check(objects.ptr())) {
+    throw py::type_error("expected a sequence of texts to encode, found one text");
+  }
   const py::tuple held(objects);
   std::vector<Text> texts;
   std::size_t size = 0;

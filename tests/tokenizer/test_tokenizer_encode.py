@@ -132,6 +132,8 @@ def test_batch(tokenizer: WorldTokenizer, rng: random.Random) -> None:
     assert tokenizer.encode_batch([]) == []
     with pytest.raises(TypeError, match="expected str or bytes to encode, found NoneType"):
         tokenizer.encode_batch(["a", None])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="expected a sequence of texts to encode, found one text"):
+        tokenizer.encode_batch("ab")
 
 
 @pytest.mark.parametrize("method", ["encode_array", "encode_batch"])
