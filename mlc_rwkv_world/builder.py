@@ -296,16 +296,18 @@ def _compile(
 ) -> list[Path]:
     reporter.stage(f"compiling for {plan.target.kind}")
     described = _describe(plan)
-    cache = ModuleCache(cache_folder, described) if cache_folder is not None else None
+    prefix = code.system_lib_prefix(plan.name) if system_lib else None
+    cache = ModuleCache(cache_folder, described, prefix) if cache_folder is not None else None
     mod = cache.load() if cache is not None and dump is None else None
     if mod is None:
         exported = export(plan.config, plan.format, plan.compute_dtype)
+        if prefix is not None:
+            exported = exported.with_attr("system_lib_prefix", prefix)
         mod = pipeline.run(exported, plan.target.target, plan.config, described, dump)
         if cache is not None:
             cache.store(mod)
     path = _library_path(plan, folder, system_lib=system_lib)
-    prefix = code.system_lib_prefix(plan.name) if system_lib else None
-    return code.write(mod, plan.target, path, system_lib_prefix=prefix)
+    return code.write(mod, plan.target, path)
 
 
 def _convert(plan: _Plan, params: Path, reporter: Reporter) -> None:

@@ -20,9 +20,10 @@ _SOURCES = ("compiler", "kernels", "models", "quantization", "transforms")
 class ModuleCache:
     """Modules in `folder`, one file each, named by what they were made from."""
 
-    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, metadata: dict[str, Any], prefix: str | None = None) -> None:
         made_from = {
             "metadata": metadata,
+            "system_lib_prefix": prefix,
             "tvm": tvm.__version__,
             "revision": REVISION,
             "sources": _digest_of_sources(),

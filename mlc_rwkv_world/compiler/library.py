@@ -13,6 +13,7 @@ import tvm
 from tvm import IRModule
 from tvm.support import tar
 
+from mlc_rwkv_world.compiler import cuda
 from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.errors import TargetError
 
@@ -45,6 +46,12 @@ def system_lib_prefix(name: str) -> str:
 
 def notes(target: BuildTarget, paths: Sequence[Path]) -> tuple[str, ...]:
     """What to know of the files that `write` has written."""
+    if target.kind == "cuda" and not cuda.compiles():
+        arch = target.target.attrs["arch"]
+        return (
+            f"no nvcc or no libcudart here: {paths[0].name} holds CUDA source for {arch}, to be "
+            "compiled whenever it is loaded, which needs nvcc there",
+        )
     objects = [path.name for path in paths if path.suffix == ".tar"]
     if not objects:
         return ()
@@ -55,24 +62,26 @@ def notes(target: BuildTarget, paths: Sequence[Path]) -> tuple[str, ...]:
     return (f"{why}{objects[0]} holds object files, to be linked where they will run{also}",)
 
 
-def write(
-    mod: IRModule, target: BuildTarget, path: Path, *, system_lib_prefix: str | None = None
-) -> list[Path]:
+def write(mod: IRModule, target: BuildTarget, path: Path) -> list[Path]:
     """Compiles a lowered module and writes it to `path`, whose ending `ending` gave.
+
+    A module with the attribute `system_lib_prefix` becomes objects to link into a program.
 
     Returns the files written: the library, and the shaders' source where the library is a set of
     objects for another machine's linker. Raises TargetError where compiling or linking fails.
     """
-    options: dict[str, Any] = {}
-    if system_lib_prefix is not None:
-        mod = mod.with_attr("system_lib_prefix", system_lib_prefix)
-        options["system_lib"] = True
+    system_lib = "system_lib_prefix" in (mod.attrs or {})
+    device = cuda.compiling(target.target) if target.kind == "cuda" else target.target
     if path.suffix != ".tar":
         _require_compiler()
     try:
-        executable = tvm.relax.build(
-            mod, target=target.target, relax_pipeline=tvm.transform.Sequential([]), **options
-        )
+        with device:
+            executable = tvm.relax.build(
+                mod,
+                target=target.target,
+                relax_pipeline=tvm.transform.Sequential([]),
+                system_lib=system_lib,
+            )
         if path.suffix == ".tar":
             executable.export_library(str(path), fcompile=tar.tar)
         else:

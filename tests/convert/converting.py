@@ -1,0 +1,35 @@
+"""Converts a checkpoint as a build does, without a library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.checkpoint import open_checkpoint
+from mlc_rwkv_world.compiler.export import parameters
+from mlc_rwkv_world.convert.weights import convert
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.runtime.parameters import MappedShards
+
+
+def convert_to(
+    folder: Path, checkpoint: Path, quantization: str, rescale_every: int = 0
+) -> dict[str, np.ndarray]:
+    """Writes the shards into the new `folder`; the stored tensors by name."""
+    opened = open_checkpoint(checkpoint)
+    shape = opened.config
+    config = ModelConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        vocab_size=shape.vocab_size,
+        rescale_every=rescale_every,
+    )
+    fmt = format_named(quantization)
+    folder.mkdir(parents=True)
+    convert(opened, parameters(config, fmt), config, fmt, folder, lambda name, count: None)
+    index = ParameterIndex.read(folder)
+    return {name: MappedShards(index).array(name) for name in index.tensors}
