@@ -108,8 +108,14 @@ def build(
     reporter = reporter or Reporter()
     if not (weights or library):
         raise UsageError("nothing to build: both the weights and the library were left out.")
-    if max_seq_len is not None and max_seq_len < 1:
-        raise UsageError(f"--max-seq-len {max_seq_len}: it must be at least 1.")
+    limits = {
+        "max_seq_len": max_seq_len,
+        "prefill_chunk_size": prefill_chunk_size,
+        "max_batch_size": max_batch_size,
+    }
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; it must be at least 1.")
     # Whatever is wrong with the options is said before anything is downloaded.
     chosen, fmt = _for_this_cpu(resolve(target), target), format_named(quantization)
     if reuse_lib is not None and not Path(reuse_lib).is_file():

@@ -1,0 +1,29 @@
+"""Checkpoints and folders for tests of whole builds."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from mlc_rwkv_world import build
+from mlc_rwkv_world.builder import Artifact
+
+NAME = "tiny-q4f16_1"
+CHUNK = 16
+
+
+def build_tiny(source: Path, output: Path, **options: Any) -> Artifact:
+    """Builds for this CPU, with a small chunk."""
+    return build(
+        source, **{"target": "llvm", "output": output, "prefill_chunk_size": CHUNK} | options
+    )
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A checksum of every file in a folder, by its relative path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

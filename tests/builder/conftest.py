@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from building import build_tiny
+from support.checkpoints import Tensors, random_world, write_hf_safetensors, write_pth
+
+from mlc_rwkv_world.builder import Artifact
+
+
+@pytest.fixture(scope="session")
+def world() -> Tensors:
+    """A World model of two blocks of 32 channels."""
+    return random_world(2, 32, seed=9)
+
+
+@pytest.fixture(scope="session")
+def source(world: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`world` as a folder called `tiny`, never to be changed."""
+    return write_hf_safetensors(tmp_path_factory.mktemp("source") / "tiny", world, "float16")
+
+
+@pytest.fixture(scope="session")
+def broken(world: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the same name whose last tensor holds a NaN."""
+    head = world["head.weight"].copy()
+    head[-1, -1] = np.nan
+    path = tmp_path_factory.mktemp("broken") / "tiny.pth"
+    return write_pth(path, {**world, "head.weight": head}, "float16")
+
+
+@pytest.fixture(scope="session")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """`source` built at once, never to be changed."""
+    return build_tiny(source, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture
+def dist(built: Artifact, tmp_path: Path) -> Path:
+    """An output folder where no artifact stands, but every module has been lowered before."""
+    folder = tmp_path / "dist"
+    shutil.copytree(built.folder.parent / "cache", folder / "cache")
+    return folder
+
+
+@pytest.fixture
+def older(built: Artifact, dist: Path) -> Path:
+    """A copy of the artifact in `dist`."""
+    return Path(shutil.copytree(built.folder, dist / built.name))

@@ -1,0 +1,317 @@
+"""What a build writes, keeps, reuses and refuses."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from building import NAME, build_tiny, contents
+from support.checkpoints import Tensors, random_world, write_pth
+
+import mlc_rwkv_world
+from mlc_rwkv_world import builder
+from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.builder import Artifact
+from mlc_rwkv_world.compiler import pipeline
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.errors import (
+    ArtifactError,
+    CheckpointError,
+    NotFoundError,
+    TargetError,
+    UsageError,
+)
+from mlc_rwkv_world.reporter import Reporter
+
+LIBRARY = f"{NAME}-llvm.so"
+
+
+class Listener(Reporter):
+    """Remembers what it hears."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.done: list[tuple[int, int]] = []
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        self.done.append((done, total))
+
+
+@pytest.fixture
+def no_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the passes fail: what is built must come from elsewhere."""
+
+    def run(*_: object) -> None:
+        raise AssertionError("the module was lowered again")
+
+    monkeypatch.setattr(pipeline, "run", run)
+
+
+def logits(folder: Path) -> np.ndarray:
+    engine = mlc_rwkv_world.load(folder, "cpu")
+    return engine.prefill([24281, 59, 4571, 261], engine.new_state())
+
+
+def test_artifact(built: Artifact) -> None:
+    folder = built.folder
+    assert (built.name, folder.name, built.params) == (NAME, NAME, folder / "params")
+    assert {path.name for path in folder.iterdir()} == {"params", LIBRARY}
+    assert {path.name for path in built.params.iterdir()} == {
+        "params_shard_0.bin",
+        "tensor-cache.json",
+        "ndarray-cache.json",
+        "mlc-chat-config.json",
+        "tokenizer_model",
+    }
+    assert built.libraries == (folder / LIBRARY,)
+    assert (built.quantization, built.target, built.compute_dtype) == ("q4f16_1", "llvm", "float32")
+    assert built.nbytes == (built.params / "params_shard_0.bin").stat().st_size
+    # 4 bits and a 16th of a 16-bit scale, and vectors of float32.
+    assert 4.5 < built.bits_per_weight < 4.6
+    index = ParameterIndex.read(built.params)
+    index.check_files()
+    assert list(index.damaged_shards()) == []
+    # Nothing is left of the work but the cache.
+    assert {path.name for path in folder.parent.iterdir()} == {NAME, "cache"}
+    assert np.isfinite(logits(folder)).all()
+
+
+def test_configuration(built: Artifact) -> None:
+    config = json.loads((built.params / "mlc-chat-config.json").read_text())
+    assert config["model_type"] == "rwkv_world"
+    assert config["quantization"] == "q4f16_1"
+    assert config["vocab_size"] == 65536
+    assert config["prefill_chunk_size"] == config["model_config"]["prefill_chunk_size"] == 16
+    assert config["context_window_size"] == -1
+    assert config["tokenizer_files"] == ["tokenizer_model"]
+    assert config["model_config"]["rescale_every"] == 6
+    for field in ("hidden_size", "num_hidden_layers", "head_size", "num_heads"):
+        assert config["model_config"][field] > 0
+    sampling = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+    assert [config[key] for key in sampling] == [1.0, 0.3, 0.4, 0.4]
+    assert (config["bos_token_id"], config["eos_token_id"]) == (0, 0)
+    assert config["conv_template"]["name"] == "rwkv_world"
+
+
+@pytest.mark.parametrize("library_first", [False, True])
+def test_parts_make_the_same_artifact(
+    source: Path, built: Artifact, dist: Path, library_first: bool
+) -> None:
+    parts: list[dict[str, Any]] = [{"library": False}, {"weights": False}]
+    first, second = parts[:: -1 if library_first else 1]
+    artifact = build_tiny(source, dist, **first)
+    assert artifact.libraries == (() if not library_first else (dist / NAME / LIBRARY,))
+    assert artifact.params.is_dir() == (not library_first)
+    build_tiny(source, dist, **second)
+    whole, parted = contents(built.folder), contents(dist / NAME)
+    assert set(whole) == set(parted)
+    assert {k for k in whole if whole[k] != parted[k]} <= {LIBRARY}
+    np.testing.assert_array_equal(logits(dist / NAME), logits(built.folder))
+
+
+def test_stages_and_progress(source: Path, dist: Path, world: Tensors) -> None:
+    listener = Listener()
+    build_tiny(source, dist, library=False, reporter=listener)
+    assert listener.stages == [f"looking for {source}", "converting weights to q4f16_1"]
+    total = sum(values.size for values in world.values())
+    assert listener.done[-1] == (total, total)
+    assert [done for done, _ in listener.done] == sorted({done for done, _ in listener.done})
+
+
+def test_library_of_an_earlier_build_is_reused(
+    source: Path, built: Artifact, tmp_path: Path, no_lowering: None
+) -> None:
+    artifact = build_tiny(source, tmp_path, reuse_lib=built.libraries[0])
+    assert contents(artifact.folder) == contents(built.folder)
+    # And from the artifact itself that is being replaced.
+    again = build_tiny(source, tmp_path, reuse_lib=artifact.libraries[0])
+    assert contents(again.folder) == contents(built.folder)
+
+
+def test_library_of_another_model_is_not_reused(
+    source: Path, built: Artifact, tmp_path: Path
+) -> None:
+    library = built.libraries[0]
+    wider = write_pth(tmp_path / "wider.pth", random_world(2, 64), "float16")
+    deeper = write_pth(tmp_path / "deeper.pth", random_world(3, 32), "float16")
+    other_config = tmp_path / "tiny"
+    other_config.mkdir()
+    for file in source.iterdir():
+        (other_config / file.name).symlink_to(file)
+    config = json.loads((source / "config.json").read_text())
+    (other_config / "config.json").unlink()
+    (other_config / "config.json").write_text(json.dumps({**config, "rescale_every": 1}))
+    text = tmp_path / "text.so"
+    text.write_text("no library")
+
+    cases: list[tuple[Path, dict[str, Any], type[Exception], str]] = [
+        (wider, {}, ArtifactError, r"other hidden_size \(32 there, 64 here\)"),
+        (deeper, {}, ArtifactError, r"built for other params\. Build without --reuse-lib"),
+        (source, {"quantization": "q8f16_1"}, ArtifactError, "other quantization"),
+        (other_config, {}, ArtifactError, r"other rescale_every \(6 there, 1 here\)"),
+        (source, {"target": "cuda -arch=sm_90"}, ArtifactError, r"other target \('llvm' there"),
+        (source, {"reuse_lib": text}, ArtifactError, r"text\.so cannot be loaded"),
+        (source, {"reuse_lib": tmp_path / "no"}, NotFoundError, r"no: there is no such file"),
+    ]
+    for checkpoint, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            build_tiny(checkpoint, tmp_path / "dist", **{"reuse_lib": library} | options)
+    assert not (tmp_path / "dist" / NAME).exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"library": False}], ids=["all", "weights"])
+def test_a_failed_build_leaves_the_older_artifact(
+    broken: Path, dist: Path, older: Path, options: dict[str, Any]
+) -> None:
+    before = contents(older)
+    with pytest.raises(CheckpointError, match=r"tiny\.pth.*head\.weight"):
+        build_tiny(broken, dist, **options)
+    assert contents(older) == before
+    assert {path.name for path in dist.iterdir()} == {"cache", NAME}
+
+
+def test_a_failed_first_build_leaves_nothing(broken: Path, dist: Path) -> None:
+    with pytest.raises(CheckpointError):
+        build_tiny(broken, dist, library=False)
+    assert {path.name for path in dist.iterdir()} == {"cache"}
+
+
+def test_what_a_build_does_not_write_stays(source: Path, dist: Path, older: Path) -> None:
+    (older / f"{NAME}-cuda.so").write_bytes(b"for another machine")
+    (older / "notes").mkdir()
+    (older / "notes" / "mine.txt").write_text("mine")
+    (older / "link").symlink_to("notes/mine.txt")
+    (older / "params" / "stale.bin").write_bytes(b"of an older build")
+    build_tiny(source, dist)
+    assert (older / f"{NAME}-cuda.so").read_bytes() == b"for another machine"
+    assert (older / "link").read_text() == "mine"
+    assert (older / "link").is_symlink()
+    assert not (older / "params" / "stale.bin").exists()
+
+
+def test_rebuilding_does_not_write_through_to_copies(
+    source: Path, dist: Path, older: Path, tmp_path: Path
+) -> None:
+    """Files that are kept are linked; whoever linked them before keeps what he had."""
+    (tmp_path / "kept.so").hardlink_to(older / LIBRARY)
+    (older / LIBRARY).write_bytes(b"older")
+    build_tiny(source, dist)
+    assert (tmp_path / "kept.so").read_bytes() == b"older"
+    assert (older / LIBRARY).read_bytes()[:4] == b"\x7fELF"
+
+
+def test_weights_and_libraries_of_different_configurations_do_not_mix(
+    source: Path, world: Tensors, dist: Path, older: Path
+) -> None:
+    """`rescale_every` changes no shape, so nothing but the builder can notice."""
+    (older / f"{NAME}-cuda.so").write_bytes(b"for the older weights")
+    config = json.loads((source / "config.json").read_text())
+    changed = dist / "tiny"
+    changed.mkdir()
+    (changed / "model.safetensors").symlink_to(source / "model.safetensors")
+    (changed / "config.json").write_text(json.dumps({**config, "rescale_every": 1}))
+    before = contents(older)
+    with pytest.raises(ArtifactError, match=r"another configuration .* without --build-model-only"):
+        build_tiny(changed, dist, weights=False)
+    assert contents(older) == before
+    build_tiny(changed, dist, library=False)
+    assert {path.name for path in older.iterdir()} == {"params"}
+
+
+def test_a_limit_or_chunk_is_no_other_configuration(source: Path, dist: Path, older: Path) -> None:
+    artifact = build_tiny(source, dist, library=False, max_seq_len=4096, prefill_chunk_size=32)
+    assert (older / LIBRARY).is_file()
+    config = json.loads((artifact.params / "mlc-chat-config.json").read_text())
+    assert config["context_window_size"] == 4096
+    assert config["model_config"]["context_window_size"] == 4096
+
+
+def test_kept_modules_are_used_unless_told_otherwise(
+    source: Path, dist: Path, no_lowering: None, tmp_path: Path
+) -> None:
+    build_tiny(source, dist, weights=False)
+    with pytest.raises(AssertionError, match="lowered again"):
+        build_tiny(source, dist, weights=False, use_cache=False)
+    with pytest.raises(AssertionError, match="lowered again"):
+        build_tiny(source, dist, weights=False, debug_dump=tmp_path / "dump")
+    with pytest.raises(AssertionError, match="lowered again"):
+        build_tiny(source, dist, weights=False, prefill_chunk_size=17)
+
+
+def test_debug_dump_and_system_library(source: Path, tmp_path: Path) -> None:
+    artifact = build_tiny(
+        source,
+        tmp_path / "dist",
+        weights=False,
+        system_lib=True,
+        use_cache=False,
+        debug_dump=tmp_path / "dump",
+    )
+    assert not (tmp_path / "dist" / "cache").exists()
+    phases = sorted(path.name for path in (tmp_path / "dump").iterdir())
+    assert [name.partition("-")[0] for name in phases] == [str(i) for i in range(len(phases))]
+    first, last = ((tmp_path / "dump" / name).read_text() for name in (phases[0], phases[-1]))
+    assert "rwkv_world.block_begin" in first
+    assert "rwkv_world.block_begin" not in last
+    assert "_metadata" in last
+    (library,) = artifact.libraries
+    assert library.name == f"{NAME}-llvm.tar"
+    with tarfile.open(library) as archive:
+        assert "tiny_q4f16_1_devc.o" in archive.getnames()
+    assert "to be linked where they will run" in artifact.notes[0]
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"quantization": "q3f16_1"}, UsageError, "'q3f16_1' is not known"),
+        ({"target": "vulcan"}, TargetError, "'vulcan' is not a target"),
+        ({"max_seq_len": 0}, UsageError, "max_seq_len is 0"),
+        ({"reuse_lib": "no.so"}, NotFoundError, r"no\.so: there is no such file"),
+        ({"weights": False, "library": False}, UsageError, "nothing to build"),
+        ({"prefill_chunk_size": 0}, UsageError, "prefill_chunk_size is 0"),
+        ({"max_batch_size": 0}, UsageError, "max_batch_size is 0"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused_before_anything_is_looked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    def resolve_source(*_: object, **__: object) -> None:
+        raise AssertionError("looked for the model")
+
+    monkeypatch.setattr(builder, "resolve_source", resolve_source)
+    with pytest.raises(error, match=message):
+        mlc_rwkv_world.build("owner/name", **{"target": "llvm", "output": tmp_path} | options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exactly_one_source(tmp_path: Path, source: Path) -> None:
+    for options in ({}, {"source": source, "model": "tiny"}):
+        with pytest.raises(UsageError, match="say which checkpoint to build"):
+            mlc_rwkv_world.build(**options, target="llvm", output=tmp_path)
+
+
+def test_a_cpu_that_hides_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As hypervisors do: the CPU's name promises more than it may use."""
+    features = resolve("llvm").cpu_features()
+    hidden = features[0]
+    monkeypatch.setattr(
+        builder, "missing_features", lambda names: [n for n in names if n == hidden]
+    )
+    for text in ("llvm", "auto"):
+        found = builder._for_this_cpu(resolve("llvm"), text)
+        assert hidden not in found.cpu_features()
+    asked = "llvm -mcpu=haswell -mtriple=x86_64-linux-gnu"
+    assert builder._for_this_cpu(resolve(asked), asked).describe() == resolve(asked).describe()
