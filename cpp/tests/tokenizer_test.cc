@@ -92,6 +92,13 @@ void TestBoundedEncoding(const Tokenizer& tokenizer) {
   CHECK(ids == expected);
 }
 
+std::vector<char> DecodePiece(const Tokenizer& tokenizer, const std::vector<int32_t>& ids,
+                              std::size_t* position, std::size_t room) {
+  std::vector<char> piece(room);
+  piece.resize(tokenizer.DecodeSome(ids.data(), ids.size(), position, piece.data(), room));
+  return piece;
+}
+
 void TestDecoding(const Tokenizer& tokenizer) {
   std::mt19937 random(4);
   std::uniform_int_distribution<int32_t> any(0, static_cast<int32_t>(tokenizer.token_count()));
@@ -103,11 +110,28 @@ void TestDecoding(const Tokenizer& tokenizer) {
       expected += tokenizer.IdToBytes(id);
     }
     CHECK(tokenizer.Decode(ids) == expected);
-    // The sanitizers see a copy that writes past the end of this.
-    std::vector<char> bytes(tokenizer.DecodedSize(ids.data(), ids.size()));
-    tokenizer.DecodeTo(ids.data(), ids.size(), bytes.data());
-    CHECK(std::string_view(bytes.data(), bytes.size()) == expected);
+    // The sanitizers see a copy that writes past the end of one of these.
+    for (const std::size_t room : {kMaxTokenBytes, kMaxTokenBytes + 1, std::size_t{700}}) {
+      std::string pieces;
+      for (std::size_t position = 0; position < count;) {
+        const std::vector<char> piece = DecodePiece(tokenizer, ids, &position, room);
+        CHECK(!piece.empty() || position == count);
+        pieces.append(piece.data(), piece.size());
+      }
+      CHECK(pieces == expected);
+    }
+    std::size_t position = 0;
+    const std::vector<char> whole = DecodePiece(tokenizer, ids, &position, expected.size());
+    CHECK(std::string_view(whole.data(), whole.size()) == expected);
+    CHECK_EQUAL(position, count);
   }
+  // Where a token does not fit, it waits for the next piece.
+  const std::vector<int32_t> ids = {24281, 59, 24281};
+  std::size_t position = 0;
+  CHECK_EQUAL(DecodePiece(tokenizer, ids, &position, 3).size(), 0U);
+  CHECK_EQUAL(position, 0U);
+  CHECK_EQUAL(DecodePiece(tokenizer, ids, &position, 8).size(), 5U);
+  CHECK_EQUAL(position, 2U);
   const std::vector<int32_t> longest = {static_cast<int32_t>(tokenizer.token_count())};
   CHECK(tokenizer.Decode(longest) == std::string(128, ' '));
 }
@@ -119,6 +143,12 @@ void TestUnknownIds(const Tokenizer& tokenizer) {
         "token id " + std::to_string(id) + " does not exist; the vocabulary has the ids 0 to 65529";
     CHECK_FAILS(tokenizer.IdToBytes(id), part);
     CHECK_FAILS(tokenizer.Decode({1, id, 2}), part);
+    const std::vector<int32_t> ids = {1, 2, id, 3};
+    for (const std::size_t room : {std::size_t{3}, std::size_t{1000}}) {
+      std::size_t position = 1;
+      CHECK_FAILS(DecodePiece(tokenizer, ids, &position, room), part);
+      CHECK_EQUAL(position, 1U);
+    }
   }
   CHECK_EQUAL(tokenizer.BytesToId(""), -1);
   CHECK_EQUAL(tokenizer.BytesToId("no such token"), -1);

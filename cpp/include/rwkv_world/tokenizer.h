@@ -82,11 +82,12 @@ class Tokenizer {
     return Decode(ids.data(), ids.size());
   }
 
-  // The two halves of Decode, for callers with memory of their own: the number of bytes (throws as
-  // Decode does), and the copy to `bytes`, of exactly that many, for ids that have passed the
-  // first half.
-  std::size_t DecodedSize(const int32_t* ids, std::size_t count) const;
-  void DecodeTo(const int32_t* ids, std::size_t count, char* bytes) const noexcept;
+  // Decodes from id `*position` on until the ids end or the next token does not fit into
+  // `capacity` bytes; returns how many bytes were written and moves `*position` behind the last
+  // token. Room for kMaxTokenBytes is enough for any token; more may be overwritten than the
+  // result says, up to `capacity`. Throws as Decode does and leaves `*position` as it is.
+  std::size_t DecodeSome(const int32_t* ids, std::size_t count, std::size_t* position, char* bytes,
+                         std::size_t capacity) const;
 
   // The bytes of one token, valid as long as any copy of this tokenizer; empty for id 0. Throws
   // VocabularyError at any other id that is not a token's.
