@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlc_rwkv_world.builder import build as build
     from mlc_rwkv_world.chat import Chat as Chat
     from mlc_rwkv_world.errors import RwkvWorldError as RwkvWorldError
+    from mlc_rwkv_world.integration.registration import register as register
     from mlc_rwkv_world.runtime import Engine as Engine
     from mlc_rwkv_world.runtime import State as State
     from mlc_rwkv_world.runtime import load as load
@@ -36,6 +37,7 @@ _HOMES = {
     "State": "runtime",
     "WorldTokenizer": "tokenizer",
     "load": "runtime",
+    "register": "integration.registration",
 }
 
 __all__ = [*_HOMES, "__version__"]

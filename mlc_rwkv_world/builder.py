@@ -14,7 +14,7 @@ import tvm
 from mlc_rwkv_world.artifact import registry
 from mlc_rwkv_world.artifact.atomic import replacing_folder
 from mlc_rwkv_world.artifact.index import ParameterIndex
-from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, PARAMS_DIR, TOKENIZER_MODEL
+from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, PARAMS_DIR
 from mlc_rwkv_world.checkpoint import (
     Checkpoint,
     find_model,
@@ -25,9 +25,9 @@ from mlc_rwkv_world.checkpoint import (
 from mlc_rwkv_world.compiler import library as code
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.cache import ModuleCache
-from mlc_rwkv_world.compiler.export import ParameterSpec, export, parameters
+from mlc_rwkv_world.compiler.export import ParameterSpec, compute_dtype, export, parameters
 from mlc_rwkv_world.compiler.target import BuildTarget, resolve
-from mlc_rwkv_world.convert.chat_config import write_chat_config
+from mlc_rwkv_world.convert.chat_config import write_chat_config, write_vocabulary
 from mlc_rwkv_world.convert.weights import convert
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, UsageError
 from mlc_rwkv_world.models.config import DEFAULT_MAX_BATCH, DEFAULT_PREFILL_CHUNK, ModelConfig
@@ -35,7 +35,6 @@ from mlc_rwkv_world.quantization import Format, format_named
 from mlc_rwkv_world.reporter import Reporter
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.runtime.library import open_library
-from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 MODELS_DIR = "models"
 CACHE_DIR = "cache"
@@ -200,14 +199,12 @@ def _plan(
         prefill_chunk_size=prefill_chunk_size,
         max_batch_size=max_batch_size,
     )
-    # A CPU has no fast float16 arithmetic, and float32 sums of float16 weights lose nothing.
-    compute_dtype = "float32" if target.kind == "llvm" else fmt.dtype
     return _Plan(
         checkpoint,
         config,
         fmt,
         target,
-        compute_dtype,
+        compute_dtype(fmt, target.kind),
         parameters(config, fmt),
         output / f"{checkpoint.name}-{fmt.name}",
     )
@@ -319,11 +316,7 @@ def _compile(
 def _convert(plan: _Plan, params: Path, reporter: Reporter) -> None:
     reporter.stage(f"converting weights to {plan.format.name}")
     params.mkdir()
-    vocabulary = find_vocabulary(plan.checkpoint.path)
-    tokenizer = (
-        WorldTokenizer.from_file(vocabulary) if vocabulary is not None else WorldTokenizer.default()
-    )
-    tokenizer.save(params / TOKENIZER_MODEL)
+    write_vocabulary(params, find_vocabulary(plan.checkpoint.path))
     write_chat_config(params, plan.config, plan.format)
     names = plan.checkpoint.names()
     total = sum(_count(plan.checkpoint.shape(name)) for name in names)

@@ -22,18 +22,24 @@ class ParameterSpec:
     dtype: str
 
 
-def _model(config: ModelConfig, fmt: Format, compute_dtype: str) -> Any:
+def compute_dtype(fmt: Format, target_kind: str) -> str:
+    """What products compute in; a CPU has no fast float16 arithmetic, and float32 loses nothing."""
+    return "float32" if target_kind == "llvm" else fmt.dtype
+
+
+def model(config: ModelConfig, fmt: Format, compute_dtype: str) -> Any:
+    """The model as an `nn.Module`, with its weights as the format stores them."""
     return quantize_layers(CausalLM(config, fmt.dtype, compute_dtype), fmt)
 
 
 def parameters(config: ModelConfig, fmt: Format) -> list[ParameterSpec]:
     """The tensors that an artifact of this configuration and format stores, in order."""
-    named = _model(config, fmt, fmt.dtype).named_parameters()
+    named = model(config, fmt, fmt.dtype).named_parameters()
     return [ParameterSpec(name, tuple(map(int, p.shape)), str(p.dtype)) for name, p in named]
 
 
 def export(config: ModelConfig, fmt: Format, compute_dtype: str) -> IRModule:
     """The model with marked blocks and no kernels chosen."""
-    model = _model(config, fmt, compute_dtype)
-    mod, _, _ = model.export_tvm(spec=model.get_default_spec(), allow_extern=True)
+    module = model(config, fmt, compute_dtype)
+    mod, _, _ = module.export_tvm(spec=module.get_default_spec(), allow_extern=True)
     return mod

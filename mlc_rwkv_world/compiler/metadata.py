@@ -70,8 +70,12 @@ def describe(
 
 
 def attach(mod: IRModule, metadata: dict[str, Any]) -> IRModule:
-    """Adds the function `_metadata`, which returns the metadata as JSON."""
-    text = json.dumps({**metadata, "memory_usage": _memory_usage(mod)})
+    """Adds the function `_metadata`, which returns the metadata as JSON.
+
+    `metadata` gets `memory_usage`: the bytes that each function of the planned module takes.
+    """
+    metadata["memory_usage"] = _memory_usage(mod)
+    text = json.dumps(metadata)
     builder = relax.BlockBuilder()
     with builder.function("_metadata", params=[]):
         builder.emit_func_output(StringImm(text))

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mlc_rwkv_world.artifact import config as defaults
 from mlc_rwkv_world.artifact.conversation import world_conversation
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE, TOKENIZER_MODEL
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 _SCHEMA_VERSION = "0.1.0"
 
 
-def write_chat_config(folder: Path, config: ModelConfig, fmt: Format) -> None:
+def write_vocabulary(folder: Path, source: Path | None) -> None:
+    """Writes the vocabulary in `source`, or the packaged one where a checkpoint has none."""
+    tokenizer = WorldTokenizer.from_file(source) if source is not None else WorldTokenizer.default()
+    tokenizer.save(folder / TOKENIZER_MODEL)
+
+
+def write_chat_config(
+    folder: Path, config: ModelConfig, fmt: Format, conversation: dict[str, Any] | None = None
+) -> None:
     """The fields are those of stock mlc_llm's schema; sampling defaults are the World demos'."""
     content = {
         "version": _SCHEMA_VERSION,
@@ -40,7 +50,7 @@ def write_chat_config(folder: Path, config: ModelConfig, fmt: Format) -> None:
             "prepend_space_in_encode": False,
             "strip_space_in_decode": False,
         },
-        "conv_template": world_conversation(),
+        "conv_template": conversation or world_conversation(),
         "pad_token_id": 0,
         "bos_token_id": 0,
         "eos_token_id": 0,

@@ -1,0 +1,1 @@
+"""What tells stock mlc_llm about RWKV World; the only room that knows mlc_llm."""

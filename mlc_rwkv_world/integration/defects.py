@@ -1,0 +1,90 @@
+"""Defects of mlc_llm that reach RWKV World, and what is done about each. docs/plugin.md says more.
+
+A defect that a version has fixed gets that version in `fixed_in`, and is then left alone there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Defect:
+    """`answer` says what the plugin or the library does, or what the user can do."""
+
+    name: str
+    symptom: str
+    answer: str
+    fixed_in: str | None = None
+
+    def present_in(self, version: str | None) -> bool:
+        """Whether a host of this version has it; one without a version is taken to."""
+        if self.fixed_in is None or version is None:
+            return True
+        return _numbers(version) < _numbers(self.fixed_in)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
+
+
+DEFECTS = (
+    Defect(
+        "prefix_cache",
+        "the same prompt twice gives two answers (prefix cache)",
+        "turned off for this model",
+    ),
+    Defect(
+        "history",
+        "tens of gigabytes reserved for a history of states",
+        "one state for each sequence",
+    ),
+    Defect(
+        "prefill_mode",
+        "a second request during an answer ends the engine (hybrid prefill)",
+        "chunked prefill for this model",
+    ),
+    Defect(
+        "simultaneous_prefill",
+        "simultaneous prompts are read as one",
+        "the library tells them apart",
+    ),
+    Defect(
+        "unfinished_characters",
+        "characters that span tokens raise an error or vanish",
+        "text comes from our tokenizer",
+    ),
+    Defect(
+        "ids_without_token",
+        "ids above the host's token table end the engine",
+        "the library gives them no probability",
+    ),
+    Defect(
+        "bfloat16_storage",
+        "float32 weights are stored as bfloat16",
+        "our converter stores them as they are",
+    ),
+    Defect(
+        "vocabulary_eval",
+        "the vocabulary file is evaluated as Python",
+        "our reader parses it",
+    ),
+    Defect(
+        "compile_cache",
+        "compiled libraries are kept when their kernels have changed",
+        "our revision is part of the key",
+    ),
+    Defect(
+        "template",
+        "the template lacks a blank line and ends with a space",
+        "replaced",
+    ),
+)
+
+
+def present(name: str, version: str | None) -> bool:
+    """Whether a host of this version has the defect of this name."""
+    (defect,) = (defect for defect in DEFECTS if defect.name == name)
+    return defect.present_in(version)

@@ -1,0 +1,152 @@
+"""Registering RWKV World with stock mlc_llm: what is done to which of its modules, and how it went.
+
+Each step waits for one module of the host's and acts on it right after it was executed, so that
+no module of the host's is imported earlier than the host would, and in no other order.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+from mlc_rwkv_world.integration.host import PACKAGE, find_host, share_path
+from mlc_rwkv_world.integration.import_hook import ImportHook
+
+WAITING = "waiting"
+DONE = "done"
+_ROOM = "mlc_rwkv_world.integration"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is done to `module` of the host's: `action`, `module:function` of this room."""
+
+    module: str
+    what: str
+    action: str
+    before: bool = False
+
+
+STEPS = (
+    Step("nn", "names that TVM 0.27 moved", "tvm_aliases:add_aliases", before=True),
+    Step("model.model", "model types rwkv_world and rwkv", "models:add_models"),
+    Step("model.model_preset", "presets of 0.1B to 7B", "presets:add_presets"),
+    Step("quantization.quantization", "formats q8f16_1 and q8f32_1", "models:add_formats"),
+    Step("conversation_template", "World conversation template", "template:add_template"),
+    Step("interface.gen_config", "gen_config", "commands:add_gen_config"),
+    Step("interface.convert_weight", "convert_weight", "commands:add_convert_weight"),
+    Step("support.auto_weight", ".pth files and World folders", "commands:add_source_format"),
+    Step("compiler_pass.pipeline", "our passes and kernels", "pipeline:add_pipeline"),
+    Step("serve.config", "engine defaults for a recurrent state", "serving:add_engine_defaults"),
+    Step("tokenizers", "characters that span tokens", "serving:add_text_streamer"),
+)
+
+# How each step went: WAITING, DONE, or what went wrong.
+outcomes: dict[Step, str] = dict.fromkeys(STEPS, WAITING)
+_running: set[Step] = set()
+_told: set[str] = set()
+
+
+def register() -> None:
+    """Makes mlc_llm handle `rwkv_world`: now where it is imported, else as soon as it is.
+
+    Calling it again does nothing. Never raises: what cannot be done is said in one line.
+    """
+    if find_host() is None:
+        _tell(
+            "mlc_llm is not installed here, so there is nothing to register with. "
+            "`python -m mlc_rwkv_world build` and `mlc_chat_cli` need none."
+        )
+    arm()
+
+
+def arm() -> None:
+    """Waits for the host's modules, and sees to those that are there already."""
+    _hook.install()
+    share_path()
+    _sweep()
+
+
+def _before(module: ModuleType) -> None:
+    name = module.__name__
+    if name == PACKAGE:
+        share_path()
+    for step in STEPS:
+        if step.before and name == _full_name(step):
+            _do(step, module)
+
+
+def _after(module: ModuleType) -> None:
+    for step in STEPS:
+        if not step.before and module.__name__ == _full_name(step):
+            # It may be executed again, as after a first import that failed.
+            outcomes[step] = WAITING
+            _do(step, module)
+    # What was under way when the hook was armed: its end is nowhere to be heard of.
+    _sweep()
+
+
+def _failed(module: ModuleType, error: BaseException) -> None:
+    if isinstance(error, Exception):
+        _tell(
+            f"{module.__name__} could not be imported ({_reason(error)}). "
+            "`python -m mlc_rwkv_world build` and `mlc_chat_cli` work without mlc_llm.",
+            key="import",
+        )
+
+
+_hook = ImportHook(PACKAGE, _before, _after, _failed)
+
+
+def armed() -> bool:
+    """Whether this process waits for the host's modules."""
+    return _hook in sys.meta_path
+
+
+def _sweep() -> None:
+    for step in STEPS:
+        module = sys.modules.get(_full_name(step))
+        if module is not None and outcomes[step] == WAITING and not _initializing(module):
+            _do(step, module)
+
+
+def _do(step: Step, module: ModuleType) -> None:
+    if outcomes[step] != WAITING or step in _running:
+        return
+    _running.add(step)
+    try:
+        place, function = step.action.split(":")
+        getattr(import_module(f"{_ROOM}.{place}"), function)(module)
+        outcomes[step] = DONE
+    except Exception as error:
+        # Whatever is wrong here, the host's own work goes on.
+        outcomes[step] = _reason(error)
+        _tell(
+            f"{step.what}: not registered with this mlc_llm ({_reason(error)}). "
+            "`python -m mlc_rwkv_world doctor` says more.",
+            key="step",
+        )
+    finally:
+        _running.discard(step)
+
+
+def _full_name(step: Step) -> str:
+    return f"{PACKAGE}.{step.module}"
+
+
+def _initializing(module: ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False))
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _tell(text: str, key: str | None = None) -> None:
+    """One line on stderr; once for each key."""
+    if (key or text) not in _told:
+        _told.add(key or text)
+        print(f"mlc_rwkv_world: {text}", file=sys.stderr)
