@@ -7,10 +7,23 @@ the message alone and exit with `exit_status`; `--debug` shows the traceback as 
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """`text` with every character that is not shown as itself escaped, line feeds excepted."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 class RwkvWorldError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Its text is safe to show: what a file smuggles into a message cannot steer a terminal.
+    """
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UsageError(RwkvWorldError, ValueError):

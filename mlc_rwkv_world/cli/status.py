@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from mlc_rwkv_world.errors import RwkvWorldError
+from mlc_rwkv_world.errors import RwkvWorldError, printable
 
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -43,6 +43,10 @@ def report(program: str, error: Exception) -> None:
 
 def describe(error: Exception) -> str:
     """One message for a user."""
+    return printable(_message(error))
+
+
+def _message(error: Exception) -> str:
     if isinstance(error, RwkvWorldError):
         return f"error: {error}"
     if isinstance(error, OSError) and error.strerror:

@@ -15,6 +15,7 @@ from tvm.target import Target, codegen
 
 from mlc_rwkv_world.errors import TargetError
 
+_LONGEST = 1000
 KINDS = ("llvm", "cuda", "metal", "opencl", "vulkan")
 # Limits that TVM would read from a device that is not there.
 _CUDA_LIMITS = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152}
@@ -84,6 +85,11 @@ def resolve(text: str) -> BuildTarget:
     Raises TargetError where that names no target, or none that can be built for here.
     """
     text = text.strip()
+    # JSON may spell what no string of TVM's can hold, and so may a command line.
+    if not text.isprintable() or re.search(r"\\u(d[89a-f]|00[01])", text, re.IGNORECASE):
+        raise TargetError(f"--target {text[:60]!r} is not plain text.")
+    if len(text) > _LONGEST:
+        raise TargetError(f"--target has {len(text)} characters, more than any target needs.")
     if text == "auto":
         text = _detect()
     attrs = _parse(text)

@@ -35,8 +35,10 @@ def check_library(path: Path) -> None:
         fields = _HEADER.unpack(head)
         machine, (segments, sections), (width, count) = fields[1], fields[4:6], fields[8:10]
         end = sections + fields[10] * fields[11]
-        file.seek(segments)
-        table = file.read(width * count)
+        table = b""
+        if segments + width * count <= size:
+            file.seek(segments)
+            table = file.read(width * count)
     if width == _SEGMENT.size and len(table) == width * count:
         for _, _, offset, _, _, length, _, _ in _SEGMENT.iter_unpack(table):
             end = max(end, offset + length)

@@ -1,0 +1,183 @@
+"""One target for each parser of a file: read these bytes, give a result or a named error.
+
+A target raises nothing but what its parser may raise; what the parser accepts is held to what
+it promises. Seeds lie in `seeds/<name>/`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+
+from mlc_rwkv_world.artifact.config import ChatConfig
+from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.metadata import LibraryMetadata
+from mlc_rwkv_world.checkpoint.file_kind import kind_of
+from mlc_rwkv_world.checkpoint.folder import find_weights, read_json
+from mlc_rwkv_world.checkpoint.safetensors_file import read_safetensors_file
+from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config
+from mlc_rwkv_world.checkpoint.stored import FLOAT_WORDS
+from mlc_rwkv_world.checkpoint.torch_file import read_torch_file
+from mlc_rwkv_world.errors import RwkvWorldError, VocabularyError
+from mlc_rwkv_world.runtime import state_file
+from mlc_rwkv_world.runtime.elf import check_library
+from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
+from mlc_rwkv_world.runtime.state_file import StateFile
+from mlc_rwkv_world.tokenizer import WorldTokenizer
+
+SEEDS = Path(__file__).parent / "seeds"
+STATE_SHAPE = (2, 5, 8)
+STATE_MODEL = "ab" * 32
+STATE_SHA256 = "cd" * 32
+SHAPE = ModelShape(2, 4, 4, 16, 65536)
+LONGEST_MESSAGE = 4000
+
+# Files in memory are written thousands of times a second.
+_MEMORY = Path("/dev/shm")
+_folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None))
+_vocabulary = b"".join(b"%d b'\\x%02x' 1\n" % (byte + 1, byte) for byte in range(256))
+
+
+@dataclass(frozen=True)
+class Target:
+    """`read` may raise RwkvWorldError and nothing else."""
+
+    name: str
+    read: Callable[[bytes], object]
+
+    @property
+    def seeds(self) -> list[bytes]:
+        return [path.read_bytes() for path in sorted((SEEDS / self.name).iterdir())]
+
+    def run(self, data: bytes) -> bool:
+        """Whether `data` was accepted; AssertionError where an error's message cannot be shown."""
+        try:
+            self.read(data)
+        except RwkvWorldError as error:
+            message = str(error)
+            assert 10 < len(message) < LONGEST_MESSAGE, message
+            assert message.isprintable(), repr(message)
+            return False
+        return True
+
+
+def _write(name: str, data: bytes) -> Path:
+    path = _folder / name
+    path.write_bytes(data)
+    return path
+
+
+def _checkpoint(data: bytes) -> None:
+    path = _write("w.pth", data)
+    read = {"torch": read_torch_file, "safetensors": read_safetensors_file}[kind_of(path)]
+    total = 0
+    for tensor in read(path):
+        if tensor.dtype in FLOAT_WORDS and (total := total + tensor.size) < 1 << 22:
+            array = tensor.read()
+            assert array.shape == tensor.shape
+            assert np.isfinite(array).all()
+
+
+def _weights_index(data: bytes) -> None:
+    path = _write("model.safetensors.index.json", data)
+    for number in (1, 2):
+        _write(f"model-0000{number}-of-00002.safetensors", b"")
+    for file in find_weights(path.parent).files:
+        assert file.parent == path.parent
+
+
+def _model_config(data: bytes) -> None:
+    path = _write("config.json", data)
+    apply_config(path.parent, path, read_json(path), SHAPE)
+
+
+def _state_file(data: bytes) -> None:
+    file = StateFile.read(_write("state", data), model=STATE_MODEL, shape=STATE_SHAPE)
+    assert file.state.shape == STATE_SHAPE
+    assert np.isfinite(file.state).all()
+    file.count("tokens_read")
+
+
+def _signed_state(data: bytes) -> None:
+    """A state file whose checksum is right: whoever forges a file can compute it too."""
+    with patch.object(state_file, "_digest", return_value=STATE_SHA256):
+        file = StateFile.read(_write("state", data), model=STATE_MODEL, shape=STATE_SHAPE)
+    assert np.isfinite(file.state).all()
+    sampler = Sampler(Sampling(), 1, 65530)
+    sampler.restore(file.extra)
+    assert 0 <= sampler.sample(np.zeros(65536, np.float32)) < 65530
+
+
+def _artifact_index(data: bytes) -> None:
+    for name, size in (("params_shard_0.bin", 256), ("params_shard_1.bin", 16)):
+        _write(name, bytes(size))
+    index = ParameterIndex.read(_write("tensor-cache.json", data).parent)
+    assert len(index.identity) == 64
+    for tensor in index.tensors.values():
+        assert index.path(tensor.shard).parent == _folder
+        assert tensor.offset + tensor.nbytes <= index.nbytes
+    index.check_files()
+
+
+def _chat_config(data: bytes) -> None:
+    config = ChatConfig.read(_write("mlc-chat-config.json", data).parent)
+    assert (_folder / config.tokenizer_file).parent == _folder
+
+
+def _library_metadata(data: bytes) -> None:
+    text = data.decode("utf-8", errors="replace")
+    assert LibraryMetadata.parse(text, "lib.so").prefill_chunk_size > 0
+
+
+def _vocabulary_file(data: bytes) -> None:
+    blobs = [data]
+    if not data.startswith((b"\x80", b"\xde", b"\xdf")):
+        blobs.append(_vocabulary + data)
+    last: VocabularyError | None = None
+    for blob in blobs:
+        try:
+            tokenizer = WorldTokenizer.from_bytes(blob, "vocabulary", 0)
+        except VocabularyError as error:
+            last = error
+            continue
+        assert tokenizer.decode_bytes(tokenizer.encode(data)) == data
+    if last is not None:
+        raise last
+
+
+def _target_string(data: bytes) -> None:
+    from mlc_rwkv_world.compiler.target import resolve
+
+    chosen = resolve(data.decode("utf-8", errors="surrogateescape"))
+    try:
+        assert resolve(chosen.describe()).kind == chosen.kind
+    except RwkvWorldError as error:
+        raise AssertionError(f"{chosen.describe()} cannot be read back") from error
+
+
+def _library_head(data: bytes) -> None:
+    check_library(_write("lib.so", data))
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("checkpoint-safetensors", _checkpoint),
+        Target("checkpoint-torch", _checkpoint),
+        Target("weights-index", _weights_index),
+        Target("model-config", _model_config),
+        Target("state-file", _state_file),
+        Target("state-file-signed", _signed_state),
+        Target("artifact-index", _artifact_index),
+        Target("chat-config", _chat_config),
+        Target("library-metadata", _library_metadata),
+        Target("library-head", _library_head),
+        Target("vocabulary", _vocabulary_file),
+        Target("target-string", _target_string),
+    )
+}
