@@ -1,4 +1,7 @@
-"""`x W^T` on a GPU: left for dlight to schedule, with the unpacking of W inside the kernel."""
+"""`x W^T` on a GPU, with the unpacking of W inside the kernel.
+
+On CUDA the kernels are ours where the sizes suit them; the rest is left for dlight to schedule.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ from typing import Any
 
 from tvm import te, tirx
 
+from mlc_rwkv_world.kernels.dot_cuda import Stored
+from mlc_rwkv_world.kernels.matvec_cuda import matvec
 from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of, unpack, values_per_word
 from mlc_rwkv_world.kernels.signature import Signature
 
 
 def linear(sig: Signature) -> tirx.PrimFunc:
-    """(x [M, K], weight...) -> [M, N], summed in the type of the result."""
+    """(x [M, K], weight...) -> [M, N]; sums are float32, or as dlight's of the result's type."""
+    if sig.has_async_copies and sig.args[0].shape[0] == 1 and _can_stream(sig):
+        return matvec(sig)
     rows, inner = sig.args[0].extents("seq_len")
     _, outer = sig.outs[0].extents("seq_len")
     x = te.placeholder((rows, inner), sig.args[0].dtype, "x")
@@ -26,6 +33,10 @@ def linear(sig: Signature) -> tirx.PrimFunc:
         "matmul",
     )
     return te.create_prim_func([x, *stored, product]).with_attr("op_pattern", 4)
+
+
+def _can_stream(sig: Signature) -> bool:
+    return Stored.of(sig.args[0], list(sig.args[1:])).can_stream
 
 
 def _dense(sig: Signature, stored: Sequence[te.Tensor]) -> Callable[..., Any]:

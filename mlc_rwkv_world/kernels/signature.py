@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,14 @@ class Signature:
     @property
     def on_cpu(self) -> bool:
         return bool(self.target.kind.name == "llvm")
+
+    @property
+    def has_async_copies(self) -> bool:
+        """Whether this is an NVIDIA GPU of sm_80 or later, with what `cuda_intrinsics` needs."""
+        if self.target.kind.name != "cuda":
+            return False
+        digits = re.sub(r"\D", "", str(self.target.attrs.get("arch", "")))
+        return int(digits or 0) >= 80
 
 
 # Below this many steps, waking threads costs a CPU more than it saves.

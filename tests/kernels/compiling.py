@@ -31,7 +31,7 @@ TARGETS = {
 }
 
 
-def _signature(case: Case, target: Target) -> Signature:
+def signature(case: Case, target: Target) -> Signature:
     names: dict[str, tirx.Var] = {}
 
     def tensor(spec: tuple[Any, ...]) -> TensorType:
@@ -55,7 +55,7 @@ class Kernels:
         if missing := missing_features(chosen.cpu_features()):
             pytest.skip(f"this CPU lacks {', '.join(missing)}")
         functions = {
-            name: case[0](_signature(case, chosen.target)).with_attr("global_symbol", name)
+            name: case[0](signature(case, chosen.target)).with_attr("global_symbol", name)
             for name, case in cases.items()
         }
         with chosen.target:

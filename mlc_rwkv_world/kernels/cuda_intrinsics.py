@@ -1,0 +1,82 @@
+"""Instructions of NVIDIA's GPUs (sm_80 and later) that TIR has no portable name for.
+
+Each is a small device function whose source TVM puts into the kernel's; tests replace them by
+functions of the same name and meaning for a CPU. Pointers are what `T.address_of` gives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+_COPY_ASYNC = """
+__device__ __forceinline__ void rwkv_world_copy_async(void* to, const void* from, int bytes) {
+  unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :: "r"(shared), "l"(from), "r"(bytes) : "memory");
+}
+"""
+_COPY_COMMIT = """
+__device__ __forceinline__ void rwkv_world_copy_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+"""
+_COPY_WAIT = """
+__device__ __forceinline__ void rwkv_world_copy_wait_%d() {
+  asm volatile("cp.async.wait_group %d;" ::: "memory");
+}
+"""
+_MMA = """
+__device__ __forceinline__ void rwkv_world_mma(float* c, const unsigned* a, const unsigned* b) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+"""
+_LDMATRIX = """
+__device__ __forceinline__ void rwkv_world_ldmatrix(unsigned* out, const void* row) {
+  unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(shared) : "memory");
+}
+"""
+# Asked for by an address, so that the compiler sees no reason to move it before the copies' end.
+_SYNC_WARP = """
+__device__ __forceinline__ void rwkv_world_sync_warp() { __syncwarp(); }
+"""
+
+
+def copy_async(to: Any, source: Any, count: Any) -> Any:
+    """Starts copying 16 bytes to shared memory; all after the first `count` become zeros."""
+    return T.cuda.func_call("rwkv_world_copy_async", to, source, count, source_code=_COPY_ASYNC)
+
+
+def copy_commit() -> Any:
+    """Ends a group of this thread's copies."""
+    return T.cuda.func_call("rwkv_world_copy_commit", source_code=_COPY_COMMIT)
+
+
+def copy_wait(pending: int) -> Any:
+    """Waits until no more than the latest `pending` groups of this thread are under way."""
+    source = _COPY_WAIT % (pending, pending)
+    return T.cuda.func_call(f"rwkv_world_copy_wait_{pending}", source_code=source)
+
+
+def sync_warp() -> Any:
+    """Lets the lanes of a warp see what each has written to shared memory."""
+    return T.cuda.func_call("rwkv_world_sync_warp", source_code=_SYNC_WARP)
+
+
+def mma(sums: Any, a: Any, b: Any) -> Any:
+    """sums += A B: A [16, 16] float16 by rows, B [16, 8] by columns, float32 sums [16, 8].
+
+    Registers of a lane as PTX lays them out for mma.m16n8k16: 4, 4 and 2 of 32 bits.
+    """
+    return T.cuda.func_call("rwkv_world_mma", sums, a, b, source_code=_MMA)
+
+
+def ldmatrix(out: Any, row: Any) -> Any:
+    """Four 8 x 8 float16 matrices from shared memory; lane l names row l % 8 of matrix l / 8."""
+    return T.cuda.func_call("rwkv_world_ldmatrix", out, row, source_code=_LDMATRIX)

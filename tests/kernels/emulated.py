@@ -1,0 +1,46 @@
+"""Runs CUDA kernels on the emulated GPU; imported in a process of its own too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from compiling import Array, Case, poisoned, signature
+from tvm import IRModule
+
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.transforms.choose_kernels import _with_root_block
+
+ARCH = "cuda -arch=sm_90"
+# Inputs, and shape and dtype of each result.
+Call = tuple[Sequence[Any], Sequence[tuple[tuple[int, ...], str]]]
+
+
+def build(cases: Mapping[str, Case], target: str = ARCH) -> Any:
+    """The kernels of some cases, compiled for CUDA."""
+    chosen = resolve(target).target
+    functions = {
+        name: _with_root_block(case[0](signature(case, chosen))).with_attr("global_symbol", name)
+        for name, case in cases.items()
+    }
+    for name, func in functions.items():
+        assert func.attrs.get("tirx.is_scheduled"), f"{name} is left for dlight"
+    with chosen:
+        return tvm.compile(IRModule(functions), target=chosen)
+
+
+def compute(cases: Mapping[str, Case], calls: Sequence[tuple[str, Call]]) -> list[list[Array]]:
+    """What each call leaves in its results, which start as NaN or -1, and in its array inputs."""
+    module, device = build(cases), tvm.cuda(0)
+    answers = []
+    for name, (inputs, outs) in calls:
+        tensors = [
+            tvm.runtime.tensor(a, device) if isinstance(a, np.ndarray) else a for a in inputs
+        ]
+        results = [tvm.runtime.tensor(poisoned(*out), device) for out in outs]
+        module[name](*tensors, *results)
+        arrays = [t.numpy() for t in tensors if not isinstance(t, int)]
+        answers.append([*(result.numpy() for result in results), *arrays])
+    return answers

@@ -1,0 +1,88 @@
+"""CUDA kernels, as TVM's CUDA source on an emulated GPU, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from compiling import Array, Case, error_ratio
+from support import cuda_emulation
+
+from mlc_rwkv_world.kernels.linear import linear, reference
+from mlc_rwkv_world.quantization.group import dequantize, quantize
+
+pytestmark = pytest.mark.skipif(
+    cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or ""
+)
+
+# A float32 sum of some thousand products; a float16 result adds its own rounding.
+RATIO = {"float32": 5e-7, "float16": 3.5e-4}
+# (storage, type of x, type of the result, N, K): whole steps and partial ones, rows that do not
+# divide among warps, one warp for a row and several, and the smallest sizes that are streamed.
+PRODUCTS = [
+    ("float16", "float16", "float32", 64, 256),
+    ("float16", "float16", "float16", 7, 64),
+    ("float16", "float32", "float32", 34, 1096),
+    ("float32", "float32", "float32", 66, 2048),
+    ("float32", "float32", "float32", 3, 4),
+    ("q4", "float16", "float16", 64, 1024),
+    ("q4", "float16", "float32", 33, 768),
+    ("q4", "float32", "float32", 6, 2560),
+    ("q4", "float16", "float16", 2, 8192),
+    ("q8", "float16", "float16", 40, 256),
+    ("q8", "float32", "float32", 5, 1280),
+]
+
+
+def _name(storage: str, x: str, y: str, n: int, k: int) -> str:
+    return f"{storage}_{x}_{y}_{n}_{k}"
+
+
+def _case(rows: int | str, storage: str, x: str, y: str, n: int, k: int) -> Case:
+    stored: list[tuple[Any, ...]] = [(n, k, storage)]
+    if storage[0] == "q":
+        bits = int(storage[1:])
+        stored = [(n, k * bits // 32, "uint32"), (n, k // 32, "float16")]
+    return linear, [(rows, k, x), *stored], [(rows, n, y)]
+
+
+def _weight(rng: np.random.Generator, storage: str, n: int, k: int) -> tuple[Array, list[Array]]:
+    """The dense values that a weight stands for, and how it is stored."""
+    dense = rng.standard_normal((n, k), np.float32)
+    if storage[0] != "q":
+        stored = dense.astype(storage)
+        return stored, [stored]
+    bits = int(storage[1:])
+    parts = list(quantize(dense, bits, "float16"))
+    return dequantize(*parts, bits), parts
+
+
+Answers = dict[str, tuple[Array, Array]]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["forwards", "backwards"])
+def emulated(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return lambda *args: cuda_emulation.run(*args, backwards=request.param)
+
+
+@pytest.fixture(scope="module")
+def products(emulated: Callable[..., Any]) -> Answers:
+    rng = np.random.default_rng(5)
+    cases, calls, exact = {}, [], {}
+    for storage, x_type, y_type, n, k in PRODUCTS:
+        name = _name(storage, x_type, y_type, n, k)
+        dense, stored = _weight(rng, storage, n, k)
+        x = rng.standard_normal((1, k)).astype(x_type)
+        cases[name] = _case(1, storage, x_type, y_type, n, k)
+        calls.append((name, ([x, *stored], [((1, n), y_type)])))
+        exact[name] = reference(x, dense)
+    answers = emulated("emulated:compute", cases, calls)
+    return {name: (y, exact[name]) for (name, _), (y, *_) in zip(calls, answers, strict=True)}
+
+
+@pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: _name(*product))
+def test_one_row(products: Answers, product: tuple[Any, ...]) -> None:
+    actual, exact = products[_name(*product)]
+    assert error_ratio(actual, exact) < RATIO[product[2]]
