@@ -25,12 +25,18 @@ from mlc_rwkv_world.checkpoint import (
 from mlc_rwkv_world.compiler import library as code
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.cache import ModuleCache
-from mlc_rwkv_world.compiler.export import ParameterSpec, compute_dtype, export, parameters
+from mlc_rwkv_world.compiler.export import ParameterSpec, export, parameters
+from mlc_rwkv_world.compiler.export import compute_dtype as usual_dtype
 from mlc_rwkv_world.compiler.target import BuildTarget, resolve
-from mlc_rwkv_world.convert.chat_config import write_chat_config, write_vocabulary
+from mlc_rwkv_world.convert.chat_config import (
+    record_precision,
+    write_chat_config,
+    write_vocabulary,
+)
 from mlc_rwkv_world.convert.weights import convert
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, UsageError
 from mlc_rwkv_world.models.config import DEFAULT_MAX_BATCH, DEFAULT_PREFILL_CHUNK, ModelConfig
+from mlc_rwkv_world.models.fp32_layers import parse
 from mlc_rwkv_world.quantization import Format, format_named
 from mlc_rwkv_world.reporter import Reporter
 from mlc_rwkv_world.runtime.cpu import missing_features
@@ -38,6 +44,19 @@ from mlc_rwkv_world.runtime.library import open_library
 
 MODELS_DIR = "models"
 CACHE_DIR = "cache"
+
+
+# More than any model has: for options that are looked at before the model is.
+_MOST_BLOCKS = 1 << 16
+# What a library of ours is made for, beside its parameters.
+_IDENTITY = (
+    "hidden_size",
+    "layer_norm_epsilon",
+    "rescale_every",
+    "compute_dtype",
+    "fp32_layers",
+    "float32_keys",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +70,7 @@ class Artifact:
     quantization: str
     target: str
     compute_dtype: str
+    fp32_layers: tuple[int, ...]
     nbytes: int
     bits_per_weight: float
     notes: tuple[str, ...] = ()
@@ -83,6 +103,9 @@ def build(
     max_seq_len: int | None = None,
     prefill_chunk_size: int = DEFAULT_PREFILL_CHUNK,
     max_batch_size: int = DEFAULT_MAX_BATCH,
+    fp32_layers: str | None = None,
+    compute_dtype: str = "auto",
+    float32_keys: bool = True,
     weights: bool = True,
     library: bool = True,
     reuse_lib: str | Path | None = None,
@@ -102,6 +125,12 @@ def build(
     for a limit; the model has none. With `debug_dump`, the module after each phase is written to
     that folder.
 
+    `compute_dtype` "auto" is the format's type on a GPU and float32 on a CPU; "float16" on a CPU
+    rounds every operation's result to float16, as a GPU does, and is slow. `fp32_layers` are the
+    blocks that compute in float32 all the same (`0`, `0,2-5`, `all`, `none`); not given, those
+    that a model of this shape is known to need. `float32_keys` False rounds the products of
+    att.key and att.value to float16 too.
+
     Raises the errors of `mlc_rwkv_world.errors`.
     """
     reporter = reporter or Reporter()
@@ -117,6 +146,9 @@ def build(
             raise UsageError(f"{name} is {value}; it must be at least 1.")
     # Whatever is wrong with the options is said before anything is downloaded.
     chosen, fmt = _for_this_cpu(resolve(target), target), format_named(quantization)
+    computes = _compute_dtype(compute_dtype, fmt, chosen)
+    if fp32_layers is not None:
+        parse(fp32_layers, _MOST_BLOCKS)
     if reuse_lib is not None and not Path(reuse_lib).is_file():
         raise NotFoundError(f"--reuse-lib {reuse_lib}: there is no such file.")
     output = Path(output)
@@ -130,6 +162,9 @@ def build(
         max_seq_len,
         prefill_chunk_size,
         max_batch_size,
+        fp32_layers,
+        computes,
+        float32_keys,
     )
     if reuse_lib is not None:
         _check_reusable(Path(reuse_lib), plan)
@@ -146,6 +181,8 @@ def build(
             built = _compile(plan, folder, cache, dump, system_lib, reporter)
         if weights:
             _convert(plan, folder / PARAMS_DIR, reporter)
+        else:
+            record_precision(folder / PARAMS_DIR, plan.config)
     registry.register(plan.folder)
     return _artifact(plan, built)
 
@@ -156,6 +193,17 @@ def _for_this_cpu(target: BuildTarget, text: str) -> BuildTarget:
         return target
     missing = missing_features(target.cpu_features())
     return target.without(missing) if missing else target
+
+
+def _compute_dtype(asked: str, fmt: Format, target: BuildTarget) -> str:
+    if asked not in ("auto", "float16", "float32"):
+        raise UsageError(f"--compute-dtype {asked!r}: give auto, float16 or float32.")
+    if asked == "float16" and fmt.dtype != "float16":
+        raise UsageError(
+            f"--compute-dtype float16: {fmt.name} computes in float32; "
+            f"choose {fmt.name.replace('f32', 'f16')}."
+        )
+    return usual_dtype(fmt, target.kind) if asked == "auto" else asked
 
 
 def _locate(
@@ -184,8 +232,12 @@ def _plan(
     max_seq_len: int | None,
     prefill_chunk_size: int,
     max_batch_size: int,
+    fp32_layers: str | None,
+    compute_dtype: str,
+    float32_keys: bool,
 ) -> _Plan:
     shape = checkpoint.config
+    layers = shape.num_hidden_layers
     config = ModelConfig(
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -198,13 +250,15 @@ def _plan(
         context_window_size=-1 if max_seq_len is None else max_seq_len,
         prefill_chunk_size=prefill_chunk_size,
         max_batch_size=max_batch_size,
+        fp32_layers=None if fp32_layers is None else parse(fp32_layers, layers),
+        float32_keys=float32_keys,
     )
     return _Plan(
         checkpoint,
         config,
         fmt,
         target,
-        compute_dtype(fmt, target.kind),
+        compute_dtype,
         parameters(config, fmt),
         output / f"{checkpoint.name}-{fmt.name}",
     )
@@ -233,7 +287,7 @@ def _identity(described: dict[str, Any]) -> dict[str, Any]:
     return {
         "target": json.loads(ours["target"])["kind"],
         "quantization": described["quantization"],
-        **{key: ours.get(key) for key in ("hidden_size", "layer_norm_epsilon", "rescale_every")},
+        **{key: ours.get(key) for key in _IDENTITY},
         "params": described["params"],
     }
 
@@ -269,7 +323,13 @@ def _same_model(params: Path, config: ModelConfig) -> bool:
         old = ModelConfig.from_dict(json.loads(text)["model_config"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    of_the_library = ("context_window_size", "prefill_chunk_size", "max_batch_size")
+    of_the_library = (
+        "context_window_size",
+        "prefill_chunk_size",
+        "max_batch_size",
+        "fp32_layers",
+        "float32_keys",
+    )
     return config == dataclasses.replace(
         old, **{field: getattr(config, field) for field in of_the_library}
     )
@@ -349,6 +409,7 @@ def _artifact(plan: _Plan, built: list[Path]) -> Artifact:
         quantization=plan.format.name,
         target=plan.target.kind,
         compute_dtype=plan.compute_dtype,
+        fp32_layers=tuple(plan.config.fp32_layers or ()),
         nbytes=nbytes,
         bits_per_weight=8 * nbytes / values,
         notes=(*plan.target.notes, *code.notes(plan.target, built)),

@@ -43,7 +43,8 @@ class LibraryMetadata:
 
     `packed` is None where our functions take stock's parameters; `initial_rows` [R] are the
     values that fill each row of a layer in a fresh state; `cpu_features` are LLVM's names of
-    what the code needs, empty where the library does not say.
+    what the code needs, empty where the library does not say. `fp32_layers` are the blocks that
+    compute in float32 whatever `compute_dtype` is.
     """
 
     source: str
@@ -56,6 +57,8 @@ class LibraryMetadata:
     target: str
     cpu_features: tuple[str, ...]
     compute_dtype: str
+    fp32_layers: tuple[int, ...]
+    float32_keys: bool
     num_hidden_layers: int
     hidden_size: int
     vocab_size: int
@@ -91,6 +94,8 @@ class LibraryMetadata:
             target=ours.text("target"),
             cpu_features=tuple(ours.items("cpu_features", str, [])),
             compute_dtype=ours.text("compute_dtype"),
+            fp32_layers=tuple(ours.items("fp32_layers", int, [])),
+            float32_keys=ours.values.get("float32_keys") is not False,
             num_hidden_layers=ours.integer("num_hidden_layers", minimum=1),
             hidden_size=ours.integer("hidden_size", minimum=1),
             vocab_size=ours.integer("vocab_size", minimum=1),

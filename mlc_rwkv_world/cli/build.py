@@ -84,6 +84,23 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         default=8,
         help="sequences that one call reads together (default: 8)",
     )
+    parser.add_argument(
+        "--fp32-layers",
+        metavar="BLOCKS",
+        help="blocks that compute in float32 where the format computes in float16: 0, 0,2-5, all "
+        "or none (default: what a model of this shape is known to need)",
+    )
+    parser.add_argument(
+        "--compute-dtype",
+        default="auto",
+        help="auto, float16 or float32; auto is the format's on a GPU and float32 on a CPU, where "
+        "float16 is slow and serves to see what it does",
+    )
+    parser.add_argument(
+        "--float16-keys",
+        action="store_true",
+        help="round the products of att.key and att.value to float16 too, which can overflow",
+    )
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--convert-weights-only", action="store_true", help="build no library")
     part.add_argument("--build-model-only", action="store_true", help="convert no weights")
@@ -151,6 +168,9 @@ def _run(arguments: argparse.Namespace) -> int:
             max_seq_len=arguments.max_seq_len,
             prefill_chunk_size=arguments.prefill_chunk_size,
             max_batch_size=arguments.max_batch_size,
+            fp32_layers=arguments.fp32_layers,
+            compute_dtype=arguments.compute_dtype,
+            float32_keys=not arguments.float16_keys,
             weights=not arguments.build_model_only,
             library=not arguments.convert_weights_only,
             reuse_lib=arguments.reuse_lib,
@@ -163,6 +183,14 @@ def _run(arguments: argparse.Namespace) -> int:
         console.close()
     _summarize(artifact, time.monotonic() - started)
     return 0
+
+
+def _types(artifact: Artifact) -> str:
+    from mlc_rwkv_world.models.fp32_layers import spelled
+
+    if artifact.compute_dtype == "float32" or not artifact.fp32_layers:
+        return artifact.compute_dtype
+    return f"{artifact.compute_dtype}, blocks {spelled(artifact.fp32_layers)} in float32,"
 
 
 def _summarize(artifact: Artifact, seconds: float) -> None:
@@ -179,7 +207,7 @@ def _summarize(artifact: Artifact, seconds: float) -> None:
     for path in artifact.libraries:
         print(f"  library  {path}  {path.stat().st_size / 1e6:.1f} MB")
     if artifact.libraries:
-        print(f"  computes in {artifact.compute_dtype} on {artifact.target}")
+        print(f"  computes in {_types(artifact)} on {artifact.target}")
     if artifact.params.is_dir() and any(
         path.suffix in LIBRARY_ENDINGS for path in artifact.libraries
     ):

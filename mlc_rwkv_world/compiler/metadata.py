@@ -63,7 +63,8 @@ def describe(
             "initial_rows": list(version_of(config.model_version).initial_rows),
             "layer_norm_epsilon": config.layer_norm_epsilon,
             "rescale_every": config.rescale_every,
-            "fp32_layers": [],
+            "fp32_layers": list(config.fp32_layers or ()),
+            "float32_keys": config.float32_keys,
             "packed_params": None,
         },
     }

@@ -16,6 +16,7 @@ from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
+from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 
 
@@ -31,6 +32,7 @@ def run(
     With `dump`, the module after each phase is written there as TVMScript.
     """
     phases: dict[str, list[Pass]] = {
+        "precision": [FP32Layers(config.fp32_layers or ())],
         "kernels": [EraseBlockMarks(), ChooseKernels(target)],
         "fusion": [
             relax.transform.LegalizeOps(),

@@ -56,6 +56,22 @@ def write_chat_config(
         "eos_token_id": 0,
         "model_task": "chat",
     }
-    (folder / CHAT_CONFIG).write_text(
-        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    _write(folder / CHAT_CONFIG, content)
+
+
+def record_precision(folder: Path, config: ModelConfig) -> None:
+    """Puts a new library's choice of precision into an older configuration, if there is one."""
+    path = folder / CHAT_CONFIG
+    if not path.is_file():
+        return
+    content = json.loads(path.read_text(encoding="utf-8"))
+    chosen = config.as_dict()
+    content["model_config"] |= {key: chosen[key] for key in ("fp32_layers", "float32_keys")}
+    # It may be a link to the file of an older artifact, which stays as it is.
+    path.unlink()
+    _write(path, content)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.models import fp32_layers
 
 DEFAULT_PREFILL_CHUNK = 512
 DEFAULT_MAX_BATCH = 8
@@ -19,6 +20,10 @@ class ModelConfig:
     `head_size` and `num_heads` carry no meaning in RWKV-4; serving engines require them of every
     recurrent model. `rescale_every` n > 0 says that the stored weights of block i's two output
     products are divided by 2^(i // n), and that the residual is halved after every n-th block.
+
+    `fp32_layers` are the blocks that compute in float32 where the model computes in float16; not
+    given, they are those that its shape is known to need. `float32_keys` says that the products
+    of att.key and att.value give float32 out of float16.
     """
 
     hidden_size: int
@@ -29,6 +34,8 @@ class ModelConfig:
     model_version: int = 4
     layer_norm_epsilon: float = 1e-5
     rescale_every: int = 0
+    fp32_layers: Sequence[int] | None = None
+    float32_keys: bool = True
     head_size: int = 64
     num_heads: int = 0
     context_window_size: int = -1
@@ -57,6 +64,7 @@ class ModelConfig:
                 f"model_config: rescale_every is {self.rescale_every!r}; it is a number of blocks, "
                 "or 0 for never."
             )
+        object.__setattr__(self, "fp32_layers", self._fp32_layers())
         if not self.num_heads:
             object.__setattr__(self, "num_heads", max(1, self.hidden_size // self.head_size))
         if self.attention_hidden_size != self.hidden_size:
@@ -69,6 +77,15 @@ class ModelConfig:
                 f"model_config: tensor_parallel_shards is {self.tensor_parallel_shards}; "
                 "RWKV World models run on one device."
             )
+
+    def _fp32_layers(self) -> tuple[int, ...]:
+        if self.fp32_layers is None:
+            return fp32_layers.preset(self.num_hidden_layers, self.hidden_size)
+        if not isinstance(self.fp32_layers, list | tuple):
+            raise UsageError(
+                f"model_config: fp32_layers is {self.fp32_layers!r}; it is a list of block numbers."
+            )
+        return fp32_layers.checked(self.fp32_layers, self.num_hidden_layers)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

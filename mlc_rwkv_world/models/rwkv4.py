@@ -34,6 +34,8 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         size = config.hidden_size
         self.layer = layer
         self.dtype = dtype
+        # These two leave float16's range in small models before the recurrence bounds them.
+        self.key_dtype = "float32" if config.float32_keys else dtype
         self.time_decay = nn.Parameter((size,), "float32")
         self.time_first = nn.Parameter((size,), "float32")
         self.time_mix_key = nn.Parameter((size,), "float32")
@@ -50,9 +52,8 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         xk = _mix(x, previous, self.time_mix_key, self.dtype)
         xv = _mix(x, previous, self.time_mix_value, self.dtype)
         xr = _mix(x, previous, self.time_mix_receptance, self.dtype)
-        # These two leave float16's range in small models before the recurrence bounds them.
-        k = self.key(xk, out_dtype="float32")
-        v = self.value(xv, out_dtype="float32")
+        k = op.astype(self.key(xk, out_dtype=self.key_dtype), "float32")
+        v = op.astype(self.value(xv, out_dtype=self.key_dtype), "float32")
         r = op.sigmoid(op.astype(self.receptance(xr, out_dtype=self.dtype), "float32"))
         recurrence = [state.get(self.layer, row) for row in (ATT_A, ATT_B, ATT_P)]
         decay = op.negative(op.exp(self.time_decay))
@@ -133,4 +134,6 @@ class RWKV4(nn.Module):  # type: ignore[misc]
         """The residual [T, D] to the head's input, the last token of each sequence, [B, D]."""
         for block in self.blocks:
             x = block(x, segments, state)
+        # Cast first: a last block that computes in float32 then hands over what float16 could not.
+        x = op.astype(x, "float32")
         return op.astype(self.ln_out(segments.last(x)), self.dtype)

@@ -1,0 +1,60 @@
+"""What a library of the trained model computes in, and the answers that it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mlc_rwkv_world as world
+
+LIBRARY_OPTIONS: dict[str, Any] = {"prefill_chunk_size": 64}
+QUESTIONS = (
+    "What is the capital of France?",
+    "Which one is not like the others: apple, pear, banana, hammer?",
+    "中国的首都是哪里？",
+    "一，二，三，四，后面是什么？",
+)
+ANSWER_TOKENS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """The choices of a build that decide how a library computes."""
+
+    quantization: str
+    fp32_layers: str = "none"
+    compute_dtype: str = "float16"
+    float32_keys: bool = True
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        return "-".join(map(str, dataclasses.astuple(self)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """Greedy answers to `QUESTIONS`, and whether every logit on the way was finite."""
+
+    texts: tuple[str, ...]
+    finite: bool
+
+
+def answers(folder: Path, library: Path) -> Answers:
+    """Reads each question, then decodes step by step."""
+    engine = world.load(folder, "cpu", model_lib=library)
+    finite = True
+    texts = []
+    for question in QUESTIONS:
+        state = engine.new_state()
+        logits = engine.prefill(engine.encode(f"User: {question}\n\nAssistant:"), state)
+        ids = []
+        for _ in range(ANSWER_TOKENS):
+            finite = finite and bool(np.isfinite(logits).all())
+            ids.append(int(np.nan_to_num(logits)[:65530].argmax()))
+            logits = engine.decode(ids[-1], state)
+        texts.append(engine.tokenizer.decode(ids))
+    return Answers(tuple(texts), finite)
