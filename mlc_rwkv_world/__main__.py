@@ -8,6 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "build": "build an artifact from a checkpoint",
     "chat": "talk with a built model",
+    "verify": "check the files of a built model",
     "doctor": "show TVM, mlc_llm, and what is registered with it",
 }
 

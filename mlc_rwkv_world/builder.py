@@ -13,8 +13,10 @@ import tvm
 
 from mlc_rwkv_world.artifact import registry
 from mlc_rwkv_world.artifact.atomic import replacing_folder
+from mlc_rwkv_world.artifact.checksums import read_checksums, write_checksums
 from mlc_rwkv_world.artifact.index import ParameterIndex
-from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, PARAMS_DIR
+from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, PARAMS_DIR, SHA256SUMS
+from mlc_rwkv_world.artifact.storage import storing
 from mlc_rwkv_world.checkpoint import (
     Checkpoint,
     find_model,
@@ -169,7 +171,10 @@ def build(
     if reuse_lib is not None:
         _check_reusable(Path(reuse_lib), plan)
     waiting = f"waiting for another build of {plan.name}"
-    with replacing_folder(plan.folder, lambda: reporter.stage(waiting)) as folder:
+    with (
+        storing(plan.folder),
+        replacing_folder(plan.folder, lambda: reporter.stage(waiting)) as folder,
+    ):
         _carry_over(plan, folder, weights=weights)
         built: list[Path] = []
         if reuse_lib is not None:
@@ -183,6 +188,7 @@ def build(
             _convert(plan, folder / PARAMS_DIR, reporter)
         else:
             record_precision(folder / PARAMS_DIR, plan.config)
+        write_checksums(folder, plan.name, _kept_checksums(plan, built, weights=weights))
     registry.register(plan.folder)
     return _artifact(plan, built)
 
@@ -306,12 +312,27 @@ def _carry_over(plan: _Plan, new: Path, *, weights: bool) -> None:
             "without --build-model-only."
         )
     for path in old.iterdir() if old.is_dir() else ():
-        if weights and path.name == PARAMS_DIR:
+        if path.name == SHA256SUMS or (weights and path.name == PARAMS_DIR):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link_or_copy)
         elif not (stale and path.name.startswith(f"{plan.name}-")):
             _link_or_copy(str(path), str(new / path.name))
+
+
+def _kept_checksums(plan: _Plan, built: list[Path], *, weights: bool) -> dict[str, str]:
+    """The checksums of what this build took over from the older artifact."""
+    try:
+        old = read_checksums(plan.folder) or {}
+    except ArtifactError:
+        # `verify` has the last word on files whose checksums are lost: they are new from here on.
+        return {}
+    replaced = {*(path.name for path in built), f"{PARAMS_DIR}/{CHAT_CONFIG}"}
+    return {
+        name: value
+        for name, value in old.items()
+        if name not in replaced and not (weights and name.startswith(f"{PARAMS_DIR}/"))
+    }
 
 
 def _same_model(params: Path, config: ModelConfig) -> bool:

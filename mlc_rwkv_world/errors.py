@@ -78,3 +78,9 @@ class InstallationError(RwkvWorldError, ImportError):
     """The package itself is incomplete."""
 
     exit_status = 10
+
+
+class StorageError(RwkvWorldError, OSError):
+    """Something could not be written: the disk is full, read-only or broken."""
+
+    exit_status = 11

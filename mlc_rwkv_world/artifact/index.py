@@ -63,6 +63,7 @@ class ParameterIndex:
 
     folder: Path
     shards: tuple[ShardRecord, ...]
+    build_id: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> ParameterIndex:
@@ -77,12 +78,13 @@ class ParameterIndex:
                 f"{folder} has no {TENSOR_CACHE}, so it is no complete artifact. "
                 "Build the model again."
             )
-        shards = tuple(_shard(fields) for fields in Fields.read(path).objects("records"))
+        fields = Fields.read(path)
+        shards = tuple(_shard(entry) for entry in fields.objects("records"))
         _check_unique(path, "shard", [shard.file for shard in shards])
         _check_unique(path, "tensor", [t.name for shard in shards for t in shard.tensors])
         if not shards:
             raise ArtifactError(f"{path} lists no shards. Build the model again.")
-        return cls(folder, shards)
+        return cls(folder, shards, fields.object("metadata", {}).build_id())
 
     @cached_property
     def tensors(self) -> dict[str, TensorRecord]:

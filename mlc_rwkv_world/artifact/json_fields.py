@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from mlc_rwkv_world.errors import ArtifactError
 
 # The index of the largest RWKV-4 model is under a megabyte.
 MAX_BYTES = 64 << 20
+
+BUILD_ID = "build_id"
 
 T = TypeVar("T")
 
@@ -93,6 +96,13 @@ class Fields:
     def objects(self, key: str, default: list[dict[str, Any]] | None = None) -> list[Fields]:
         values = self.items(key, dict, default)
         return [Fields(value, f"{self.source}: {key}[{i}]") for i, value in enumerate(values)]
+
+    def build_id(self) -> str | None:
+        """The id of the build, or None: what others write has none."""
+        text = self.text(BUILD_ID, "")
+        if text and not re.fullmatch("[0-9a-f]{32}", text):
+            raise self.error(BUILD_ID, "32 hexadecimal digits")
+        return text or None
 
     def error(self, key: str, expected: str) -> ArtifactError:
         """What to raise when the value of `key` is not what was `expected`."""

@@ -8,6 +8,7 @@
         mlc-chat-config.json
         tokenizer_model
     <model>-<quantization>-<target>.so
+    SHA256SUMS                  of all these files, for `verify` and `sha256sum -c`
 """
 
 from __future__ import annotations
@@ -18,4 +19,5 @@ NDARRAY_CACHE = "ndarray-cache.json"
 CHAT_CONFIG = "mlc-chat-config.json"
 TOKENIZER_MODEL = "tokenizer_model"
 SHARD_NAME = "params_shard_{index}.bin"
+SHA256SUMS = "SHA256SUMS"
 MODEL_TYPE = "rwkv_world"

@@ -63,6 +63,7 @@ class LibraryMetadata:
     hidden_size: int
     vocab_size: int
     initial_rows: tuple[float, ...]
+    build_id: str | None
 
     @classmethod
     def parse(cls, text: str, source: str) -> LibraryMetadata:
@@ -100,6 +101,7 @@ class LibraryMetadata:
             hidden_size=ours.integer("hidden_size", minimum=1),
             vocab_size=ours.integer("vocab_size", minimum=1),
             initial_rows=tuple(ours.items("initial_rows", float, [*RWKV4_INITIAL_ROWS])),
+            build_id=ours.build_id(),
         )
 
 

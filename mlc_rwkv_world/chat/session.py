@@ -77,7 +77,7 @@ class Chat:
     def save(self, path: str | Path) -> None:
         """Write the conversation to `path`: all that the next answer depends on, to the bit.
 
-        Raises OSError where the file cannot be written.
+        Raises StorageError where the file cannot be written.
         """
         self._finish()
         file = self._state.to_file()

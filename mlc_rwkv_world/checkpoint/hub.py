@@ -35,7 +35,13 @@ from mlc_rwkv_world.checkpoint.folder import (
     read_json,
 )
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
-from mlc_rwkv_world.errors import CheckpointError, DownloadError, RwkvWorldError, UsageError
+from mlc_rwkv_world.errors import (
+    CheckpointError,
+    DownloadError,
+    RwkvWorldError,
+    StorageError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -92,8 +98,8 @@ def fetch(hub_id: str, models_dir: Path, *, prefer_safetensors: bool = True) -> 
     that is there already is not asked for again, so that works without a network. The server
     is the one that the variable HF_ENDPOINT names, else huggingface.co.
 
-    Raises UsageError if `hub_id` is malformed, DownloadError for everything that can go wrong
-    on the way.
+    Raises UsageError if `hub_id` is malformed, StorageError where the files cannot be written,
+    DownloadError for everything else that can go wrong on the way.
     """
     source = parse_hub_id(hub_id)
     folder = models_dir / source.folder_name
@@ -269,7 +275,7 @@ class _Download:
         needed -= sum(path.stat().st_size for path in self._partial.glob("*.incomplete"))
         free = shutil.disk_usage(self._partial).free
         if needed > free:
-            raise DownloadError(
+            raise StorageError(
                 f"{self._source} needs {needed / 1e9:.2f} GB more in {self._partial.parent}, where "
                 f"{free / 1e9:.2f} GB are free. Make room and run this again."
             )
@@ -337,7 +343,7 @@ def _matches(path: Path, etag: str) -> bool:
     return digest.hexdigest() == etag
 
 
-def _explained(error: Exception, source: HubId, models_dir: Path) -> DownloadError:
+def _explained(error: Exception, source: HubId, models_dir: Path) -> RwkvWorldError:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -374,9 +380,9 @@ def _explained(error: Exception, source: HubId, models_dir: Path) -> DownloadErr
             )
         return DownloadError(f"{hub} answered {status} for {source}. {again}")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return DownloadError(f"{models_dir}: the disk is full. {again}")
+        return StorageError(f"{models_dir}: the disk is full. {again}")
     if isinstance(error, OSError) and error.filename is not None:
-        return DownloadError(f"{error.filename} cannot be written: {error.strerror}.")
+        return StorageError(f"{error.filename} cannot be written: {error.strerror}.")
     return DownloadError(
         f"{source} could not be fetched from {hub} ({type(error).__name__}: {quoted(error, 200)}). "
         f"Check the network. {again}"

@@ -135,7 +135,7 @@ def _converse(chat: Chat, options: argparse.Namespace) -> int:
             raise
         except (RwkvWorldError, OSError) as error:
             status.report(PROGRAM, error)
-            result = 0 if terminal else getattr(error, "exit_status", 1)
+            result = 0 if terminal else status.exit_status(error)
     return result
 
 

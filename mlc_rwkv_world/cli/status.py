@@ -7,8 +7,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
-from mlc_rwkv_world.errors import RwkvWorldError, printable
+from mlc_rwkv_world.artifact.storage import is_storage_error
+from mlc_rwkv_world.errors import RwkvWorldError, StorageError, printable
 
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -27,13 +29,30 @@ def run(program: str, command: Callable[[], int], *, debug: bool) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone. Python would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return BROKEN_PIPE
     except Exception as error:
         if debug:
             traceback.print_exc()
         report(program, error)
-        return error.exit_status if isinstance(error, RwkvWorldError) else 1
+        if isinstance(error, OSError) and not isinstance(error, RwkvWorldError):
+            # It may be stdout that cannot be written; Python would complain again when it exits.
+            with suppress(OSError):
+                sys.stdout.flush()
+                return exit_status(error)
+            _silence_stdout()
+        return exit_status(error)
+
+
+def exit_status(error: Exception) -> int:
+    """What a command that failed with `error` exits with."""
+    if isinstance(error, RwkvWorldError):
+        return error.exit_status
+    return StorageError.exit_status if is_storage_error(error) else 1
+
+
+def _silence_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(program: str, error: Exception) -> None:

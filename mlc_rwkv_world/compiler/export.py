@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import IRModule
 
+from mlc_rwkv_world.artifact.identity import make_build_id
 from mlc_rwkv_world.models.causal_lm import CausalLM
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.quantization.layers import quantize_layers
+
+# Counts changes of what the numbers in the shards mean.
+_STORAGE = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,18 @@ def parameters(config: ModelConfig, fmt: Format) -> list[ParameterSpec]:
     """The tensors that an artifact of this configuration and format stores, in order."""
     named = model(config, fmt, fmt.dtype).named_parameters()
     return [ParameterSpec(name, tuple(map(int, p.shape)), str(p.dtype)) for name, p in named]
+
+
+def build_id(config: ModelConfig, fmt: Format, specs: Sequence[ParameterSpec]) -> str:
+    """The id that a library and the weights it can run have in common."""
+    meaning = {
+        "storage": _STORAGE,
+        "quantization": fmt.name,
+        "model_version": config.model_version,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "rescale_every": config.rescale_every,
+    }
+    return make_build_id(((spec.name, spec.shape, spec.dtype) for spec in specs), meaning)
 
 
 def export(config: ModelConfig, fmt: Format, compute_dtype: str) -> IRModule:

@@ -13,6 +13,7 @@ import tvm
 from tvm import IRModule
 from tvm.support import tar
 
+from mlc_rwkv_world.artifact.storage import out_of_space
 from mlc_rwkv_world.compiler import cuda
 from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.errors import TargetError
@@ -87,6 +88,8 @@ def write(mod: IRModule, target: BuildTarget, path: Path) -> list[Path]:
         else:
             executable.export_library(str(path))
     except (tvm.error.InternalError, RuntimeError, ValueError, OSError) as err:
+        if "No space left on device" in str(err):
+            raise out_of_space(path.parent) from err
         reason = next(iter(str(err).strip().splitlines()[-1:]), type(err).__name__)
         raise TargetError(f"building for {target.describe()} failed: {reason}") from err
     written = [path]

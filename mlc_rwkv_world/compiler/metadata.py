@@ -10,9 +10,10 @@ from typing import Any
 from tvm import IRModule, relax, tirx
 from tvm.ir import Op
 
+from mlc_rwkv_world.artifact.json_fields import BUILD_ID
 from mlc_rwkv_world.artifact.layout import MODEL_TYPE
 from mlc_rwkv_world.artifact.metadata import REVISION
-from mlc_rwkv_world.compiler.export import ParameterSpec
+from mlc_rwkv_world.compiler.export import ParameterSpec, build_id
 from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.versions import version_of
@@ -54,6 +55,7 @@ def describe(
         ],
         "rwkv_world": {
             "revision": REVISION,
+            BUILD_ID: build_id(config, fmt, specs),
             "target": target.describe(),
             "cpu_features": target.cpu_features(),
             "compute_dtype": compute_dtype,

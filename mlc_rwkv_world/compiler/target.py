@@ -103,7 +103,7 @@ def resolve(text: str) -> BuildTarget:
     notes: list[str] = []
     complete = {"llvm": _llvm, "cuda": _cuda, "metal": _metal}.get(str(kind), _other)
     attrs = complete(attrs, notes)
-    _require_known_cpu(attrs.get("host", attrs), text)
+    _require_known_cpu(attrs if kind == "llvm" else attrs.get("host"), text)
     return BuildTarget(_accepted(attrs, text), tuple(notes))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlc_rwkv_world.artifact.json_fields import BUILD_ID
 from mlc_rwkv_world.artifact.layout import NDARRAY_CACHE, SHARD_NAME, TENSOR_CACHE
 
 # TVM's allocation alignment; a tensor that is not aligned has to be copied when loaded.
@@ -71,8 +72,11 @@ class ShardWriter:
         self._records.append(record)
         self.total_bytes += values.nbytes
 
-    def finish(self, values: int) -> None:
-        """Closes the last shard and writes the index; `values` is the count of weights stored."""
+    def finish(self, values: int, build_id: str | None = None) -> None:
+        """Closes the last shard and writes the index.
+
+        `values` is the count of weights stored, `build_id` names the libraries that run them.
+        """
         if self._records:
             self._close_shard()
         bits = 8 * self.total_bytes / max(values, 1)
@@ -81,6 +85,7 @@ class ShardWriter:
                 "ParamSize": sum(len(shard["records"]) for shard in self._shards),
                 "ParamBytes": float(self.total_bytes),
                 "BitsPerParam": bits,
+                **({} if build_id is None else {BUILD_ID: build_id}),
             },
             "records": self._shards,
         }

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlc_rwkv_world.checkpoint import Checkpoint
-from mlc_rwkv_world.compiler.export import ParameterSpec
+from mlc_rwkv_world.compiler.export import ParameterSpec, build_id
 from mlc_rwkv_world.convert.shards import ShardWriter
 from mlc_rwkv_world.errors import CheckpointError
 from mlc_rwkv_world.models.config import ModelConfig
@@ -48,7 +48,7 @@ def convert(
             count = _add(writer, checkpoint, name, group, config, fmt)
             values += count
             progress(name, count)
-        writer.finish(values)
+        writer.finish(values, build_id(config, fmt, specs))
 
 
 def _add(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlc_rwkv_world.artifact.identity import belonging
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.metadata import REVISION, LibraryMetadata
 from mlc_rwkv_world.errors import ArtifactError
@@ -90,21 +91,11 @@ def open_first(paths: Iterable[Path], device: Any) -> Library:
 
 def check_parameters(library: Library, index: ParameterIndex) -> None:
     """Raise ArtifactError where library and parameters come from different builds."""
-    for parameter in library.metadata.parameters:
-        record = index.tensors.get(parameter.name)
-        found = f"{record.dtype} {list(record.shape)}" if record is not None else "missing"
-        expected = f"{parameter.dtype} {list(parameter.shape)}"
-        if found != expected:
-            raise ArtifactError(
-                f"{library.path} does not belong to the parameters in {index.folder}: "
-                f"{parameter.name!r} is {found} there, and the library takes {expected}. "
-                "Build the model again."
-            )
-    names = {parameter.name for parameter in library.metadata.parameters}
-    if unknown := [name for name in index.tensors if name not in names]:
+    fault = belonging(library.metadata, index).fault
+    if fault is not None:
         raise ArtifactError(
-            f"{library.path} does not belong to the parameters in {index.folder}: it does not "
-            f"take {unknown[0]!r}. Build the model again."
+            f"{library.path} does not belong to the parameters in {index.folder}: {fault}. "
+            "Build the model again."
         )
 
 

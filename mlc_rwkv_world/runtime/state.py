@@ -67,7 +67,7 @@ class State:
     def save(self, path: str | Path) -> None:
         """Write the state and its model's identity to `path`, whole or not at all.
 
-        Raises OSError where the file cannot be written.
+        Raises StorageError where the file cannot be written.
         """
         self.to_file().write(Path(path))
 

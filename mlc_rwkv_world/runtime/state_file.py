@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlc_rwkv_world.artifact.atomic import write_file
+from mlc_rwkv_world.artifact.storage import storing
 from mlc_rwkv_world.errors import NotFoundError, StateError
 
 FORMAT = "mlc-rwkv-world state"
@@ -44,14 +45,15 @@ class StateFile:
         return int(text)
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all. Raises OSError where that cannot be."""
+        """Write the file, whole or not at all. Raises StorageError where that cannot be."""
         from safetensors.numpy import save
 
         tensors = {STATE: self.state, **self.extra}
         tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         metadata = {**self.notes, "format": FORMAT, "version": VERSION, "model": self.model}
         metadata["sha256"] = _digest(tensors, metadata)
-        write_file(path, save(tensors, metadata))
+        with storing(path):
+            write_file(path, save(tensors, metadata))
 
     @classmethod
     def read(cls, path: Path, *, model: str, shape: tuple[int, ...]) -> StateFile:

@@ -62,7 +62,7 @@ def logits(folder: Path) -> np.ndarray:
 def test_artifact(built: Artifact) -> None:
     folder = built.folder
     assert (built.name, folder.name, built.params) == (NAME, NAME, folder / "params")
-    assert {path.name for path in folder.iterdir()} == {"params", LIBRARY}
+    assert {path.name for path in folder.iterdir()} == {"params", LIBRARY, "SHA256SUMS"}
     assert {path.name for path in built.params.iterdir()} == {
         "params_shard_0.bin",
         "tensor-cache.json",
@@ -222,7 +222,7 @@ def test_weights_and_libraries_of_different_configurations_do_not_mix(
         build_tiny(changed, dist, weights=False)
     assert contents(older) == before
     build_tiny(changed, dist, library=False)
-    assert {path.name for path in older.iterdir()} == {"params"}
+    assert {path.name for path in older.iterdir()} == {"params", "SHA256SUMS"}
 
 
 def test_a_limit_or_chunk_is_no_other_configuration(source: Path, dist: Path, older: Path) -> None:

@@ -29,7 +29,7 @@ from support.checkpoints import (
 from support.hub_server import HubServer
 
 from mlc_rwkv_world.checkpoint import fetch, open_checkpoint
-from mlc_rwkv_world.errors import CheckpointError, DownloadError, UsageError
+from mlc_rwkv_world.errors import CheckpointError, DownloadError, StorageError, UsageError
 
 REPO = "StarRing2022/RWKV-4-World-tiny"
 BLINK = "BlinkDL/rwkv-4-world"
@@ -39,11 +39,11 @@ import sys
 import termios
 from pathlib import Path
 from mlc_rwkv_world.checkpoint import fetch
-from mlc_rwkv_world.errors import DownloadError
+from mlc_rwkv_world.errors import RwkvWorldError
 try:
     print(fetch(sys.argv[1], Path(sys.argv[2])))
-except DownloadError as error:
-    sys.exit(f"DownloadError: {error}")
+except RwkvWorldError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
 """
 
 
@@ -499,9 +499,7 @@ def test_disk_that_is_too_small(
 ) -> None:
     hub.repos["a/large"] = write_hf_bin(tmp_path / "large", large)
     (small_disk / "filler").write_bytes(bytes(10 << 20))
-    with pytest.raises(
-        DownloadError, match=r"needs 0.02 GB more in .* 0.01 GB are free. Make room"
-    ):
+    with pytest.raises(StorageError, match=r"needs 0.02 GB more in .* 0.01 GB are free. Make room"):
         fetch("a/large", small_disk / "models")
     assert hub.sent() < 1 << 20
 
@@ -530,5 +528,5 @@ def test_disk_that_fills_up_on_the_way(
 
 def test_folder_that_may_not_be_written(hub: HubServer, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(DownloadError, match=r"cannot be written: Read-only file system"):
+    with pytest.raises(StorageError, match=r"cannot be written: Read-only file system"):
         fetch(REPO, small_disk / "models")

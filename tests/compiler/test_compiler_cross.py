@@ -99,6 +99,7 @@ def test_cuda_library(for_cuda: Artifact) -> None:
 def test_libraries_for_other_targets_stay(for_cuda: Artifact) -> None:
     assert {path.name for path in for_cuda.folder.iterdir()} == {
         "params",
+        "SHA256SUMS",
         "tiny-q4f16_1-metal.tar",
         "tiny-q4f16_1-metal.metal",
         "tiny-q4f16_1-cuda.so",

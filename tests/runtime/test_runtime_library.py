@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from mlc_rwkv_world.artifact.identity import belonging
+from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, VocabularyError
 from mlc_rwkv_world.runtime import cpu, library, load
 
@@ -126,6 +128,34 @@ def test_a_parameter_table_of_another_build(artifact: Path, change: Change, mess
     change(next(t for t in index["records"][0]["records"] if len(t["shape"]) == 2))
     path.write_text(json.dumps(index))
     with pytest.raises(ArtifactError, match=message):
+        load(artifact)
+
+
+def test_weights_whose_numbers_mean_something_else(artifact: Path) -> None:
+    """The same table of parameters, and another build id: `rescale_every` changes no shape."""
+    path = artifact / "params/tensor-cache.json"
+    index = json.loads(path.read_text())
+    ours = index["metadata"]["build_id"]
+    engine = load(artifact)
+    assert engine.metadata.build_id == ours
+    assert belonging(engine.metadata, ParameterIndex.read(artifact / "params")).certain
+    index["metadata"]["build_id"] = "0" * 32
+    path.write_text(json.dumps(index))
+    with pytest.raises(ArtifactError, match=rf"has build id {ours}, the weights 0{{32}}\. Build"):
+        load(artifact)
+
+
+def test_weights_without_a_build_id_load(artifact: Path) -> None:
+    path = artifact / "params/tensor-cache.json"
+    index = json.loads(path.read_text())
+    del index["metadata"]["build_id"]
+    path.write_text(json.dumps(index))
+    found = belonging(load(artifact).metadata, ParameterIndex.read(artifact / "params"))
+    assert (found.fault, found.certain) == (None, False)
+    assert "without a build id" in str(found)
+    index["metadata"]["build_id"] = "none of ours"
+    path.write_text(json.dumps(index))
+    with pytest.raises(ArtifactError, match=r"'build_id' is .* instead of 32 hexadecimal digits"):
         load(artifact)
 
 

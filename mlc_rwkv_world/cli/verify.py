@@ -1,0 +1,49 @@
+"""`python -m mlc_rwkv_world verify MODEL`: is every file as it was built?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mlc_rwkv_world.cli import status
+from mlc_rwkv_world.errors import ArtifactError
+
+
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Checks one artifact; returns the exit status, 6 where a file is damaged."""
+    parser = argparse.ArgumentParser(
+        prog=program, description="Read every file of an artifact and compare its checksum."
+    )
+    parser.add_argument("model", help="name, folder, params folder or mlc-chat-config.json")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
+    return status.run(parser.prog, lambda: _run(options.model), debug=options.debug)
+
+
+def _run(model: str) -> int:
+    from mlc_rwkv_world.artifact.search import find
+    from mlc_rwkv_world.runtime.verify import has_checksums, verify
+
+    found = find(model)
+    faults: dict[str, str] = {}
+    sound: set[str] = set()
+    for verdict in verify(found):
+        path = str(verdict.path)
+        if verdict.fault is not None:
+            # The first fault of a file is the most telling one.
+            if faults.setdefault(path, verdict.fault) is verdict.fault:
+                print(f"FAULT  {path}: {verdict.fault}", flush=True)
+        else:
+            sound.add(path)
+    if faults:
+        raise ArtifactError(
+            f"{len(faults)} of {len(faults | dict.fromkeys(sound))} files of {found.folder} are "
+            "not as they were built. Build or copy the artifact again."
+        )
+    print(f"{found.folder}: {len(sound)} files, all sound")
+    if not has_checksums(found):
+        print(
+            "note: it has no SHA256SUMS, which our builds write: the shards match the index, and "
+            "the other files could only be read."
+        )
+    return 0
