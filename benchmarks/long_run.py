@@ -40,21 +40,29 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--blocks", type=int, default=20)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--state", type=Path, help="go on with this conversation, and keep it")
+    parser.add_argument("--done", type=int, default=0, help="tokens that --state has decoded")
     options = parser.parse_args()
     engine = load(options.model, options.device)
     chat, twin = conversation(engine), conversation(engine)
     questions = cycle(QUESTIONS)
+    if options.state is not None and options.state.exists():
+        chat.load(options.state)
     print("| tokens decoded | turns | memory, MB | tok/s | CPU ms per token |")
     print("| ---: | ---: | ---: | ---: | ---: |", flush=True)
     for block in range(1, options.blocks + 1):
         wall, cpu, before = time.perf_counter(), time.process_time(), chat.speed.decode_tokens
-        while chat.speed.decode_tokens < options.tokens * block // options.blocks:
+        if options.done + before >= (end := options.tokens * block // options.blocks):
+            continue
+        while options.done + chat.speed.decode_tokens < end:
             answer(chat, next(questions))
         tokens = chat.speed.decode_tokens - before
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         check_saving(chat, twin, next(questions))
+        if options.state is not None:
+            chat.save(options.state)
         print(
-            f"| {chat.speed.decode_tokens} | {chat.turns} | {memory() / 1e6:.1f} "
+            f"| {options.done + chat.speed.decode_tokens} | {chat.turns} | {memory() / 1e6:.1f} "
             f"| {tokens / wall:.0f} | {1000 * cpu / tokens:.2f} |",
             flush=True,
         )
