@@ -26,6 +26,7 @@ from support.checkpoints import (
     write_hf_safetensors,
     write_pth,
 )
+from support.disks import small_disk as small_disk_at
 from support.hub_server import HubServer
 
 from mlc_rwkv_world.checkpoint import fetch, open_checkpoint
@@ -483,15 +484,8 @@ def test_folder_that_lost_a_file(hub: HubServer, models: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 24 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip("this user may not mount a file system")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    with small_disk_at(tmp_path / "disk", 24) as place:
+        yield place
 
 
 def test_disk_that_is_too_small(
