@@ -8,6 +8,7 @@ from typing import Any
 
 from mlc_rwkv_world.artifact.json_fields import Fields
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE, TOKENIZER_MODEL
+from mlc_rwkv_world.artifact.links import require_inside
 from mlc_rwkv_world.errors import ArtifactError
 
 # Sampling of the World demos, for configurations that say nothing.
@@ -45,6 +46,7 @@ class ChatConfig:
         Raises ArtifactError where it is missing, damaged, or another kind of model's.
         """
         path = folder / CHAT_CONFIG
+        require_inside(path)
         fields = Fields.read(path)
         model_type = fields.text("model_type")
         if model_type != MODEL_TYPE:
@@ -68,15 +70,16 @@ class ChatConfig:
             presence_penalty=fields.number("presence_penalty", PRESENCE_PENALTY),
             frequency_penalty=fields.number("frequency_penalty", FREQUENCY_PENALTY),
             repetition_penalty=fields.number("repetition_penalty", REPETITION_PENALTY),
-            tokenizer_file=_tokenizer_file(fields),
+            tokenizer_file=_tokenizer_file(folder, fields),
             conversation=conversation,
         )
 
 
-def _tokenizer_file(fields: Fields) -> str:
+def _tokenizer_file(folder: Path, fields: Fields) -> str:
     names = fields.items("tokenizer_files", str, [TOKENIZER_MODEL]) or [TOKENIZER_MODEL]
     # mlc_llm copies every tokenizer file that it finds; the World vocabulary is this one.
     name = TOKENIZER_MODEL if TOKENIZER_MODEL in names else names[0]
     if name in (".", "..") or Path(name).name != name:
         raise fields.error("tokenizer_files", "plain names of files in the same folder")
+    require_inside(folder / name)
     return name

@@ -11,10 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.metadata import LibraryMetadata
+from mlc_rwkv_world.errors import ArtifactError
 
 Row = tuple[str, Sequence[int], str]
 
@@ -74,3 +76,14 @@ def _difference(metadata: LibraryMetadata, index: ParameterIndex) -> str:
     names = {parameter.name for parameter in metadata.parameters}
     unknown = [name for name in index.tensors if name not in names]
     return f"it does not take {unknown[0]!r}" if unknown else "it takes a parameter twice"
+
+
+def describe_weights(params: Path) -> str:
+    """One line on the weights in the folder `params`, for a report; nothing is raised."""
+    try:
+        build_id = ParameterIndex.read(params).build_id
+    except ArtifactError as error:
+        return str(error)
+    if build_id is None:
+        return f"{params}: no build id; that it fits its library is told by the parameters alone"
+    return f"{params}: build id {build_id}"

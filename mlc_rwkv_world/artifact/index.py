@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mlc_rwkv_world.artifact.json_fields import Fields
 from mlc_rwkv_world.artifact.layout import NDARRAY_CACHE, TENSOR_CACHE
+from mlc_rwkv_world.artifact.links import require_inside
 from mlc_rwkv_world.errors import ArtifactError
 
 ITEM_SIZES = {
@@ -78,6 +79,7 @@ class ParameterIndex:
                 f"{folder} has no {TENSOR_CACHE}, so it is no complete artifact. "
                 "Build the model again."
             )
+        require_inside(path)
         fields = Fields.read(path)
         shards = tuple(_shard(entry) for entry in fields.objects("records"))
         _check_unique(path, "shard", [shard.file for shard in shards])
@@ -120,11 +122,9 @@ class ParameterIndex:
         Raises ArtifactError for the first that is missing, a link that leaves the folder, or
         of another size. Contents are not read; `damaged_shards` does that.
         """
-        folder = self.folder.resolve()
         for shard in self.shards:
             path = self.path(shard.file)
-            if path.resolve().parent != folder:
-                raise ArtifactError(f"{path} is a link that leaves its folder: refused.")
+            require_inside(path)
             if not path.is_file():
                 raise ArtifactError(f"{path} is missing. Build or copy the artifact again.")
             if (size := path.stat().st_size) != shard.nbytes:

@@ -64,4 +64,4 @@ def test_says_what_could_not_be_done(path: list[Path]) -> None:
 def test_turned_off(path: list[Path]) -> None:
     write_host(path[2])
     result = run(DOCTOR, path, MLC_RWKV_WORLD_DISABLE="1")
-    assert result.stdout.splitlines()[-1] == "plugin: turned off by MLC_RWKV_WORLD_DISABLE"
+    assert "plugin: turned off by MLC_RWKV_WORLD_DISABLE" in result.stdout.splitlines()

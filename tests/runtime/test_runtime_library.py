@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from mlc_rwkv_world.artifact.identity import belonging
+from mlc_rwkv_world.artifact.identity import belonging, describe_weights
 from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.registry import register
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, VocabularyError
 from mlc_rwkv_world.runtime import cpu, library, load
 
@@ -189,6 +191,31 @@ def test_a_missing_index(artifact: Path) -> None:
     (artifact / "params/ndarray-cache.json").unlink()
     with pytest.raises(ArtifactError, match="no complete artifact"):
         load(artifact)
+
+
+@pytest.mark.parametrize(
+    "name", ["tensor-cache.json", "mlc-chat-config.json", "tokenizer_model", "params_shard_0.bin"]
+)
+def test_links_that_leave_the_folder_are_refused(artifact: Path, name: str) -> None:
+    path = artifact / "params" / name
+    path.rename(artifact / name)
+    path.symlink_to(artifact / name)
+    with pytest.raises(ArtifactError, match=f"{name} is a link that leaves its folder: refused"):
+        load(artifact)
+
+
+def test_doctor_tells_of_weights_without_a_build_id(artifact: Path) -> None:
+    build_id = load(artifact).metadata.build_id
+    assert describe_weights(artifact / "params").endswith(f": build id {build_id}")
+    path = artifact / "params/tensor-cache.json"
+    index = json.loads(path.read_text())
+    del index["metadata"]["build_id"]
+    path.write_text(json.dumps(index))
+    assert "no build id" in describe_weights(artifact / "params")
+    assert register(artifact)
+    command = [sys.executable, "-m", "mlc_rwkv_world", "doctor"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"artifact {artifact / 'params'}: no build id" in said
 
 
 def test_sampling_defaults_of_the_configuration_are_checked(artifact: Path) -> None:
