@@ -9,6 +9,8 @@ COMMANDS = {
     "build": "build an artifact from a checkpoint",
     "chat": "talk with a built model",
     "verify": "check the files of a built model",
+    "inspect": "show a model's values, and which blocks need float32",
+    "perplexity": "measure how well a model predicts a text",
     "doctor": "show TVM, mlc_llm, and what is registered with it",
 }
 

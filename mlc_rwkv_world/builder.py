@@ -38,7 +38,8 @@ from mlc_rwkv_world.convert.chat_config import (
 from mlc_rwkv_world.convert.weights import convert
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, UsageError
 from mlc_rwkv_world.models.config import DEFAULT_MAX_BATCH, DEFAULT_PREFILL_CHUNK, ModelConfig
-from mlc_rwkv_world.models.fp32_layers import parse
+from mlc_rwkv_world.models.fp32_layers import parse, spelled
+from mlc_rwkv_world.numerics.precision import choose
 from mlc_rwkv_world.quantization import Format, format_named
 from mlc_rwkv_world.reporter import Reporter
 from mlc_rwkv_world.runtime.cpu import missing_features
@@ -48,6 +49,8 @@ MODELS_DIR = "models"
 CACHE_DIR = "cache"
 
 
+# Measures instead of naming blocks.
+AUTO = "auto"
 # More than any model has: for options that are looked at before the model is.
 _MOST_BLOCKS = 1 << 16
 # What a library of ours is made for, beside its parameters.
@@ -129,8 +132,9 @@ def build(
 
     `compute_dtype` "auto" is the format's type on a GPU and float32 on a CPU; "float16" on a CPU
     rounds every operation's result to float16, as a GPU does, and is slow. `fp32_layers` are the
-    blocks that compute in float32 all the same (`0`, `0,2-5`, `all`, `none`); not given, those
-    that a model of this shape is known to need. `float32_keys` False rounds the products of
+    blocks that compute in float32 all the same (`0`, `0,2-5`, `all`, `none`); `auto` measures on
+    built-in prompts which those have to be; not given, those that a model of this shape is known
+    to need. `float32_keys` False rounds the products of
     att.key and att.value to float16 too.
 
     Raises the errors of `mlc_rwkv_world.errors`.
@@ -149,7 +153,7 @@ def build(
     # Whatever is wrong with the options is said before anything is downloaded.
     chosen, fmt = _for_this_cpu(resolve(target), target), format_named(quantization)
     computes = _compute_dtype(compute_dtype, fmt, chosen)
-    if fp32_layers is not None:
+    if fp32_layers not in (None, AUTO):
         parse(fp32_layers, _MOST_BLOCKS)
     if reuse_lib is not None and not Path(reuse_lib).is_file():
         raise NotFoundError(f"--reuse-lib {reuse_lib}: there is no such file.")
@@ -167,6 +171,7 @@ def build(
         fp32_layers,
         computes,
         float32_keys,
+        reporter,
     )
     if reuse_lib is not None:
         _check_reusable(Path(reuse_lib), plan)
@@ -241,6 +246,7 @@ def _plan(
     fp32_layers: str | None,
     compute_dtype: str,
     float32_keys: bool,
+    reporter: Reporter,
 ) -> _Plan:
     shape = checkpoint.config
     layers = shape.num_hidden_layers
@@ -256,9 +262,11 @@ def _plan(
         context_window_size=-1 if max_seq_len is None else max_seq_len,
         prefill_chunk_size=prefill_chunk_size,
         max_batch_size=max_batch_size,
-        fp32_layers=None if fp32_layers is None else parse(fp32_layers, layers),
+        fp32_layers=None if fp32_layers in (None, AUTO) else parse(fp32_layers, layers),
         float32_keys=float32_keys,
     )
+    if fp32_layers == AUTO:
+        config = _measured(checkpoint, config, fmt, reporter)
     return _Plan(
         checkpoint,
         config,
@@ -268,6 +276,20 @@ def _plan(
         parameters(config, fmt),
         output / f"{checkpoint.name}-{fmt.name}",
     )
+
+
+def _measured(
+    checkpoint: Checkpoint, config: ModelConfig, fmt: Format, reporter: Reporter
+) -> ModelConfig:
+    """The configuration with the blocks in float32 that running the model in float16 asks for."""
+    reporter.stage("measuring which blocks need float32")
+    choice = choose(
+        checkpoint,
+        config,
+        fmt,
+        lambda done, total: reporter.progress(done, total, f"block {done - 1}"),
+    )
+    return dataclasses.replace(config, fp32_layers=choice.blocks, fp32_reasons=choice.reasons)
 
 
 def _describe(plan: _Plan) -> dict[str, Any]:
@@ -349,6 +371,7 @@ def _same_model(params: Path, config: ModelConfig) -> bool:
         "prefill_chunk_size",
         "max_batch_size",
         "fp32_layers",
+        "fp32_reasons",
         "float32_keys",
     )
     return config == dataclasses.replace(
@@ -418,6 +441,13 @@ def _count(shape: tuple[int, ...]) -> int:
     return count
 
 
+def _precision_notes(config: ModelConfig) -> tuple[str, ...]:
+    if not config.fp32_reasons:
+        return ()
+    blocks = spelled(config.fp32_layers or ())
+    return tuple(f"--fp32-layers {blocks}: {reason}" for reason in config.fp32_reasons)
+
+
 def _artifact(plan: _Plan, built: list[Path]) -> Artifact:
     params = plan.folder / PARAMS_DIR
     nbytes = ParameterIndex.read(params).nbytes if params.is_dir() else 0
@@ -433,5 +463,5 @@ def _artifact(plan: _Plan, built: list[Path]) -> Artifact:
         fp32_layers=tuple(plan.config.fp32_layers or ()),
         nbytes=nbytes,
         bits_per_weight=8 * nbytes / values,
-        notes=(*plan.target.notes, *code.notes(plan.target, built)),
+        notes=(*_precision_notes(plan.config), *plan.target.notes, *code.notes(plan.target, built)),
     )

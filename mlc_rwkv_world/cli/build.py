@@ -87,8 +87,8 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--fp32-layers",
         metavar="BLOCKS",
-        help="blocks that compute in float32 where the format computes in float16: 0, 0,2-5, all "
-        "or none (default: what a model of this shape is known to need)",
+        help="blocks that compute in float32 where the format computes in float16: 0, 0,2-5, all, "
+        "none, or auto, which measures it (default: what a model of this shape is known to need)",
     )
     parser.add_argument(
         "--compute-dtype",
@@ -136,9 +136,7 @@ class _Console(Reporter):
         from tqdm import tqdm
 
         if self._bar is None:
-            self._bar = tqdm(
-                total=total, unit="weights", unit_scale=True, leave=False, disable=None
-            )
+            self._bar = tqdm(total=total, unit="", unit_scale=True, leave=False, disable=None)
         self._bar.set_postfix_str(what, refresh=False)
         self._bar.update(done - self._bar.n)
 

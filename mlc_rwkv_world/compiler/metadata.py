@@ -66,6 +66,7 @@ def describe(
             "layer_norm_epsilon": config.layer_norm_epsilon,
             "rescale_every": config.rescale_every,
             "fp32_layers": list(config.fp32_layers or ()),
+            "fp32_reasons": list(config.fp32_reasons),
             "float32_keys": config.float32_keys,
             "packed_params": None,
         },

@@ -14,6 +14,7 @@ from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 _SCHEMA_VERSION = "0.1.0"
+_PRECISION = ("fp32_layers", "fp32_reasons", "float32_keys")
 
 
 def write_vocabulary(folder: Path, source: Path | None) -> None:
@@ -66,7 +67,7 @@ def record_precision(folder: Path, config: ModelConfig) -> None:
         return
     content = json.loads(path.read_text(encoding="utf-8"))
     chosen = config.as_dict()
-    content["model_config"] |= {key: chosen[key] for key in ("fp32_layers", "float32_keys")}
+    content["model_config"] |= {key: chosen[key] for key in _PRECISION}
     # It may be a link to the file of an older artifact, which stays as it is.
     path.unlink()
     _write(path, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,21 +46,23 @@ def convert(
     values = 0
     with ShardWriter(folder) as writer:
         for name, group in _by_source(specs):
-            count = _add(writer, checkpoint, name, group, config, fmt)
+            tensors = converted(checkpoint, name, group, config, fmt)
+            for spec, tensor in zip(group, tensors, strict=True):
+                writer.add(spec.name, tensor)
+            count = math.prod(checkpoint.shape(name))
             values += count
             progress(name, count)
         writer.finish(values, build_id(config, fmt, specs))
 
 
-def _add(
-    writer: ShardWriter,
+def converted(
     checkpoint: Checkpoint,
     name: str,
     group: Sequence[ParameterSpec],
     config: ModelConfig,
     fmt: Format,
-) -> int:
-    """Writes what one tensor of the checkpoint becomes; how many values it has."""
+) -> list[NDArray[Any]]:
+    """What the checkpoint's tensor `name` becomes: the parameters `group` that come from it."""
     weight = _rescale(checkpoint.read(name), name, config)
     tensors = _stored(weight, group, fmt, checkpoint, name)
     for spec, stored in zip(group, tensors, strict=True):
@@ -68,8 +71,7 @@ def _add(
                 f"{checkpoint.path}: {name} has shape {weight.shape}, which gives {spec.name} "
                 f"{stored.shape}; the model's configuration asks for {spec.shape}."
             )
-        writer.add(spec.name, stored)
-    return weight.size
+    return tensors
 
 
 def _by_source(specs: Sequence[ParameterSpec]) -> Iterator[tuple[str, list[ParameterSpec]]]:

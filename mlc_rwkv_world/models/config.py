@@ -22,7 +22,8 @@ class ModelConfig:
     products are divided by 2^(i // n), and that the residual is halved after every n-th block.
 
     `fp32_layers` are the blocks that compute in float32 where the model computes in float16; not
-    given, they are those that its shape is known to need. `float32_keys` says that the products
+    given, they are those that its shape is known to need; `fp32_reasons` say why, where that was
+    measured. `float32_keys` says that the products
     of att.key and att.value give float32 out of float16.
     """
 
@@ -35,6 +36,7 @@ class ModelConfig:
     layer_norm_epsilon: float = 1e-5
     rescale_every: int = 0
     fp32_layers: Sequence[int] | None = None
+    fp32_reasons: Sequence[str] = ()
     float32_keys: bool = True
     head_size: int = 64
     num_heads: int = 0
@@ -65,6 +67,7 @@ class ModelConfig:
                 "or 0 for never."
             )
         object.__setattr__(self, "fp32_layers", self._fp32_layers())
+        object.__setattr__(self, "fp32_reasons", tuple(map(str, self.fp32_reasons)))
         if not self.num_heads:
             object.__setattr__(self, "num_heads", max(1, self.hidden_size // self.head_size))
         if self.attention_hidden_size != self.hidden_size:

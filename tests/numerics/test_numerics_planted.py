@@ -39,13 +39,17 @@ def test_first_block(ask: Ask, case: str, quantization: str) -> None:
 
 @pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
 def test_keys(ask: Ask, quantization: str) -> None:
-    """Float32 out of att.key and att.value cures it alone, and so does the pass."""
+    """Float32 out of att.key and att.value cures it alone."""
     right = ask("key", 0, Precision(quantization, compute_dtype="float32"))
     assert right.finite
     assert any("Paris" in text for text in right.texts)
     assert broken(ask("key", 0, Precision(quantization, float32_keys=False)), right)
     assert ask("key", 0, Precision(quantization)) == right
-    assert ask("key", 0, Precision(quantization, "0", float32_keys=False)) == right
+
+
+def test_keys_in_a_block_of_float32(ask: Ask) -> None:
+    right = ask("key", 0, Precision("q0f16", compute_dtype="float32"))
+    assert ask("key", 0, Precision("q0f16", "0", float32_keys=False)) == right
 
 
 @pytest.mark.parametrize("case", ["square", "value", "bump"])

@@ -1,0 +1,104 @@
+"""`python -m mlc_rwkv_world inspect`: a model's values, operation by operation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlc_rwkv_world.artifact.atomic import write_file
+from mlc_rwkv_world.cli import status
+from mlc_rwkv_world.cli.text_input import read_text
+from mlc_rwkv_world.errors import UsageError
+
+# Models of more blocks are shown in full on request only.
+_SHOWN_IN_FULL = 6
+
+
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Runs the command; gives the exit status."""
+    parser = _parser(program)
+    options = parser.parse_args(argv)
+    return status.run(parser.prog, lambda: _run(options), debug=options.debug)
+
+
+def _parser(program: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Run prompts through a model and show, operation by operation, how near its "
+        "values come to the end of float16's range, and which blocks need float32.",
+    )
+    parser.add_argument("model", help="an artifact (name or path), or a checkpoint's path")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--prompt", action="append", metavar="TEXT", help="may be given repeatedly")
+    text.add_argument("--file", metavar="FILE", help="one prompt: the whole file")
+    parser.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="compare with this artifact, or with this checkpoint in float32 (default: the "
+        "model's own weights in float32)",
+    )
+    parser.add_argument(
+        "--quantization", help="how to store a checkpoint's weights (default: q0f16)"
+    )
+    parser.add_argument(
+        "--compute-dtype",
+        default="auto",
+        help="float16 or float32 (default: what the format computes in on a GPU)",
+    )
+    parser.add_argument("--fp32-layers", metavar="BLOCKS", help="as in `build`")
+    parser.add_argument(
+        "--float16-keys", action="store_true", help="of a checkpoint, as in `build`"
+    )
+    parser.add_argument("--all", action="store_true", help="show every operation of every block")
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON; - for stdout")
+    parser.add_argument("--picture", metavar="FILE.svg", help="write a heat map")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.picture is not None and Path(options.picture).suffix != ".svg":
+        raise UsageError(f"--picture {options.picture}: pictures are SVG; give a name ending .svg.")
+    from mlc_rwkv_world.numerics.heatmap import heatmap
+    from mlc_rwkv_world.numerics.inspection import inspect
+    from mlc_rwkv_world.numerics.prompts import BUILT_IN
+    from mlc_rwkv_world.numerics.subject import open_subject
+    from mlc_rwkv_world.numerics.table import table
+
+    texts = BUILT_IN
+    if options.prompt:
+        texts = tuple(options.prompt)
+    elif options.file is not None:
+        texts = (read_text(options.file),)
+    subject = open_subject(
+        options.model,
+        quantization=options.quantization,
+        compute_dtype=options.compute_dtype,
+        fp32_layers=options.fp32_layers,
+        float32_keys=not options.float16_keys,
+    )
+
+    def stage(text: str) -> None:
+        print(f"{text} ...", file=sys.stderr, flush=True)
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\rblock {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+    report = inspect(subject, texts=texts, against=options.against, progress=progress, stage=stage)
+    if options.picture is not None:
+        write_file(Path(options.picture), heatmap(report).encode())
+    text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+    if options.json == "-":
+        print(text)
+        return 0
+    if options.json is not None:
+        write_file(Path(options.json), f"{text}\n".encode())
+    full = options.all or report.num_hidden_layers <= _SHOWN_IN_FULL
+    for line in table(report, everything=full):
+        print(line)
+    return 0

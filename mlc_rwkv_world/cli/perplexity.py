@@ -1,0 +1,117 @@
+"""`python -m mlc_rwkv_world perplexity`: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlc_rwkv_world.cli import status
+from mlc_rwkv_world.cli.text_input import read_text
+from mlc_rwkv_world.errors import NotFoundError, UsageError
+
+
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Runs the command; gives the exit status."""
+    parser = _parser(program)
+    options = parser.parse_args(argv)
+    return status.run(parser.prog, lambda: _run(options), debug=options.debug)
+
+
+def _parser(program: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program, description="Measure how well a model predicts a text: lower is better."
+    )
+    parser.add_argument("model", help="an artifact (name or path), or a checkpoint's path")
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8; - for stdin")
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=1024,
+        help="tokens that are read from a fresh state; shorter windows are read together and "
+        "faster, and less is known in each (default: 1024)",
+    )
+    parser.add_argument(
+        "--quantization",
+        help="for a checkpoint, which is built into a temporary folder (default: q0f32)",
+    )
+    parser.add_argument("--compute-dtype", default="auto", help="for a checkpoint, as in `build`")
+    parser.add_argument("--fp32-layers", metavar="BLOCKS", help="for a checkpoint, as in `build`")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, metal, vulkan, opencl; cuda:1"
+    )
+    parser.add_argument("--model-lib", metavar="FILE", help="the compiled library to use")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from mlc_rwkv_world.artifact.search import find
+
+    text = read_text(options.text)
+    for_checkpoints = ("quantization", "fp32_layers")
+    try:
+        find(options.model)
+    except NotFoundError:
+        path = Path(options.model).expanduser()
+        if not path.exists():
+            raise
+        with tempfile.TemporaryDirectory() as folder:
+            return _measure(options, str(_built(options, path, folder)), "cpu", text)
+    for name in for_checkpoints:
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for checkpoints; {options.model} is built already."
+            )
+    return _measure(options, options.model, options.device, text)
+
+
+def _built(options: argparse.Namespace, path: Path, folder: str) -> Path:
+    """The checkpoint as an artifact for this CPU."""
+    from mlc_rwkv_world.builder import build
+
+    print("building it for this CPU ...", file=sys.stderr, flush=True)
+    return build(
+        path,
+        target="llvm",
+        quantization=options.quantization or "q0f32",
+        output=folder,
+        compute_dtype=options.compute_dtype,
+        fp32_layers=options.fp32_layers,
+    ).folder
+
+
+def _measure(options: argparse.Namespace, model: str, device: str, text: str) -> int:
+    from tqdm import tqdm
+
+    from mlc_rwkv_world.numerics.perplexity import predict
+    from mlc_rwkv_world.runtime import load
+
+    engine = load(model, device, model_lib=options.model_lib)
+    with tqdm(total=None, unit="tok", leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = predict(engine, text, window=options.window, progress=progress)
+    if options.json:
+        fields = {
+            "model": engine.name,
+            "bits_per_byte": found.bits_per_byte,
+            "perplexity": found.perplexity,
+            "nats": found.nats,
+            "tokens": found.tokens,
+            "bytes": found.nbytes,
+            "window": options.window,
+        }
+        # What is not finite has no form in JSON.
+        known = {key: None if value in (float("inf"),) else value for key, value in fields.items()}
+        print(json.dumps(known))
+    else:
+        print(f"{engine.name}: {found}")
+    return 0

@@ -1,0 +1,43 @@
+"""Which blocks a model needs in float32, measured: `--fp32-layers auto`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mlc_rwkv_world.checkpoint import Checkpoint
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.numerics.observe import Progress, observe
+from mlc_rwkv_world.numerics.prompts import BUILT_IN, encoded
+from mlc_rwkv_world.numerics.stepwise import Stepwise
+from mlc_rwkv_world.numerics.subject import checkpoint_subject
+from mlc_rwkv_world.quantization import Format
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The blocks that have to compute in float32, and what was seen."""
+
+    blocks: tuple[int, ...]
+    reasons: tuple[str, ...]
+
+
+def choose(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    fmt: Format,
+    progress: Progress = lambda done, total: None,
+) -> Choice:
+    """Reads the built-in prompts in float16 and takes every block that leaves its range.
+
+    So does one with a value in the last quarter of the range. Blocks in float32 stay so for what
+    follows, as they will in the library. A format that computes in float32 needs none.
+    """
+    if fmt.dtype == "float32":
+        return Choice((), (f"{fmt.name} computes in float32.",))
+    config = dataclasses.replace(config, fp32_layers=(), fp32_reasons=())
+    subject = checkpoint_subject(checkpoint, config, fmt, "float16")
+    prompts = encoded(BUILT_IN, subject.tokenizer)
+    stepwise = Stepwise([subject.arithmetic], prompts)
+    report, _ = observe(subject, stepwise, BUILT_IN, progress=progress)
+    read = f"measured on {len(BUILT_IN)} prompts of {prompts.tokens} tokens"
+    return Choice(report.recommended, (*report.recommendation()[:-1], read))

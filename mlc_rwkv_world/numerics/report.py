@@ -1,0 +1,167 @@
+"""What was seen of a model's values, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from mlc_rwkv_world.models.fp32_layers import spelled
+
+FLOAT16_LARGEST = 65504.0
+LARGEST = {"float16": FLOAT16_LARGEST, "float32": 3.4028234663852886e38}
+# Two bits below the end: other texts than those that were read can have larger values.
+MARGIN = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One value: the prompt, the token's position in it, its id and text, and the channel."""
+
+    prompt: int
+    position: int
+    token: int
+    text: str
+    channel: int
+
+    def __str__(self) -> str:
+        return f"channel {self.channel}, token {self.position} of prompt {self.prompt} {self.text}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One operation's result over all tokens.
+
+    `largest` is the largest finite magnitude and `share` its share of the type's range; `bad` is
+    how many values are no numbers or infinite, and `first_bad` the first of them by token.
+    `error` is the root mean square of the difference from the reference over that of the
+    reference.
+    """
+
+    block: int | None
+    operation: str
+    dtype: str
+    largest: float
+    share: float
+    where: Place
+    bad: int
+    kind: str | None
+    first_bad: Place | None
+    error: float | None
+
+    @property
+    def troubled(self) -> bool:
+        """Whether this operation cannot be trusted in float16."""
+        return self.bad > 0 or (self.dtype == "float16" and self.share > MARGIN)
+
+    def why(self) -> str:
+        """What is wrong, in words."""
+        if self.bad:
+            return (
+                f"{self.operation} gives {self.kind} in {self.dtype} ({self.bad} values; "
+                f"first {self.first_bad})"
+            )
+        return (
+            f"{self.operation} reaches {self.largest:.4g}, {self.share:.0%} of {self.dtype}'s "
+            f"range ({self.where})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """A block that has to compute in float32, and why."""
+
+    block: int
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """What an artifact's own library says to the same prompts.
+
+    `difference` is the largest one between its logits and those found here, None where something
+    was put right here that the library does not put right.
+    """
+
+    compute_dtype: str
+    fp32_layers: tuple[int, ...]
+    bad_logits: int
+    difference: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A model on some prompts.
+
+    From a block that was `needed` on, readings are what follows once it computes in float32.
+    `leaving` are blocks whose float32 output is outside float16's range.
+    """
+
+    model: str
+    quantization: str
+    compute_dtype: str
+    fp32_layers: tuple[int, ...]
+    rescale_every: int
+    num_hidden_layers: int
+    against: str | None
+    prompts: tuple[str, ...]
+    readings: tuple[Reading, ...]
+    needed: tuple[Need, ...]
+    leaving: tuple[int, ...]
+    bad_logits: int
+    library: Library | None = None
+
+    @property
+    def first_bad(self) -> Reading | None:
+        """The first operation that gives what is no finite number."""
+        return next((reading for reading in self.readings if reading.bad), None)
+
+    @property
+    def recommended(self) -> tuple[int, ...]:
+        """The blocks that should compute in float32, those that do already included."""
+        return tuple(sorted({*self.fp32_layers, *(need.block for need in self.needed)}))
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            **dataclasses.asdict(self),
+            "recommended": list(self.recommended),
+            "recommendation": self.recommendation(),
+        }
+
+    def recommendation(self) -> list[str]:
+        """Lines to print; the last can be pasted."""
+        lines = [f"block {need.block}: {need.why}" for need in self.needed]
+        if self.leaving:
+            lines.append(
+                f"the residual leaves block {self.leaving[0]} outside float16's range: the blocks "
+                "that follow have to compute in float32 until it is back"
+                + (
+                    f", or a checkpoint that says rescale_every below {self.rescale_every}."
+                    if self.rescale_every
+                    else ", or the residual has to be halved on its way (rescale_every)."
+                )
+            )
+        if self.bad_logits:
+            lines.append(
+                f"{self.bad_logits} logits are no finite numbers even so: float32 is no cure, and "
+                "the checkpoint may be damaged."
+            )
+        if self.needed:
+            return [*lines, f"--fp32-layers {spelled(self.recommended)}"]
+        narrow = [reading for reading in self.readings if reading.dtype == "float16"]
+        if narrow:
+            most = max(narrow, key=lambda reading: reading.share)
+            place = "" if most.block is None else f"block {most.block}, "
+            lines.append(
+                f"nothing comes near the end of float16's range; {place}{most.operation} comes "
+                f"nearest with {most.largest:.4g}, {most.share:.2%}."
+            )
+        else:
+            lines.append("everything computes in float32.")
+        return [*lines, f"--fp32-layers {spelled(self.recommended)}"]
+
+
+def operations(readings: Sequence[Reading]) -> list[str]:
+    """The names of the blocks' operations, in order."""
+    return list(dict.fromkeys(r.operation for r in readings if r.block is not None))

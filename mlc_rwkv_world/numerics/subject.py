@@ -1,0 +1,128 @@
+"""The model that is looked at: an artifact, or a checkpoint as a format would hold it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mlc_rwkv_world.artifact.config import ChatConfig
+from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.json_fields import Fields
+from mlc_rwkv_world.artifact.search import Found, find
+from mlc_rwkv_world.checkpoint import Checkpoint, find_vocabulary, open_checkpoint
+from mlc_rwkv_world.errors import NotFoundError, UsageError
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.models.fp32_layers import parse
+from mlc_rwkv_world.numerics.stepwise import Arithmetic
+from mlc_rwkv_world.numerics.weights import ArtifactWeights, CheckpointWeights
+from mlc_rwkv_world.quantization import Format, format_named
+from mlc_rwkv_world.tokenizer import WorldTokenizer
+
+REFERENCE_FORMAT = "q0f32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model whose operations can be run: what it computes, and where it came from."""
+
+    name: str
+    arithmetic: Arithmetic
+    tokenizer: WorldTokenizer
+    checkpoint: Checkpoint | None = None
+    found: Found | None = None
+
+    def in_float32(self, config: ModelConfig | None = None) -> Arithmetic:
+        """The same model in float32: a checkpoint's own weights, an artifact's as it stores them.
+
+        `config` is that of the model to compare with, whose residual may be halved on its way.
+        """
+        ours = self.arithmetic
+        if self.checkpoint is None:
+            return dataclasses.replace(ours, compute_dtype="float32")
+        fmt = format_named(REFERENCE_FORMAT)
+        shared = config or ours.config
+        weights = CheckpointWeights(self.checkpoint, shared, fmt)
+        return Arithmetic(shared, fmt, "float32", weights)
+
+
+def open_subject(
+    model: str | Path,
+    *,
+    quantization: str | None = None,
+    compute_dtype: str = "auto",
+    fp32_layers: str | None = None,
+    float32_keys: bool = True,
+) -> Subject:
+    """Opens an artifact by name or path, or else the checkpoint at that path.
+
+    A checkpoint is taken as `quantization` (default q0f16) would store it; an artifact has its own.
+    `compute_dtype` "auto" is the type that the format computes in on a GPU. `fp32_layers` replaces
+    the blocks that the artifact, or the model's shape, names. Raises the errors of
+    `mlc_rwkv_world.errors`.
+    """
+    try:
+        found = find(model)
+    except NotFoundError:
+        if not Path(model).expanduser().exists():
+            raise
+        checkpoint = open_checkpoint(Path(model).expanduser())
+        fmt = format_named(quantization or "q0f16")
+        config = checkpoint_config(checkpoint, fmt, float32_keys)
+        config = _with_layers(config, fp32_layers)
+        return checkpoint_subject(checkpoint, config, fmt, _dtype(compute_dtype, fmt))
+    if quantization is not None:
+        raise UsageError(
+            f"--quantization is for checkpoints; the artifact {found.name} is quantized already."
+        )
+    chat = ChatConfig.read(found.params)
+    fmt = format_named(chat.quantization)
+    fields = Fields.read(chat.path).object("model_config")
+    config = _with_layers(ModelConfig.from_dict(fields.values), fp32_layers)
+    weights = ArtifactWeights(ParameterIndex.read(found.params))
+    tokenizer = WorldTokenizer.from_file(found.params / chat.tokenizer_file)
+    arithmetic = Arithmetic(config, fmt, _dtype(compute_dtype, fmt), weights)
+    return Subject(found.name, arithmetic, tokenizer, found=found)
+
+
+def checkpoint_subject(
+    checkpoint: Checkpoint, config: ModelConfig, fmt: Format, compute_dtype: str
+) -> Subject:
+    """A checkpoint as a build of this configuration would hold it and compute with it."""
+    vocabulary = find_vocabulary(checkpoint.path)
+    tokenizer = (
+        WorldTokenizer.from_file(vocabulary) if vocabulary is not None else WorldTokenizer.default()
+    )
+    weights = CheckpointWeights(checkpoint, config, fmt)
+    arithmetic = Arithmetic(config, fmt, compute_dtype, weights)
+    return Subject(checkpoint.name, arithmetic, tokenizer, checkpoint=checkpoint)
+
+
+def checkpoint_config(
+    checkpoint: Checkpoint, fmt: Format, float32_keys: bool = True
+) -> ModelConfig:
+    """The configuration of a checkpoint's model in a format, all else as a build has it."""
+    shape = checkpoint.config
+    return ModelConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        vocab_size=shape.vocab_size,
+        attention_hidden_size=shape.attention_hidden_size,
+        model_version=checkpoint.version,
+        layer_norm_epsilon=shape.layer_norm_epsilon,
+        rescale_every=shape.rescale_every if fmt.rescales else 0,
+        float32_keys=float32_keys,
+    )
+
+
+def _with_layers(config: ModelConfig, fp32_layers: str | None) -> ModelConfig:
+    if fp32_layers is None:
+        return config
+    blocks = parse(fp32_layers, config.num_hidden_layers)
+    return dataclasses.replace(config, fp32_layers=blocks)
+
+
+def _dtype(asked: str, fmt: Format) -> str:
+    if asked not in ("auto", "float16", "float32"):
+        raise UsageError(f"--compute-dtype {asked!r}: give auto, float16 or float32.")
+    return fmt.dtype if asked == "auto" else asked
