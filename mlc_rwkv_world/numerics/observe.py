@@ -15,7 +15,7 @@ from mlc_rwkv_world.numerics.report import (
     Reading,
     Report,
 )
-from mlc_rwkv_world.numerics.steps import Row
+from mlc_rwkv_world.numerics.steps import RESIDUAL, Row
 from mlc_rwkv_world.numerics.stepwise import Array, Rows, Stepwise, finish
 from mlc_rwkv_world.numerics.subject import Subject
 from mlc_rwkv_world.tokenizer import WorldTokenizer
@@ -138,11 +138,11 @@ class _Observer:
 
     def _factor(self, row: Row, block: int | None) -> float:
         """What a residual that is halved more often than the reference's is smaller by."""
-        if block is None or self.reference is None:
-            return 1.0
         halved = version_of(self.config.model_version).halved_outputs
-        if f"{row.anchor}.weight" not in halved:
+        after = block is None and row.anchor == RESIDUAL
+        if self.reference is None or not (after or f"{row.anchor}.weight" in halved):
             return 1.0
+        block = self.config.num_hidden_layers if block is None else block
         counts = [
             block // every if (every := model.arithmetic.config.rescale_every) else 0
             for model in (

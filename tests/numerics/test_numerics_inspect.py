@@ -72,7 +72,7 @@ def looked(demo_checkpoint: Path, planted_checkpoint: Callable[[str, int], Path]
     return Looked(subjects, Stepwise([subject.arithmetic for subject in subjects], prompts))
 
 
-@pytest.mark.parametrize("number, planted", enumerate(PLANTED, start=2))
+@pytest.mark.parametrize("number, planted", [*enumerate(PLANTED, start=2)])
 def test_planted_operation_is_named(
     looked: Looked, number: int, planted: tuple[str, int, bool, tuple[int, ...]]
 ) -> None:
