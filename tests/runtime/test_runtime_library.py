@@ -18,6 +18,7 @@ from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.registry import register
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, VocabularyError
 from mlc_rwkv_world.runtime import cpu, library, load
+from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 
 @pytest.fixture
@@ -216,6 +217,14 @@ def test_doctor_tells_of_weights_without_a_build_id(artifact: Path) -> None:
     command = [sys.executable, "-m", "mlc_rwkv_world", "doctor"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"artifact {artifact / 'params'}: no build id" in said
+
+
+def test_a_vocabulary_of_another_size(artifact: Path) -> None:
+    path = artifact / "params/tokenizer_model"
+    path.unlink()
+    WorldTokenizer.from_vocab({byte + 1: bytes([byte]) for byte in range(256)}).save(path)
+    with pytest.raises(VocabularyError, match=r"tokenizer_model.*256 tokens.*65529"):
+        load(artifact)
 
 
 def test_sampling_defaults_of_the_configuration_are_checked(artifact: Path) -> None:
