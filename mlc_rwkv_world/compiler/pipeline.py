@@ -14,9 +14,11 @@ from tvm.target import Target
 from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
+from mlc_rwkv_world.transforms.capture_decode import CaptureDecode
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
+from mlc_rwkv_world.transforms.fuse_decode_cuda import FuseDecode
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 
 
@@ -33,7 +35,12 @@ def run(
     """
     phases: dict[str, list[Pass]] = {
         "precision": [FP32Layers(config.fp32_layers or ())],
-        "kernels": [EraseBlockMarks(), ChooseKernels(target)],
+        "kernels": [
+            EraseBlockMarks(),
+            FuseDecode(target),
+            ChooseKernels(target),
+            CaptureDecode(target),
+        ],
         "fusion": [
             relax.transform.LegalizeOps(),
             relax.transform.AnnotateTIROpPattern(),
@@ -50,6 +57,7 @@ def run(
             relax.transform.CallTIRRewrite(),
             relax.transform.StaticPlanBlockMemory(),
             _AttachMetadata(metadata),
+            *_graphs(target),
             relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),
@@ -59,7 +67,9 @@ def run(
         ],
     }
     mod = _bound_shapes(mod, config)
-    with target:
+    # Without it the pass does nothing.
+    options = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
+    with target, tvm.transform.PassContext(config=options):
         _write(mod, dump, "0-export")
         for number, (name, passes) in enumerate(phases.items(), start=1):
             mod = tvm.transform.Sequential(passes)(mod)
@@ -76,6 +86,11 @@ class _AttachMetadata:
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         return attach(mod, self.metadata)
+
+
+def _graphs(target: Target) -> list[Pass]:
+    """What is static becomes CUDA graphs, which are captured when a function first runs."""
+    return [relax.transform.RewriteCUDAGraph()] if target.kind.name == "cuda" else []
 
 
 def _schedules(target: Target) -> Pass:

@@ -35,11 +35,34 @@ __device__ __forceinline__ void rwkv_world_mma(float* c, const unsigned* a, cons
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 """
-_LDMATRIX = """
-__device__ __forceinline__ void rwkv_world_ldmatrix(unsigned* out, const void* row) {
-  unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(shared) : "memory");
+# A byte goes into both halves of 1024 + value or 1024 + 16 * value, and comes out as value - 7.
+_UNPACK_4 = """
+__device__ __forceinline__ void rwkv_world_unpack_4(
+    unsigned* out, const unsigned* word, half scale) {
+  half2 scales = __half2half2(scale);
+  half2 factor = __halves2half2(__float2half(1.0f), __float2half(0.0625f));
+  half2 offset = __halves2half2(__float2half(-1031.0f), __float2half(-71.0f));
+  #pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    unsigned both = __byte_perm(*word, 0, 0x4040u | i | (i << 8));
+    both = (both & 0x00f0000fu) | 0x64006400u;
+    half2 value = __hfma2(*reinterpret_cast<half2*>(&both), factor, offset);
+    value = __hmul2(value, scales);
+    out[i] = *reinterpret_cast<unsigned*>(&value);
+  }
+}
+"""
+_UNPACK_8 = """
+__device__ __forceinline__ void rwkv_world_unpack_8(
+    unsigned* out, const unsigned* words, half scale) {
+  half2 scales = __half2half2(scale);
+  half2 offset = __float2half2_rn(-1151.0f);
+  #pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    unsigned both = __byte_perm(words[i / 2], 0x64646464u, i % 2 ? 0x4342 : 0x4140);
+    half2 value = __hmul2(__hadd2(*reinterpret_cast<half2*>(&both), offset), scales);
+    out[i] = *reinterpret_cast<unsigned*>(&value);
+  }
 }
 """
 # Asked for by an address, so that the compiler sees no reason to move it before the copies' end.
@@ -77,6 +100,7 @@ def mma(sums: Any, a: Any, b: Any) -> Any:
     return T.cuda.func_call("rwkv_world_mma", sums, a, b, source_code=_MMA)
 
 
-def ldmatrix(out: Any, row: Any) -> Any:
-    """Four 8 x 8 float16 matrices from shared memory; lane l names row l % 8 of matrix l / 8."""
-    return T.cuda.func_call("rwkv_world_ldmatrix", out, row, source_code=_LDMATRIX)
+def unpack(out: Any, words: Any, scale: Any, bits: int) -> Any:
+    """8 values of 4 (one word) or 8 bits (two words) to float16 pairs in 4 registers, scaled."""
+    source = {4: _UNPACK_4, 8: _UNPACK_8}[bits]
+    return T.cuda.func_call(f"rwkv_world_unpack_{bits}", out, words, scale, source_code=source)

@@ -183,9 +183,9 @@ class Stream:
         return whole and self.stored.steps == self.turns * self.splits
 
     def add(self, x_type: str, rows: int) -> Any:
-        """A body that adds step `turn` of `rows` rows to `total[slot + r]`.
+        """A body that adds step `turn` of `rows` rows to `total[first + r]`.
 
-        Called as `body(total, ring, scales, x, warp, slot, lane, part, turn)`.
+        Called as `body(total, first, ring, scales, x, warp, slot, lane, part, turn)`.
         """
         stored, stages, turns, exact = self.stored, self.stages, self.turns, self._exact
         step_width, width = stored.step_width, stored.width
@@ -200,7 +200,7 @@ class Stream:
             return at if exact else T.min(at, width - count)
 
         @T.inline
-        def plain(total, ring, scales, x, warp, slot, lane, part, turn):  # type: ignore[no-untyped-def]
+        def plain(total, first, ring, scales, x, warp, slot, lane, part, turn):  # type: ignore[no-untyped-def]
             values = T.alloc_buffer((rows, per_lane), stored.dtype, scope="local")
             xs = T.alloc_buffer((per_lane,), x_type, scope="local")
             at = T.meta_var(clamped((part * turns + turn) * step_width + lane * per_lane, per_lane))
@@ -212,12 +212,12 @@ class Stream:
                     values[r, i] = ring[warp, turn % stages, slot + r, lane * per_lane + i]
             for i in T.unroll(per_lane):
                 for r in T.unroll(rows):
-                    total[slot + r] = total[slot + r] + T.cast(values[r, i], "float32") * T.cast(
+                    total[first + r] = total[first + r] + T.cast(values[r, i], "float32") * T.cast(
                         xs[i], "float32"
                     )
 
         @T.inline
-        def grouped(total, ring, scales, x, warp, slot, lane, part, turn):  # type: ignore[no-untyped-def]
+        def grouped(total, first, ring, scales, x, warp, slot, lane, part, turn):  # type: ignore[no-untyped-def]
             words = T.alloc_buffer((rows,), "uint32", scope="local")
             xs = T.alloc_buffer((per_word,), x_type, scope="local")
             xf = T.alloc_buffer((per_word,), "float32", scope="local")
@@ -231,7 +231,7 @@ class Stream:
                     xf[i] = T.cast(xs[i], "float32")
                 for r in T.unroll(rows):
                     words[r] = ring[warp, turn % stages, slot + r, j * LANES + lane]
-                    total[slot + r] = total[slot + r] + word_dot(words[r], xf, bits) * T.cast(
+                    total[first + r] = total[first + r] + word_dot(words[r], xf, bits) * T.cast(
                         scales[warp, turn % stages, slot + r, (j * LANES + lane) // group_words],
                         "float32",
                     )
@@ -255,5 +255,7 @@ def pipeline(turns: int, stages: int, start: Any, add: Any) -> Any:
                 start(turn + (stages - 1))
             copy_commit()
             add(turn)
+        # Another pipeline may fill the ring again.
+        sync_warp()
 
     return body

@@ -10,6 +10,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from mlc_rwkv_world.kernels import matmul_cuda
 from mlc_rwkv_world.kernels.dot_cuda import Stored
 from mlc_rwkv_world.kernels.matvec_cuda import matvec
 from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of, unpack, values_per_word
@@ -20,6 +21,8 @@ def linear(sig: Signature) -> tirx.PrimFunc:
     """(x [M, K], weight...) -> [M, N]; sums are float32, or as dlight's of the result's type."""
     if sig.has_async_copies and sig.args[0].shape[0] == 1 and _can_stream(sig):
         return matvec(sig)
+    if matmul_cuda.suits(sig):
+        return matmul_cuda.matmul(sig)
     rows, inner = sig.args[0].extents("seq_len")
     _, outer = sig.outs[0].extents("seq_len")
     x = te.placeholder((rows, inner), sig.args[0].dtype, "x")

@@ -1,20 +1,29 @@
-"""`x W^T` for one row x on CUDA (decode)."""
+"""Products of one row with stored weights on CUDA (decode), and what follows them, in one kernel.
+
+A weight is always two arguments, words and scales; a plain weight stands in for its own scales.
+Weights [N, K], a row [1, K], results [1, N].
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.dot_cuda import LANES, Stored, Stream, pipeline, sum_over_warp
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.kernels.wkv import accumulate, output
 
 WARPS = 4
+# Steps of a row that a warp has in its ring.
 STAGES = 4
 # Warps that fill a large GPU; where the rows are fewer, several warps share one.
 _ENOUGH_WARPS = 2048
 
 
-def divide(outer: int, steps: int, most_rows: int) -> tuple[int, int]:
+def _divide(outer: int, steps: int, most_rows: int) -> tuple[int, int]:
     """(rows of a warp, warps that share them) for `outer` rows of `steps` steps each."""
     rows = next(r for r in (2, 1) if r <= most_rows and outer % r == 0)
     splits = 1
@@ -23,83 +32,288 @@ def divide(outer: int, steps: int, most_rows: int) -> tuple[int, int]:
     return rows, splits
 
 
+def _stored(x: TensorType, weight: TensorType, scale: TensorType) -> Stored:
+    return Stored.of(x, [weight, scale] if weight.dtype == "uint32" else [weight])
+
+
+class _Rows:
+    """How `outer` rows of some products, each `stored` its way, are laid over blocks and warps.
+
+    All products have the same number of rows and the same kind of storage. Products of the same
+    length run together, others one after another.
+    """
+
+    def __init__(self, stored: list[Stored], x_type: str, most_rows: int) -> None:
+        first = stored[0]
+        self.outer, self.count = first.outer, len(stored)
+        steps = min(one.steps for one in stored)
+        self.rows, self.splits = _divide(self.outer, steps, most_rows)
+        self.together = WARPS // self.splits
+        self.blocks = -(-self.outer // (self.rows * self.together))
+        self.parallel = all(one == first for one in stored)
+        slots = self.rows * (self.count if self.parallel else 1)
+        # A ring that holds more rows needs fewer stages to have as much under way.
+        self.stages = STAGES if slots < 3 else STAGES - 1
+        self.streams = [Stream(one, slots, self.stages, self.splits) for one in stored]
+        self.x_type = x_type
+
+    def run(self, following: Any) -> Any:
+        """A body `run(inputs, weights, scales)` that calls `following(total, row)` per row.
+
+        `total[product * rows + r]` are the sums of row `row + r` of each product.
+        """
+        streams, rows, outer, count = self.streams, self.rows, self.outer, self.count
+        together, splits, stages = self.together, self.splits, self.stages
+        parallel, blocks = self.parallel, self.blocks
+        starts = [stream.start() for stream in streams]
+        adds = [stream.add(self.x_type, rows) for stream in streams]
+        ring_shape, ring_type = streams[0].ring(WARPS)
+        scales_shape, scales_type = streams[0].scale_ring(WARPS)
+
+        @T.inline
+        def body(inputs, weights, scales):  # type: ignore[no-untyped-def]
+            for block in T.thread_binding(blocks, thread="blockIdx.x"):
+                for warp in T.thread_binding(WARPS, thread="threadIdx.y"):
+                    for lane in T.thread_binding(LANES, thread="threadIdx.x"):
+                        ring = T.alloc_buffer(ring_shape, ring_type, scope="shared")
+                        scale_ring = T.alloc_buffer(scales_shape, scales_type, scope="shared")
+                        total = T.alloc_buffer((count * rows,), "float32", scope="local")
+                        row = T.meta_var((block * together + warp // splits) * rows)
+                        part = T.meta_var(warp % splits)
+                        for i in T.unroll(count * rows):
+                            total[i] = T.float32(0)
+
+                        @T.inline
+                        def start(turn, product, slot):  # type: ignore[no-untyped-def]
+                            for r in T.unroll(rows):
+                                starts[product](
+                                    ring, scale_ring, weights[product], scales[product],
+                                    warp, slot + r, T.min(row + r, outer - 1), lane, part, turn,
+                                )  # fmt: skip
+
+                        @T.inline
+                        def add(turn, product, slot):  # type: ignore[no-untyped-def]
+                            adds[product](
+                                total, product * rows, ring, scale_ring, inputs[product],
+                                warp, slot, lane, part, turn,
+                            )  # fmt: skip
+
+                        @T.inline
+                        def start_all(turn):  # type: ignore[no-untyped-def]
+                            start(turn, 0, 0)
+                            if parallel and count > 1:
+                                start(turn, 1, rows)
+                            if parallel and count > 2:
+                                start(turn, 2, 2 * rows)
+
+                        @T.inline
+                        def add_all(turn):  # type: ignore[no-untyped-def]
+                            add(turn, 0, 0)
+                            if parallel and count > 1:
+                                add(turn, 1, rows)
+                            if parallel and count > 2:
+                                add(turn, 2, 2 * rows)
+
+                        @T.inline
+                        def start_second(turn):  # type: ignore[no-untyped-def]
+                            start(turn, 1, 0)
+
+                        @T.inline
+                        def add_second(turn):  # type: ignore[no-untyped-def]
+                            add(turn, 1, 0)
+
+                        pipeline(streams[0].turns, stages, start_all, add_all)()
+                        if not parallel:
+                            pipeline(streams[1].turns, stages, start_second, add_second)()
+                        sum_over_warp(total, count * rows)
+                        if splits > 1:
+                            parts = T.alloc_buffer((WARPS, count * rows), "float32", scope="shared")
+                            if lane == 0:
+                                for i in T.unroll(count * rows):
+                                    parts[warp, i] = total[i]
+                            T.tvm_storage_sync("shared")
+                            for i in T.unroll(count * rows):
+                                total[i] = T.float32(0)
+                                for s in T.unroll(splits):
+                                    total[i] = total[i] + parts[warp // splits * splits + s, i]
+                        if lane == 0 and part == 0 and row < outer:
+                            following(total, row)
+
+        return body
+
+
 def matvec(sig: Signature) -> tirx.PrimFunc:
-    """(x [1, K], weight...) -> [1, N] in the type of the signature's result."""
-    stored = Stored.of(sig.args[0], list(sig.args[1:]))
-    outer, inner, x_type, y_type = stored.outer, stored.inner, sig.args[0].dtype, sig.outs[0].dtype
-    rows, splits = divide(outer, stored.steps, 2)
-    stream = Stream(stored, rows, STAGES, splits)
-    together = WARPS // splits
-    blocks = -(-outer // (rows * together))
-    start_row, add_step = stream.start(), stream.add(x_type, rows)
-    ring_shape, ring_type = stream.ring(WARPS)
-    scales_shape, scales_type = stream.scale_ring(WARPS)
+    """(x, weight, scale) -> product; a plain weight may come without a scale."""
+    return _matvec(sig, lambda total: total)
+
+
+def matvec_relu_square(sig: Signature) -> tirx.PrimFunc:
+    """(x, weight, scale) -> relu(product)^2."""
+
+    def relu_square(total: Any) -> Any:
+        return T.max(total, T.float32(0)) * T.max(total, T.float32(0))
+
+    return _matvec(sig, relu_square)
+
+
+def _matvec(sig: Signature, following: Callable[[Any], Any]) -> tirx.PrimFunc:
+    stored = _stored(sig.args[0], sig.args[1], sig.args[-1])
+    plan = _Rows([stored], sig.args[0].dtype, 2)
+    rows, y_type = plan.rows, sig.outs[0].dtype
+    (x_shape, x_type), (w_shape, w_type), (s_shape, s_type) = (*_types(sig)[:2], _types(sig)[-1])
+    outer = stored.outer
 
     @T.inline
     def run(x, weight, scale, y):  # type: ignore[no-untyped-def]
-        for block in T.thread_binding(blocks, thread="blockIdx.x"):
-            for warp in T.thread_binding(WARPS, thread="threadIdx.y"):
-                for lane in T.thread_binding(LANES, thread="threadIdx.x"):
-                    ring = T.alloc_buffer(ring_shape, ring_type, scope="shared")
-                    scales = T.alloc_buffer(scales_shape, scales_type, scope="shared")
-                    total = T.alloc_buffer((rows,), "float32", scope="local")
-                    row = T.meta_var((block * together + warp // splits) * rows)
-                    part = T.meta_var(warp % splits)
-                    for r in T.unroll(rows):
-                        total[r] = T.float32(0)
+        @T.inline
+        def store(total, row):  # type: ignore[no-untyped-def]
+            for r in T.unroll(rows):
+                y[0, row + r] = T.cast(following(total[r]), y_type)
 
-                    @T.inline
-                    def start(turn):  # type: ignore[no-untyped-def]
-                        for r in T.unroll(rows):
-                            start_row(
-                                ring, scales, weight, scale, warp, r,
-                                T.min(row + r, outer - 1), lane, part, turn,
-                            )  # fmt: skip
+        plan.run(store)((x,), (weight,), (scale,))
 
-                    @T.inline
-                    def add(turn):  # type: ignore[no-untyped-def]
-                        add_step(total, ring, scales, x, warp, 0, lane, part, turn)
-
-                    pipeline(stream.turns, STAGES, start, add)()
-                    sum_over_warp(total, rows)
-                    if splits > 1:
-                        parts = T.alloc_buffer((WARPS, rows), "float32", scope="shared")
-                        if lane == 0:
-                            for r in T.unroll(rows):
-                                parts[warp, r] = total[r]
-                        T.tvm_storage_sync("shared")
-                        for r in T.unroll(rows):
-                            total[r] = T.float32(0)
-                            for s in T.unroll(splits):
-                                total[r] = total[r] + parts[warp // splits * splits + s, r]
-                    if lane == 0 and part == 0 and row < outer:
-                        for r in T.unroll(rows):
-                            y[0, row + r] = T.cast(total[r], y_type)
-
-    if stored.bits:
-        words, groups, s_type = stored.width, stored.groups, stored.scale_dtype
-
-        @T.prim_func(s_tir=True)
-        def grouped(
-            x: T.Buffer((1, inner), x_type),
-            q_weight: T.Buffer((outer, words), "uint32"),
-            q_scale: T.Buffer((outer, groups), s_type),
-            y: T.Buffer((1, outer), y_type),
-        ) -> None:
-            T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-            run(x, q_weight, q_scale, y)
-
-        return grouped
-
-    w_type = stored.dtype
+    @T.prim_func(s_tir=True)
+    def scaled(
+        x: T.Buffer(x_shape, x_type),
+        weight: T.Buffer(w_shape, w_type),
+        scale: T.Buffer(s_shape, s_type),
+        y: T.Buffer((1, outer), y_type),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        run(x, weight, scale, y)
 
     @T.prim_func(s_tir=True)
     def plain(
-        x: T.Buffer((1, inner), x_type),
-        weight: T.Buffer((outer, inner), w_type),
+        x: T.Buffer(x_shape, x_type),
+        weight: T.Buffer(w_shape, w_type),
         y: T.Buffer((1, outer), y_type),
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         run(x, weight, weight, y)
 
-    return plain
+    return scaled if len(sig.args) == 3 else plain
+
+
+def matvec_add(sig: Signature) -> tirx.PrimFunc:
+    """(x, weight, scale, residual) -> residual + product."""
+    stored = _stored(*sig.args[:3])
+    plan = _Rows([stored], sig.args[0].dtype, 2)
+    rows, y_type = plan.rows, sig.outs[0].dtype
+    (x_shape, x_type), (w_shape, w_type), (s_shape, s_type), (r_shape, r_type) = _types(sig)
+    outer = stored.outer
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        x: T.Buffer(x_shape, x_type),
+        weight: T.Buffer(w_shape, w_type),
+        scale: T.Buffer(s_shape, s_type),
+        residual: T.Buffer(r_shape, r_type),
+        y: T.Buffer((1, outer), y_type),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+
+        @T.inline
+        def store(total, row):  # type: ignore[no-untyped-def]
+            for r in T.unroll(rows):
+                y[0, row + r] = T.cast(T.cast(residual[0, row + r], "float32") + total[r], y_type)
+
+        plan.run(store)((x,), (weight,), (scale,))
+
+    return kernel
+
+
+def matvec_gated_add(sig: Signature, factor: float) -> tirx.PrimFunc:
+    """(x0, weight0, scale0, x1, weight1, scale1, residual) -> the channel mix's result.
+
+    factor * (residual + sigmoid(product 1) * product 0).
+    """
+    stored = [_stored(*sig.args[:3]), _stored(*sig.args[3:6])]
+    plan = _Rows(stored, sig.args[0].dtype, 2)
+    rows, y_type = plan.rows, sig.outs[0].dtype
+    (x0, x_type), (w0, w_type), (s0, s_type), (x1, _), (w1, _), (s1, _), (r, r_type) = _types(sig)
+    outer = stored[0].outer
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        value_x: T.Buffer(x0, x_type),
+        value: T.Buffer(w0, w_type),
+        value_scale: T.Buffer(s0, s_type),
+        gate_x: T.Buffer(x1, x_type),
+        gate: T.Buffer(w1, w_type),
+        gate_scale: T.Buffer(s1, s_type),
+        residual: T.Buffer(r, r_type),
+        y: T.Buffer((1, outer), y_type),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+
+        @T.inline
+        def store(total, row):  # type: ignore[no-untyped-def]
+            for i in T.unroll(rows):
+                y[0, row + i] = T.cast(
+                    T.float32(factor)
+                    * (
+                        T.cast(residual[0, row + i], "float32")
+                        + T.sigmoid(total[rows + i]) * total[i]
+                    ),
+                    y_type,
+                )
+
+        plan.run(store)((value_x, gate_x), (value, gate), (value_scale, gate_scale))
+
+    return kernel
+
+
+def time_mix_step(sig: Signature) -> tirx.PrimFunc:
+    """(xk, xv, xr, 3 weights and scales, time_decay, time_first, state, layer) -> sigmoid(r) * wkv.
+
+    Rows 1, 2, 3 of the state's layer, the recurrence's a, b and p, are replaced by the new ones.
+    """
+    stored = _stored(sig.args[0], sig.args[3], sig.args[4])
+    plan = _Rows([stored] * 3, sig.args[0].dtype, 1)
+    y_type = sig.outs[0].dtype
+    (x_shape, x_type), (w_shape, w_type), (s_shape, s_type) = _types(sig)[0], *_types(sig)[3:5]
+    layers, state_rows, width = (sig.args[-1].static(axis) for axis in (1, 2, 3))
+    outer = stored.outer
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        xk: T.Buffer(x_shape, x_type),
+        xv: T.Buffer(x_shape, x_type),
+        xr: T.Buffer(x_shape, x_type),
+        wk: T.Buffer(w_shape, w_type),
+        sk: T.Buffer(s_shape, s_type),
+        wv: T.Buffer(w_shape, w_type),
+        sv: T.Buffer(s_shape, s_type),
+        wr: T.Buffer(w_shape, w_type),
+        sr: T.Buffer(s_shape, s_type),
+        decay: T.Buffer((width,), "float32"),
+        first: T.Buffer((width,), "float32"),
+        state: T.Buffer((1, layers, state_rows, width), "float32"),
+        layer: T.int64,
+        y: T.Buffer((1, outer), y_type),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+
+        @T.inline
+        def store(total, row):  # type: ignore[no-untyped-def]
+            old = T.alloc_buffer((4,), "float32", scope="local")
+            old[0] = state[0, layer, 1, row]
+            old[1] = state[0, layer, 2, row]
+            old[2] = state[0, layer, 3, row]
+            old[3] = old[2] - T.exp(decay[row])
+            y[0, row] = T.cast(
+                T.sigmoid(total[2])
+                * output(old[0], old[1], old[2], first[row] + total[0], total[1]),
+                y_type,
+            )
+            state[0, layer, 1, row] = accumulate(old[0], old[3], total[0], total[1])
+            state[0, layer, 2, row] = accumulate(old[1], old[3], total[0], T.float32(1))
+            state[0, layer, 3, row] = T.max(old[3], total[0])
+
+        plan.run(store)((xk, xv, xr), (wk, wv, wr), (sk, sv, sr))
+
+    return kernel
+
+
+def _types(sig: Signature) -> list[tuple[tuple[Any, ...], str]]:
+    return [(arg.shape, arg.dtype) for arg in sig.args]

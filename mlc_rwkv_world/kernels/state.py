@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.channels import Channels
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import Signature, TensorType
 
 
 def state_get(sig: Signature) -> tirx.PrimFunc:
@@ -50,5 +50,42 @@ def state_set(sig: Signature) -> tirx.PrimFunc:
                 c = grid.channel(piece, thread)
                 for i in T.vectorized(lanes):
                     state[s, layer, row, c + i] = value[s, c + i]
+
+    return kernel
+
+
+def state_load(sig: Signature) -> tirx.PrimFunc:
+    """(state [B, L, R, D]) -> a copy, on a GPU."""
+    return _copy(sig, sig.args[0])
+
+
+def state_store(sig: Signature) -> tirx.PrimFunc:
+    """(state, copy): the state becomes what the copy is, on a GPU."""
+    return _copy(sig, sig.args[1], backwards=True)
+
+
+def _copy(sig: Signature, kind: TensorType, backwards: bool = False) -> tirx.PrimFunc:
+    """(a, b): a is copied to b, or b to a."""
+    batch, layers, rows, width = kind.shape
+    each = Channels(width, sig)
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        a: T.Buffer((batch, layers, rows, width), "float32"),
+        b: T.Buffer((batch, layers, rows, width), "float32"),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        for piece in T.thread_binding(batch * layers * rows * each.blocks, thread="blockIdx.x"):
+            for thread in each.threads():
+                s = each.row(piece)
+                c = each.channel(piece, thread)
+                if backwards:
+                    a[s // (layers * rows), s // rows % layers, s % rows, c] = b[
+                        s // (layers * rows), s // rows % layers, s % rows, c
+                    ]
+                else:
+                    b[s // (layers * rows), s // rows % layers, s % rows, c] = a[
+                        s // (layers * rows), s // rows % layers, s % rows, c
+                    ]
 
     return kernel

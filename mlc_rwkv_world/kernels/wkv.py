@@ -41,14 +41,14 @@ def reference(
     return y, a, b, p
 
 
-def _output(a: Any, b: Any, old: Any, new: Any, v: Any) -> Any:
+def output(a: Any, b: Any, old: Any, new: Any, v: Any) -> Any:
     """The weighted mean of the past (weight e^old, sums a and b) and v (weight e^new)."""
     top = T.max(old, new)
     past, now = T.exp(old - top), T.exp(new - top)
     return (past * a + now * v) / (past * b + now)
 
 
-def _accumulate(total: Any, old: Any, new: Any, value: Any) -> Any:
+def accumulate(total: Any, old: Any, new: Any, value: Any) -> Any:
     """e^old * total + e^new * value, scaled by e^-max(old, new)."""
     top = T.max(old, new)
     return T.exp(old - top) * total + T.exp(new - top) * value
@@ -102,11 +102,11 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
                 for step in range(offsets[s + 1] - offsets[s]):
                     t = T.cast(offsets[s] + step, "int64")
                     for i in T.vectorized(lanes):
-                        y[t, c + i] = _output(
+                        y[t, c + i] = output(
                             s_a[i], s_b[i], s_p[i], u[c + i] + k[t, c + i], v[t, c + i]
                         )
-                        s_a[i] = _accumulate(s_a[i], s_p[i] + w[c + i], k[t, c + i], v[t, c + i])
-                        s_b[i] = _accumulate(s_b[i], s_p[i] + w[c + i], k[t, c + i], one)
+                        s_a[i] = accumulate(s_a[i], s_p[i] + w[c + i], k[t, c + i], v[t, c + i])
+                        s_b[i] = accumulate(s_b[i], s_p[i] + w[c + i], k[t, c + i], one)
                         s_p[i] = T.max(s_p[i] + w[c + i], k[t, c + i])
                 for i in T.vectorized(lanes):
                     a_out[s, c + i] = s_a[i]
@@ -153,13 +153,13 @@ def wkv_step(sig: Signature) -> tirx.PrimFunc:
                 s = grid.row(piece)
                 c = grid.channel(piece, thread)
                 for i in T.vectorized(lanes):
-                    y[s, c + i] = _output(
+                    y[s, c + i] = output(
                         a[s, c + i], b[s, c + i], p[s, c + i], u[c + i] + k[s, c + i], v[s, c + i]
                     )
-                    a_out[s, c + i] = _accumulate(
+                    a_out[s, c + i] = accumulate(
                         a[s, c + i], p[s, c + i] + w[c + i], k[s, c + i], v[s, c + i]
                     )
-                    b_out[s, c + i] = _accumulate(
+                    b_out[s, c + i] = accumulate(
                         b[s, c + i], p[s, c + i] + w[c + i], k[s, c + i], one
                     )
                     p_out[s, c + i] = T.max(p[s, c + i] + w[c + i], k[s, c + i])

@@ -44,16 +44,18 @@ class ChooseKernels:
         return relax.transform.DeadCodeElimination()(chooser.builder_.get())
 
 
-def _type(ty: relax.TensorType) -> TensorType:
+def tensor_type(ty: relax.TensorType) -> TensorType:
+    """A tensor's type as kernels are asked for it."""
     dims = [int(d) if isinstance(d, tirx.IntImm) else d for d in ty.shape.values]
     return TensorType(tuple(dims), str(ty.dtype))
 
 
-def _key(ty: TensorType) -> tuple[object, ...]:
+def type_key(ty: TensorType) -> tuple[object, ...]:
+    """Equal for types that differ in dynamic extents alone, which share a kernel."""
     return (ty.dtype, *(d if isinstance(d, int) else "dynamic" for d in ty.shape))
 
 
-def _with_root_block(func: tirx.PrimFunc) -> tirx.PrimFunc:
+def with_root_block(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Puts a kernel's bare loops into the block that Relax's passes expect every body to be."""
     if isinstance(func.body, SBlockRealize):
         return func
@@ -90,11 +92,11 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         **options: float,
     ) -> relax.GlobalVar:
         """The kernel for these types; calls that differ in dynamic extents alone share one."""
-        signature = Signature([_type(arg.ty) for arg in args], outs, self.target)
-        types = map(_key, [*signature.args, *signature.outs])
+        signature = Signature([tensor_type(arg.ty) for arg in args], outs, self.target)
+        types = map(type_key, [*signature.args, *signature.outs])
         key = (name, *types, *options.items())
         if key not in self._chosen:
-            func = _with_root_block(build(signature, **options))
+            func = with_root_block(build(signature, **options))
             self._chosen[key] = self.builder_.add_func(func, name)
         return self._chosen[key]
 
@@ -103,7 +105,7 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         tensors = [arg for arg in args if isinstance(arg.ty, relax.TensorType)]
         out = call.ty_args[0]
         outs = list(out.fields) if isinstance(out, relax.TupleType) else [out]
-        func = self._kernel(name, NAMED[name], tensors, [_type(ty) for ty in outs])
+        func = self._kernel(name, NAMED[name], tensors, [tensor_type(ty) for ty in outs])
         return relax.call_tir(func, relax.Tuple(args), outs if len(outs) > 1 else outs[0])
 
     def _state_set(self, call: relax.Call) -> relax.Expr:
@@ -118,7 +120,7 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         if not (isinstance(permute, relax.Call) and permute.op == _PERMUTE_DIMS):
             return call
         args = [x, *self._stored(permute.args[0])]
-        func = self._kernel("linear", linear, args, [_type(call.ty)])
+        func = self._kernel("linear", linear, args, [tensor_type(call.ty)])
         return relax.call_tir(func, relax.Tuple(args), call.ty)
 
     def _layer_norm(self, call: relax.Call) -> relax.Expr:

@@ -11,7 +11,7 @@ from compiling import Array, Case, poisoned, signature
 from tvm import IRModule
 
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.transforms.choose_kernels import _with_root_block
+from mlc_rwkv_world.transforms.choose_kernels import with_root_block
 
 ARCH = "cuda -arch=sm_90"
 # Inputs, and shape and dtype of each result.
@@ -22,7 +22,7 @@ def build(cases: Mapping[str, Case], target: str = ARCH) -> Any:
     """The kernels of some cases, compiled for CUDA."""
     chosen = resolve(target).target
     functions = {
-        name: _with_root_block(case[0](signature(case, chosen))).with_attr("global_symbol", name)
+        name: with_root_block(case[0](signature(case, chosen))).with_attr("global_symbol", name)
         for name, case in cases.items()
     }
     for name, func in functions.items():

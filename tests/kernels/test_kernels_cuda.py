@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,18 +58,26 @@ def _weight(rng: np.random.Generator, storage: str, n: int, k: int) -> tuple[Arr
     return dequantize(*parts, bits), parts
 
 
-Answers = dict[str, tuple[Array, Array]]
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["forwards", "backwards"])
-def emulated(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    return lambda *args: cuda_emulation.run(*args, backwards=request.param)
+# (storage, type of the result, N, K) for several rows of float16: tiles that N, K and the rows do
+# not fill, in every way of storing W.
+TILED = [
+    ("float16", "float32", 96, 288),
+    ("float16", "float16", 129, 40),
+    ("q4", "float32", 96, 288),
+    ("q4", "float16", 40, 256),
+    ("q8", "float32", 72, 160),
+]
+# On both sides of where another tile takes over.
+ROWS = [1, 2, 16, 17, 64, 65, 130]
 
 
 @pytest.fixture(scope="module")
-def products(emulated: Callable[..., Any]) -> Answers:
+def answers() -> dict[str, tuple[Array, Array]]:
+    """For each product and count of rows, what the kernel gives, and the exact values."""
     rng = np.random.default_rng(5)
-    cases, calls, exact = {}, [], {}
+    cases: dict[str, Case] = {}
+    calls: list[tuple[str, Any]] = []
+    exact = {}
     for storage, x_type, y_type, n, k in PRODUCTS:
         name = _name(storage, x_type, y_type, n, k)
         dense, stored = _weight(rng, storage, n, k)
@@ -78,11 +85,31 @@ def products(emulated: Callable[..., Any]) -> Answers:
         cases[name] = _case(1, storage, x_type, y_type, n, k)
         calls.append((name, ([x, *stored], [((1, n), y_type)])))
         exact[name] = reference(x, dense)
-    answers = emulated("emulated:compute", cases, calls)
-    return {name: (y, exact[name]) for (name, _), (y, *_) in zip(calls, answers, strict=True)}
+    for storage, y_type, n, k in TILED:
+        name = "tiled_" + _name(storage, "float16", y_type, n, k)
+        dense, stored = _weight(rng, storage, n, k)
+        cases[name] = _case("rows", storage, "float16", y_type, n, k)
+        for rows in ROWS:
+            x = rng.standard_normal((rows, k)).astype("float16")
+            calls.append((name, ([x, *stored], [((rows, n), y_type)])))
+            exact[f"{name}_{rows}"] = reference(x, dense)
+    got = cuda_emulation.run("emulated:compute", cases, calls)
+    names = list(exact)
+    return {name: (y, exact[name]) for name, (y, *_) in zip(names, got, strict=True)}
 
 
 @pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: _name(*product))
-def test_one_row(products: Answers, product: tuple[Any, ...]) -> None:
-    actual, exact = products[_name(*product)]
+def test_one_row(answers: dict[str, tuple[Array, Array]], product: tuple[Any, ...]) -> None:
+    actual, exact = answers[_name(*product)]
     assert error_ratio(actual, exact) < RATIO[product[2]]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("product", TILED, ids=lambda p: _name(p[0], "float16", *p[1:]))
+def test_several_rows(
+    answers: dict[str, tuple[Array, Array]], product: tuple[Any, ...], rows: int
+) -> None:
+    storage, y_type, n, k = product
+    actual, exact = answers[f"tiled_{_name(storage, 'float16', y_type, n, k)}_{rows}"]
+    # Four-bit and eight-bit values are rounded to float16 once they are scaled.
+    assert error_ratio(actual, exact) < (RATIO[y_type] if storage == "float16" else 5e-4)

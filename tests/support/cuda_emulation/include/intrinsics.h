@@ -30,18 +30,19 @@ inline void rwkv_world_mma(float* c, const unsigned* a, const unsigned* b) {
   });
 }
 
-// Four 8 x 8 matrices of float16; lane l gives the address of row l % 8 of matrix l / 8 and gets
-// of each the pair (l / 4, 2 (l % 4)).
-inline void rwkv_world_ldmatrix(unsigned* out, const void* row) {
-  struct Row {
-    unsigned pairs[4];
-  } mine;
-  emulation::require_aligned(row, 16);
-  std::memcpy(&mine, row, 16);
-  emulation::gather(mine, [&](auto get) {
-    int lane = emulation::current->lane;
-    for (int i = 0; i < 4; ++i) out[i] = get(i * 8 + lane / 4).pairs[lane % 4];
-  });
+template <int bits>
+void unpack(unsigned* out, const unsigned* words, half scale) {
+  for (int i = 0; i < 8; ++i) {
+    int field = words[i * bits / 32] >> (i * bits % 32) & ((1 << bits) - 1);
+    half value = half(field - ((1 << (bits - 1)) - 1)) * scale;
+    std::memcpy(reinterpret_cast<half*>(out) + i, &value, 2);
+  }
+}
+inline void rwkv_world_unpack_4(unsigned* out, const unsigned* word, half scale) {
+  unpack<4>(out, word, scale);
+}
+inline void rwkv_world_unpack_8(unsigned* out, const unsigned* words, half scale) {
+  unpack<8>(out, words, scale);
 }
 
 // A copy may arrive late: it is made when its group is waited for.

@@ -1,0 +1,121 @@
+"""Runs a small model on the emulated GPU, in a process of its own, or on this CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from mlc_rwkv_world.compiler import metadata, pipeline
+from mlc_rwkv_world.compiler.export import export, parameters
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.quantization import format_named
+
+Array = np.ndarray
+Answers = dict[str, list[Array]]
+
+# Prompts of three sequences, of one token, and of more than a tile of the large product has.
+RAGGED = [0, 5, 6, 23]
+LONG = 140
+STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What to build: the sizes, the format and what it computes in."""
+
+    config: ModelConfig
+    quantization: str
+    compute_dtype: str
+
+
+def random_parameters(model: Model, seed: int = 0) -> list[Array]:
+    """Values for the parameters of a model, in the library's order, that keep activations O(1)."""
+    rng = np.random.default_rng(seed)
+    values = []
+    for spec in parameters(model.config, format_named(model.quantization)):
+        if spec.dtype == "uint32":
+            value = rng.integers(0, 1 << 32, spec.shape, np.uint32)
+        elif spec.name.endswith("q_scale"):
+            value = rng.uniform(0.002, 0.02, spec.shape)
+        elif len(spec.shape) == 2:
+            value = rng.standard_normal(spec.shape) * spec.shape[1] ** -0.5
+        elif spec.name.endswith("time_decay"):
+            value = rng.uniform(-6, 1, spec.shape)
+        elif "ln" in spec.name and spec.name.endswith("weight"):
+            value = rng.uniform(0.8, 1.2, spec.shape)
+        else:
+            value = rng.uniform(0, 1, spec.shape)
+        values.append(value.astype(spec.dtype))
+    return values
+
+
+def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, dict[str, Any]]:
+    """Logits and states of every function of ours; and what was launched on the way."""
+    fmt, target = format_named(model.quantization), resolve(target_text)
+    described = metadata.describe(
+        model.config, fmt, parameters(model.config, fmt), target, model.compute_dtype
+    )
+    mod = pipeline.run(
+        export(model.config, fmt, model.compute_dtype), target.target, model.config, described, None
+    )
+    nothing = tvm.transform.Sequential([])
+    executable = relax.build(mod, target=target.target, relax_pipeline=nothing)
+    device = tvm.device("cpu" if target.kind == "llvm" else target.kind, 0)
+    machine = relax.VirtualMachine(executable, device)
+    held = [tvm.runtime.tensor(value, device) for value in weights]
+    import tvm_ffi
+
+    packed = tvm_ffi.convert(held)
+    counts: dict[str, Any] = {}
+
+    def call(name: str, ids: list[int], *rest: Any) -> Array:
+        arguments = [np.array(ids, np.int32), *rest[:-1]]
+        given = [tvm.runtime.tensor(a, device) for a in arguments]
+        before = _launches(target.kind)
+        logits, _ = machine[name](*given, rest[-1], packed)
+        counts.setdefault(name, []).append(
+            [b - a for a, b in zip(before, _launches(target.kind), strict=True)]
+        )
+        return logits.numpy()
+
+    def state(batch: int) -> Any:
+        shape = (batch, model.config.num_hidden_layers, 5, model.config.hidden_size)
+        fresh = np.zeros(shape, np.float32)
+        fresh[:, :, 3] = -1e30
+        return tvm.runtime.tensor(fresh, device)
+
+    vocabulary = model.config.vocab_size
+    tokens = [(7 * i + 3) % vocabulary for i in range(LONG)]
+    answers: Answers = {}
+    for name, offsets in (("ragged", RAGGED), ("long", [0, LONG])):
+        kept = state(len(offsets) - 1)
+        ids = tokens[: offsets[-1]]
+        logits = call("rwkv_world_prefill", ids, np.array(offsets, np.int32), kept)
+        answers[name] = [logits, kept.numpy()]
+        if name == "ragged":
+            for step in range(STEPS):
+                batch = [(step + 11 * i) % vocabulary for i in range(len(offsets) - 1)]
+                logits = call("rwkv_world_batch_decode", batch, kept)
+                answers[f"batch {step}"] = [logits, kept.numpy()]
+    # Each step brings a tensor of its own, and two sequences take turns.
+    sequences = [state(1), state(1)]
+    for step in range(STEPS):
+        for number in range(2):
+            logits = call("rwkv_world_decode", [5 + number + step], sequences[number])
+            after = sequences[number].numpy()
+            answers[f"decode {step} {number}"] = [logits, after]
+            sequences[number] = tvm.runtime.tensor(after, device)
+    return answers, counts
+
+
+def _launches(kind: str) -> tuple[int, int, int]:
+    if kind != "cuda":
+        return (0, 0, 0)
+    from support import cuda_emulation
+
+    return cuda_emulation.launches()

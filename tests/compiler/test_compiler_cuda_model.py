@@ -1,0 +1,59 @@
+"""A whole model's CUDA library on an emulated GPU, against the same model on this CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from emulated_model import STEPS, Model, random_parameters, run
+from support import cuda_emulation
+
+from mlc_rwkv_world.models.config import ModelConfig
+
+pytestmark = pytest.mark.skipif(
+    cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or ""
+)
+
+LAYERS = 2
+# Kernels of a decode step before, in and after the blocks: the state's copy, the embedding; its
+# normalization, five or six a block, the last normalization; the head and the state's way back.
+OUTSIDE = 4
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    config = ModelConfig(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=LAYERS,
+        vocab_size=512,
+        rescale_every=2,
+        prefill_chunk_size=160,
+        # The other block computes in float16.
+        fp32_layers=(0,),
+    )
+    return Model(config, "q4f16_1", "float16")
+
+
+def test_model_on_an_emulated_gpu(model: Model) -> None:
+    weights = random_parameters(model)
+    exact, _ = run(Model(model.config, model.quantization, "float32"), "llvm", weights)
+    target = "cuda -arch=sm_90"
+    actual, launches = cuda_emulation.run(
+        "emulated_model:run", model, target, weights, backwards=True
+    )
+    assert actual.keys() == exact.keys()
+    for name, tensors in exact.items():
+        for got, wanted in zip(actual[name], tensors, strict=True):
+            assert np.isfinite(got).all(), name
+            # The exponent of a state that has read nothing would drown all else.
+            known = np.abs(wanted) < 1e20
+            error = np.square(got - wanted)[known].mean() / np.square(wanted)[known].mean()
+            # float16 activations through two blocks.
+            assert error**0.5 < 3e-3, name
+    # The first step runs the kernels once and captures them; every other one replays the graph.
+    first, *others = launches["rwkv_world_decode"]
+    captured = first[1]
+    assert len(others) == 2 * STEPS - 1
+    assert first[2] == 0 and first[0] == captured + OUTSIDE
+    assert captured <= 6 * LAYERS + 4
+    assert all(other == [OUTSIDE, 0, 1] for other in others)
