@@ -114,6 +114,14 @@ def _index(expr: relax.Expr) -> int:
     return int(getattr(expr, "value", expr))
 
 
+def _number(expr: relax.Expr) -> float | None:
+    """The value of a scalar constant, else None."""
+    # TVM 0.26 and 0.27 name it differently.
+    held = getattr(expr, "data", None) or getattr(expr, "value", None)
+    array = held.numpy() if hasattr(held, "numpy") else None
+    return float(array) if array is not None and array.ndim == 0 else None
+
+
 Product = tuple[relax.Expr, list[relax.Expr]]
 
 
@@ -291,9 +299,9 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
         end, factor = var, 1.0
         users = values.users(var)
         scaled = values.args(users[0], "multiply") if len(users) == 1 else None
-        constant = getattr(scaled[1], "data", None) if scaled else None
-        if constant is not None and constant.numpy().ndim == 0:
-            end, factor = users[0], float(constant.numpy())
+        scale = _number(scaled[1]) if scaled else None
+        if scale is not None:
+            end, factor = users[0], scale
         args = [arg for x, stored in products for arg in (x, *stored)] + [terms[0]]
         kernel = matvec_cuda.matvec_gated_add
         self._replace("matvec_gated_add", kernel, args, end, factor=factor)
