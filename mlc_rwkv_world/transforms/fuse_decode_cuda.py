@@ -118,7 +118,7 @@ def _number(expr: relax.Expr) -> float | None:
     """The value of a scalar constant, else None."""
     # TVM 0.26 and 0.27 name it differently.
     held = getattr(expr, "data", None) or getattr(expr, "value", None)
-    array = held.numpy() if hasattr(held, "numpy") else None
+    array = held.numpy() if held is not None and hasattr(held, "numpy") else None
     return float(array) if array is not None and array.ndim == 0 else None
 
 
