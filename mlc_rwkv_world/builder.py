@@ -24,6 +24,7 @@ from mlc_rwkv_world.checkpoint import (
     open_checkpoint,
     resolve_source,
 )
+from mlc_rwkv_world.compiler import arithmetic as arithmetic_of
 from mlc_rwkv_world.compiler import library as code
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.cache import ModuleCache
@@ -90,6 +91,7 @@ class _Plan:
     format: Format
     target: BuildTarget
     compute_dtype: str
+    arithmetic: dict[str, str]
     specs: list[ParameterSpec]
     folder: Path
 
@@ -118,6 +120,7 @@ def build(
     debug_dump: str | Path | None = None,
     system_lib: bool = False,
     prefer_safetensors: bool = True,
+    arithmetic: str = "auto",
     reporter: Reporter | None = None,
 ) -> Artifact:
     """Builds `<output>/<model>-<quantization>` from a checkpoint, whole or not at all.
@@ -128,7 +131,8 @@ def build(
     before for the same model. `prefill_chunk_size` is how many tokens one call of the library reads
     at most, `max_batch_size` of how many sequences. `max_seq_len` is recorded for engines that ask
     for a limit; the model has none. With `debug_dump`, the module after each phase is written to
-    that folder.
+    that folder. `arithmetic` is what a CPU multiplies quantized weights in: "int8", "float32" or
+    "auto", or one of them for each use, "decode=int8,batch=int8,prefill=float32".
 
     `compute_dtype` "auto" is the format's type on a GPU and float32 on a CPU; "float16" on a CPU
     rounds every operation's result to float16, as a GPU does, and is slow. `fp32_layers` are the
@@ -172,6 +176,7 @@ def build(
         computes,
         float32_keys,
         reporter,
+        arithmetic,
     )
     if reuse_lib is not None:
         _check_reusable(Path(reuse_lib), plan)
@@ -247,6 +252,7 @@ def _plan(
     compute_dtype: str,
     float32_keys: bool,
     reporter: Reporter,
+    arithmetic: str,
 ) -> _Plan:
     shape = checkpoint.config
     layers = shape.num_hidden_layers
@@ -273,6 +279,7 @@ def _plan(
         fmt,
         target,
         compute_dtype,
+        arithmetic_of.resolve(arithmetic, target, fmt, compute_dtype),
         parameters(config, fmt),
         output / f"{checkpoint.name}-{fmt.name}",
     )
@@ -293,7 +300,14 @@ def _measured(
 
 
 def _describe(plan: _Plan) -> dict[str, Any]:
-    return metadata.describe(plan.config, plan.format, plan.specs, plan.target, plan.compute_dtype)
+    return metadata.describe(
+        plan.config,
+        plan.format,
+        plan.specs,
+        plan.target,
+        plan.compute_dtype,
+        plan.arithmetic,
+    )
 
 
 def _check_reusable(path: Path, plan: _Plan) -> None:

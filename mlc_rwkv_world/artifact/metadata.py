@@ -13,7 +13,7 @@ from mlc_rwkv_world.artifact.layout import MODEL_TYPE
 from mlc_rwkv_world.errors import ArtifactError
 
 # Counts changes of what the exported functions mean; a library of another revision is refused.
-REVISION = 1
+REVISION = 2
 RWKV4_INITIAL_ROWS = (0.0, 0.0, 0.0, -1e30, 0.0)
 
 
@@ -28,7 +28,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class PackedParameter:
-    """A tensor that our functions take in place of `sources`, made by the function `pack`."""
+    """A tensor that our functions take in place of `sources`, made by the function `pack`.
+
+    Where `pack` is empty it is its one source as it is stored.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -117,7 +120,7 @@ def _packed(fields: Fields, known: set[str]) -> PackedParameter:
         shape=fields.shape(),
         dtype=_dtype(fields),
         sources=tuple(fields.items("from", str)),
-        pack=fields.text("pack"),
+        pack=fields.text("pack", ""),
     )
 
 

@@ -116,6 +116,13 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         default=None,
         help="prefer safetensors where a model has several kinds of weights (the default)",
     )
+    parser.add_argument(
+        "--arithmetic",
+        default="auto",
+        metavar="HOW",
+        help="what a CPU multiplies quantized weights in: auto, int8 (inputs rounded to 8 bits), "
+        "float32, or one for each use: decode=int8,batch=int8,prefill=float32 (default: auto)",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for option in _WITHOUT_MEANING:
         parser.add_argument(option, nargs="?", const="", help=argparse.SUPPRESS)
@@ -175,6 +182,7 @@ def _run(arguments: argparse.Namespace) -> int:
             use_cache=bool(arguments.use_cache),
             debug_dump=dump,
             system_lib=arguments.system_lib,
+            arithmetic=arguments.arithmetic,
             reporter=console,
         )
     finally:

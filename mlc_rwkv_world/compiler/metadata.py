@@ -18,6 +18,7 @@ from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.versions import version_of
 from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.transforms.pack_weights import PACKED_PARAMS
 from mlc_rwkv_world.tvm_names import StringImm, name_of
 
 
@@ -27,6 +28,7 @@ def describe(
     specs: Sequence[ParameterSpec],
     target: BuildTarget,
     compute_dtype: str,
+    arithmetic: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The fields that stock engines read, and our own under `rwkv_world`."""
     return {
@@ -59,6 +61,7 @@ def describe(
             "target": target.describe(),
             "cpu_features": target.cpu_features(),
             "compute_dtype": compute_dtype,
+            "arithmetic": arithmetic or {},
             "num_hidden_layers": config.num_hidden_layers,
             "hidden_size": config.hidden_size,
             "vocab_size": config.vocab_size,
@@ -76,9 +79,13 @@ def describe(
 def attach(mod: IRModule, metadata: dict[str, Any]) -> IRModule:
     """Adds the function `_metadata`, which returns the metadata as JSON.
 
-    `metadata` gets `memory_usage`: the bytes that each function of the planned module takes.
+    `metadata` gets `memory_usage`: the bytes that each function of the planned module takes, and
+    how our functions' parameters are packed.
     """
     metadata["memory_usage"] = _memory_usage(mod)
+    if mod.attrs and PACKED_PARAMS in mod.attrs:
+        packed = json.loads(str(mod.attrs[PACKED_PARAMS]))
+        metadata["rwkv_world"] = {**metadata["rwkv_world"], "packed_params": packed}
     text = json.dumps(metadata)
     builder = relax.BlockBuilder()
     with builder.function("_metadata", params=[]):

@@ -11,6 +11,7 @@ from tvm.ir.transform import Pass
 from tvm.s_tir import dlight
 from tvm.target import Target
 
+from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
@@ -18,7 +19,9 @@ from mlc_rwkv_world.transforms.capture_decode import CaptureDecode
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
+from mlc_rwkv_world.transforms.fuse_blocks_cpu import FuseBlocksCPU
 from mlc_rwkv_world.transforms.fuse_decode_cuda import FuseDecode
+from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 
 
@@ -33,12 +36,16 @@ def run(
 
     With `dump`, the module after each phase is written there as TVMScript.
     """
+    names = [param["name"] for param in metadata.get("params", ())]
+    arithmetic = by_function(metadata.get("rwkv_world", {}).get("arithmetic", {}))
     phases: dict[str, list[Pass]] = {
         "precision": [FP32Layers(config.fp32_layers or ())],
+        "weights": [PackWeights(target, names)] if target.kind.name == "llvm" else [],
+        "blocks": [FuseBlocksCPU(target, arithmetic)] if target.kind.name == "llvm" else [],
         "kernels": [
             EraseBlockMarks(),
             FuseDecode(target),
-            ChooseKernels(target),
+            ChooseKernels(target, arithmetic),
             CaptureDecode(target),
         ],
         "fusion": [

@@ -20,6 +20,8 @@ PREFIX = "rwkv_world."
 BLOCK_BEGIN = PREFIX + "block_begin"
 BLOCK_END = PREFIX + "block_end"
 STATE_SET = PREFIX + "state_set"
+# Made by a pass, not by models: (x [T, K], packed weight) -> [T, N], both float32.
+LINEAR_PACKED = PREFIX + "linear_packed"
 
 Shape = Sequence[Any]
 TensorSpec = tuple[Shape, str]

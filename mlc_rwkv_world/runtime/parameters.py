@@ -80,6 +80,8 @@ def load_parameters(index: ParameterIndex, library: Library) -> Any:
 def _pack(entry: PackedParameter, shards: MappedShards, library: Library) -> Any:
     """One packed tensor; its sources' memory is given back at once."""
     sources = [_to_device(shards.array(name), library.device) for name in entry.sources]
+    if not entry.pack:
+        return sources[0]
     tensor = library.function(entry.pack)(*sources)
     del sources
     for name in entry.sources:

@@ -1,9 +1,12 @@
-"""Recognizing the calls that an export makes."""
+"""Recognizing the calls that an export makes, and what calls of kernels need."""
 
 from __future__ import annotations
 
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import Op
+
+from mlc_rwkv_world.kernels.signature import TensorType
+from mlc_rwkv_world.tvm_names import SBlock, SBlockRealize
 
 _DPS_PACKED = Op.get("relax.call_dps_packed")
 _PURE_PACKED = Op.get("relax.call_pure_packed")
@@ -16,3 +19,22 @@ def packed_name(call: relax.Expr) -> str | None:
         if isinstance(callee, relax.ExternFunc):
             return str(callee.global_symbol)
     return None
+
+
+def tensor_type(ty: relax.TensorType) -> TensorType:
+    """A tensor's type as kernels are told it."""
+    dims = [int(d) if isinstance(d, tirx.IntImm) else d for d in ty.shape.values]
+    return TensorType(tuple(dims), str(ty.dtype))
+
+
+def type_key(ty: TensorType) -> tuple[object, ...]:
+    """Equal for types that differ in dynamic extents alone, which share a kernel."""
+    return (ty.dtype, *(d if isinstance(d, int) else "dynamic" for d in ty.shape))
+
+
+def with_root_block(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Puts a kernel's bare loops into the block that Relax's passes expect every body to be."""
+    if isinstance(func.body, SBlockRealize):
+        return func
+    block = SBlock([], [], [], "root", func.body)
+    return func.with_body(SBlockRealize([], True, block))

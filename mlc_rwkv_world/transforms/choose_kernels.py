@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tvm
 from tvm import IRModule, relax, tirx
@@ -10,13 +10,21 @@ from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
+from mlc_rwkv_world.kernels import product_cpu
+from mlc_rwkv_world.kernels.activation import quantize
+from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, input_type
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
 from mlc_rwkv_world.kernels.linear import linear
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.kernels.table import NAMED
-from mlc_rwkv_world.models.operations import PREFIX, STATE_SET
-from mlc_rwkv_world.transforms.calls import packed_name
-from mlc_rwkv_world.tvm_names import SBlock, SBlockRealize
+from mlc_rwkv_world.models.operations import LINEAR_PACKED, PREFIX, STATE_SET
+from mlc_rwkv_world.transforms.calls import (
+    packed_name,
+    tensor_type,
+    type_key,
+    with_root_block,
+)
+from mlc_rwkv_world.tvm_names import name_of
 
 _MATMUL = Op.get("relax.matmul")
 _PERMUTE_DIMS = Op.get("relax.permute_dims")
@@ -33,34 +41,18 @@ class ChooseKernels:
     of the product's kernel.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, arithmetic: Mapping[str, str] | None = None) -> None:
+        """`arithmetic` is that of products with packed weights, by function; else float32."""
         self.target = target
+        self.arithmetic = arithmetic or {}
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         chooser = _Chooser(mod, self.target)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
+                chooser.arithmetic = self.arithmetic.get(name_of(gvar), FLOAT32)
                 chooser.builder_.update_func(gvar, chooser.visit_expr(func))
         return relax.transform.DeadCodeElimination()(chooser.builder_.get())
-
-
-def tensor_type(ty: relax.TensorType) -> TensorType:
-    """A tensor's type as kernels are asked for it."""
-    dims = [int(d) if isinstance(d, tirx.IntImm) else d for d in ty.shape.values]
-    return TensorType(tuple(dims), str(ty.dtype))
-
-
-def type_key(ty: TensorType) -> tuple[object, ...]:
-    """Equal for types that differ in dynamic extents alone, which share a kernel."""
-    return (ty.dtype, *(d if isinstance(d, int) else "dynamic" for d in ty.shape))
-
-
-def with_root_block(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Puts a kernel's bare loops into the block that Relax's passes expect every body to be."""
-    if isinstance(func.body, SBlockRealize):
-        return func
-    block = SBlock([], [], [], "root", func.body)
-    return func.with_body(SBlockRealize([], True, block))
 
 
 @mutator
@@ -68,6 +60,7 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
     def __init__(self, mod: IRModule, target: Target) -> None:
         super().__init__(mod)
         self.target = target
+        self.arithmetic = FLOAT32
         self._chosen: dict[tuple[object, ...], relax.GlobalVar] = {}
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
@@ -75,6 +68,8 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         name = packed_name(call)
         if name == STATE_SET:
             return self._state_set(call)
+        if name == LINEAR_PACKED:
+            return self._linear_packed(call)
         if name is not None and name.startswith(PREFIX) and name != _DEQUANTIZE:
             return self._named(call, name.removeprefix(PREFIX))
         if call.op == _MATMUL:
@@ -122,6 +117,17 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         args = [x, *self._stored(permute.args[0])]
         func = self._kernel("linear", linear, args, [tensor_type(call.ty)])
         return relax.call_tir(func, relax.Tuple(args), call.ty)
+
+    def _linear_packed(self, call: relax.Call) -> relax.Expr:
+        x, weight = call.args[1].fields
+        out = tensor_type(call.ty_args[0])
+        wanted = input_type(out.shape[0], tensor_type(weight.ty), self.arithmetic)
+        if wanted.dtype != "float32":
+            func = self._kernel("quantize", quantize, [x], [wanted])
+            ty = relax.TensorType(list(wanted.shape), wanted.dtype)
+            x = self.builder_.emit(relax.call_tir(func, relax.Tuple([x]), ty))
+        func = self._kernel("linear_packed", product_cpu.linear, [x, weight], [out])
+        return relax.call_tir(func, relax.Tuple([x, weight]), call.ty_args[0])
 
     def _layer_norm(self, call: relax.Call) -> relax.Expr:
         args = list(call.args)

@@ -16,14 +16,17 @@ def logits(module: Any) -> np.ndarray:
     machine = tvm.runtime.vm.VirtualMachine(module, tvm.cpu())
     described = json.loads(str(machine["_metadata"]()))
     rng = np.random.default_rng(0)
-    params = []
+    stored = {}
     for param in described["params"]:
         if param["dtype"] == "uint32":
             values = rng.integers(0, 2**32, param["shape"], np.uint32)
         else:
             values = (rng.standard_normal(param["shape"]) / 8).astype(param["dtype"])
-        params.append(tvm.runtime.tensor(values))
+        stored[param["name"]] = tvm.runtime.tensor(values)
     ours = described["rwkv_world"]
+    params = list(stored.values())
+    if ours["packed_params"] is not None:
+        params = [_packed(machine, entry, stored) for entry in ours["packed_params"]]
     rows = np.array(ours["initial_rows"], np.float32)[:, None]
     shape = (1, ours["num_hidden_layers"], len(rows), ours["hidden_size"])
     state = tvm.runtime.tensor(np.broadcast_to(rows, shape).copy())
@@ -33,3 +36,8 @@ def logits(module: Any) -> np.ndarray:
     step = tvm.runtime.tensor(np.array(TOKENS[3:], np.int32))
     second = machine["rwkv_world_decode"](step, state, params)[0].numpy()
     return np.concatenate([first, second])
+
+
+def _packed(machine: Any, entry: dict[str, Any], stored: dict[str, Any]) -> Any:
+    sources = [stored[name] for name in entry["from"]]
+    return machine[entry["pack"]](*sources) if entry["pack"] else sources[0]

@@ -15,6 +15,7 @@ from tvm.s_tir import dlight
 from tvm.target import Target
 
 from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
@@ -54,6 +55,7 @@ class Kernels:
         chosen = resolve("llvm" if target == "auto" else target)
         if missing := missing_features(chosen.cpu_features()):
             pytest.skip(f"this CPU lacks {', '.join(missing)}")
+        self.target = chosen.target
         functions = {
             name: case[0](signature(case, chosen.target)).with_attr("global_symbol", name)
             for name, case in cases.items()
@@ -63,6 +65,11 @@ class Kernels:
         library = folder / "kernels.so"
         tvm.compile(mod, target=chosen.target).export_library(str(library))
         self._module = tvm.runtime.load_module(str(library))
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether the target has what products of bytes need."""
+        return multiplies_bytes(self.target)
 
     def __call__(self, name: str, *args: Any, outs: Sequence[tuple[Any, ...]]) -> list[Array]:
         """Runs a kernel on arrays and integers; results, (shape, dtype), start as NaN or -1."""
@@ -81,7 +88,7 @@ class Kernels:
 
 def poisoned(shape: tuple[int, ...], dtype: str) -> Array:
     """What no kernel may leave in its result."""
-    return np.full(shape, np.nan if dtype.startswith("float") else -1, dtype)
+    return np.full(shape, np.nan if dtype.startswith("float") else -1).astype(dtype)
 
 
 def error_ratio(actual: Array, exact: Array) -> float:

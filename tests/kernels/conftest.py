@@ -11,5 +11,5 @@ def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Mapping[str, Case]], Kernels]:
     """`compiled(cases)`: kernels for this CPU, and for older ones that it can stand in for."""
-    folder = tmp_path_factory.mktemp("kernels")
-    return lambda cases: Kernels(cases, TARGETS[request.param], folder)
+    # A library of a name that has been loaded would not be loaded again.
+    return lambda cases: Kernels(cases, TARGETS[request.param], tmp_path_factory.mktemp("kernels"))

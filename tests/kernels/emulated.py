@@ -11,7 +11,7 @@ from compiling import Array, Case, poisoned, signature
 from tvm import IRModule
 
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.transforms.choose_kernels import with_root_block
+from mlc_rwkv_world.transforms.calls import with_root_block
 
 ARCH = "cuda -arch=sm_90"
 # Inputs, and shape and dtype of each result.

@@ -1,0 +1,61 @@
+"""What products with packed weights compute in: chosen by target, and settable."""
+
+from __future__ import annotations
+
+from mlc_rwkv_world.compiler.target import BuildTarget
+from mlc_rwkv_world.errors import TargetError, UsageError
+from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8
+from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.quantization import Format
+
+# The exported function of each use.
+FUNCTIONS = {
+    "decode": "rwkv_world_decode",
+    "batch": "rwkv_world_batch_decode",
+    "prefill": "rwkv_world_prefill",
+}
+AUTO = "auto"
+
+
+def resolve(text: str, target: BuildTarget, fmt: Format, compute_dtype: str) -> dict[str, str]:
+    """The arithmetic of each use; nothing where no weights are packed.
+
+    `text` is `auto`, one of `int8` and `float32`, or some of both by use, "decode=int8,...".
+    Raises UsageError for other texts and TargetError where the CPU or the format cannot do it.
+    """
+    if target.kind != "llvm" or compute_dtype != FLOAT32:
+        if text != AUTO:
+            raise UsageError(
+                f"--arithmetic {text}: there is a choice on a CPU that computes in float32 only."
+            )
+        return {}
+    best = INT8 if fmt.bits and multiplies_bytes(target.target) else FLOAT32
+    chosen = dict.fromkeys(FUNCTIONS, AUTO)
+    for part in text.split(","):
+        use, equals, value = part.partition("=")
+        if value not in (AUTO, INT8, FLOAT32) if equals else use not in (AUTO, INT8, FLOAT32):
+            raise UsageError(f"--arithmetic {text!r}: choose auto, int8 or float32.")
+        if equals and use not in FUNCTIONS:
+            raise UsageError(f"--arithmetic {text!r}: {use!r} is none of {', '.join(FUNCTIONS)}.")
+        chosen |= {use: value} if equals else dict.fromkeys(FUNCTIONS, use)
+    if INT8 in chosen.values():
+        _require_int8(target, fmt)
+    return {use: best if value == AUTO else value for use, value in chosen.items()}
+
+
+def _require_int8(target: BuildTarget, fmt: Format) -> None:
+    if not fmt.bits:
+        raise UsageError(
+            f"--arithmetic int8: {fmt.name} stores no integers; choose a format that does, or "
+            "float32."
+        )
+    if not multiplies_bytes(target.target):
+        raise TargetError(
+            "--arithmetic int8: it needs a CPU with AVX2, or with NEON's dot products; "
+            f"{target.describe()} has neither. Choose float32."
+        )
+
+
+def by_function(chosen: dict[str, str]) -> dict[str, str]:
+    """The arithmetic of each exported function."""
+    return {FUNCTIONS[use]: value for use, value in chosen.items()}

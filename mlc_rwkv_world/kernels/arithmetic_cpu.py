@@ -1,0 +1,288 @@
+"""What one step of a product along K computes in, by the CPU's instructions and the weight's form.
+
+An arithmetic adds a step's products to sums of `lanes` rows of a packed weight. For quantized
+inputs and weights a step is a group of 32 values, multiplied as integers and scaled once; for plain
+ones it is one value.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tvm.script import tirx as T
+from tvm.target import Target
+
+from mlc_rwkv_world.kernels.activation import SCALE, SUM, quantized_type
+from mlc_rwkv_world.kernels.cpu_features import features, lanes, vector_registers
+from mlc_rwkv_world.kernels.packed_weight import (
+    OFFSET_4BIT,
+    ROWS,
+    packed_bits,
+    packed_scale_dtype,
+)
+from mlc_rwkv_world.kernels.packing import GROUP_SIZE
+from mlc_rwkv_world.kernels.signature import TensorType
+
+INT8 = "int8"
+FLOAT32 = "float32"
+
+
+class Arithmetic(Protocol):
+    """How sums of rows grow; x and w are the buffers of a packed weight and its input."""
+
+    lanes: int
+    tokens: int
+    vectors: int
+    grouped: bool
+
+    def steps(self) -> int:
+        """How many steps K takes."""
+
+    def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        """`total` (float32 x lanes) and the products of one step for the rows from `row` on."""
+
+
+def takes_bytes(x: TensorType) -> bool:
+    """Whether an input has been quantized, see `activation`."""
+    return x.dtype == "uint32"
+
+
+def input_type(rows: Any, weight: TensorType, arithmetic: str) -> TensorType:
+    """The type in which a product with a packed weight takes its input."""
+    if weight.dtype != "uint32":
+        return TensorType((rows, weight.static(1)), "float32")
+    inner = weight.static(1) * GROUP_SIZE
+    return quantized_type(rows, inner) if arithmetic == INT8 else TensorType((rows, inner), FLOAT32)
+
+
+def arithmetic_of(x: TensorType, weight: TensorType, target: Target) -> Arithmetic:
+    """The arithmetic for an input and a packed weight of these types."""
+    have, wide, registers = features(target), lanes(target), vector_registers(target)
+    if not takes_bytes(x):
+        plain = weight.dtype != "uint32"
+        return _Plain(weight, wide, registers) if plain else _Unpacked(weight, wide, registers)
+    if "avx512vnni" in have:
+        return _Vnni(weight, wide, "512")
+    if "avxvnni" in have:
+        return _Vnni(weight, wide, "256")
+    return _Avx2(weight) if "avx2" in have else _NeonDot(weight)
+
+
+def _broadcast(value: Any, lanes: int) -> Any:
+    return T.Broadcast(value, lanes)
+
+
+def _tile(lanes: int, registers: int) -> tuple[int, int]:
+    """Rows of x and vectors of W whose sums fill the registers, with room for operands."""
+    vectors = min(ROWS // lanes, 2 if registers == 16 else 4)
+    return (6 if vectors <= 4 else 3), vectors
+
+
+class _Plain:
+    """float32 sums of a plain weight, converted as it is read."""
+
+    grouped = False
+
+    def __init__(self, weight: TensorType, lanes: int, registers: int) -> None:
+        self.weight, self.lanes = weight, lanes
+        self.tokens, self.vectors = _tile(lanes, registers)
+
+    def steps(self) -> int:
+        return self.weight.static(1)
+
+    def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        n = self.lanes
+        rows = T.Cast(f"float32x{n}", w[block, step, T.Ramp(row, 1, n)])
+        return total + _broadcast(x[token, step], n) * rows
+
+
+class _Grouped:
+    """What every arithmetic on records of a quantized weight shares."""
+
+    grouped = True
+
+    def __init__(self, weight: TensorType, lanes: int) -> None:
+        self.weight, self.lanes = weight, lanes
+        self.bits = packed_bits(weight)
+        self.scale_dtype = packed_scale_dtype(weight)
+
+    def steps(self) -> int:
+        return self.weight.static(1)
+
+    def word(self, w: Any, block: Any, step: Any, row: Any, j: int) -> Any:
+        """Word j of each row, uint32 x lanes."""
+        return w[block, step, T.Ramp(row * self.bits + j * self.lanes, 1, self.lanes)]
+
+    def scale(self, w: Any, block: Any, step: Any, row: Any) -> Any:
+        """The scale of each row, float32 x lanes."""
+        n, first = self.lanes, self.bits * ROWS
+        if self.scale_dtype == "float32":
+            return T.reinterpret(f"float32x{n}", w[block, step, T.Ramp(first + row, 1, n)])
+        words = w[block, step, T.Ramp(first + row // 2, 1, n // 2)]
+        return T.Cast(f"float32x{n}", T.reinterpret(f"float16x{n}", words))
+
+    def constant(self, value: int) -> Any:
+        return _broadcast(T.uint32(value), self.lanes)
+
+
+class _Unpacked(_Grouped):
+    """float32 sums of a quantized weight, whose values become float32 as they are read."""
+
+    def __init__(self, weight: TensorType, lanes: int, registers: int) -> None:
+        super().__init__(weight, lanes)
+        self.tokens, self.vectors = 4, min(ROWS // lanes, 2 if registers == 16 else 4)
+
+    def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        n = self.lanes
+        group = None
+        for j in range(self.bits):
+            word = self.word(w, block, step, row, j)
+            for i in range(GROUP_SIZE // self.bits):
+                value = T.Cast(f"float32x{n}", self._value(word, i))
+                k = step * GROUP_SIZE + j * (GROUP_SIZE // self.bits) + i
+                product = _broadcast(x[token, k], n) * value
+                group = product if group is None else group + product
+        return total + group * self.scale(w, block, step, row)
+
+    def _value(self, word: Any, i: int) -> Any:
+        """Value i of each word, int32 x lanes."""
+        n, signed = self.lanes, f"int32x{self.lanes}"
+        if self.bits == 8:
+            up = T.reinterpret(signed, word << self.constant(24 - 8 * i) if i < 3 else word)
+            return up >> _broadcast(T.int32(24), n)
+        shift = 8 * (i % 4) + (4 if i >= 4 else 0)
+        low = (word >> self.constant(shift) if shift else word) & self.constant(15)
+        return T.reinterpret(signed, low) - _broadcast(T.int32(OFFSET_4BIT), n)
+
+
+class _Bytes(_Grouped):
+    """Products of bytes, summed as integers over a group and then scaled."""
+
+    def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        n = self.lanes
+        scale = _broadcast(T.reinterpret("float32", x[token, step, SCALE]), n)
+        whole = T.Cast(f"float32x{n}", self.integers(x, token, w, block, step, row))
+        return total + whole * (self.scale(w, block, step, row) * scale)
+
+    def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        """The exact sums of a group, int32 x lanes."""
+        raise NotImplementedError
+
+    def start(self, x: Any, token: Any, step: Any, offset: int) -> Any:
+        """What makes up for weights that are stored with an offset, int32 x lanes."""
+        total = T.reinterpret("int32", x[token, step, SUM])
+        return _broadcast(total * T.int32(-offset), self.lanes)
+
+    def inputs(self, x: Any, token: Any, step: Any, j: int) -> Any:
+        """Four bytes of x for every lane."""
+        return _broadcast(x[token, step, j], self.lanes)
+
+    def halves(self, word: Any) -> tuple[Any, Any]:
+        """The bytes in the low and in the high halves of 4-bit words."""
+        mask = self.constant(0x0F0F0F0F)
+        return word & mask, (word >> self.constant(4)) & mask
+
+
+class _Avx2(_Bytes):
+    """`vpmaddubsw` gives sums of two products as int16: 30480 at most for a group of 4 bits.
+
+    Of 8 bits, two products of signed bytes fit, where the sign moves from one to the other.
+    """
+
+    vectors = 4
+
+    def __init__(self, weight: TensorType) -> None:
+        super().__init__(weight, 8)
+        # Signs that have moved are no use to another row.
+        self.tokens = 2 if self.bits == 4 else 1
+
+    def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        if self.bits == 4:
+            pairs = None
+            for j in range(4):
+                halves = self.halves(self.word(w, block, step, row, j))
+                for i, half in enumerate(halves):
+                    two = _pairs(half, self.inputs(x, token, step, 2 * j + i))
+                    pairs = two if pairs is None else pairs + two
+            return _widened(pairs) + self.start(x, token, step, OFFSET_4BIT)
+        total = None
+        for j in range(8):
+            word = T.reinterpret("int8x32", self.word(w, block, step, row, j))
+            size = T.call_llvm_pure_intrin("int8x32", "llvm.abs.v32i8", word, T.bool(False))
+            moved = T.call_llvm_pure_intrin(
+                "int8x32",
+                "llvm.x86.avx2.psign.b",
+                T.reinterpret("int8x32", self.inputs(x, token, step, j)),
+                word,
+            )
+            two = _widened(_pairs(size, moved))
+            total = two if total is None else total + two
+        return total
+
+
+def _pairs(unsigned: Any, signed: Any) -> Any:
+    return T.call_llvm_pure_intrin(
+        "int16x16",
+        "llvm.x86.avx2.pmadd.ub.sw",
+        T.reinterpret("int8x32", unsigned),
+        T.reinterpret("int8x32", signed),
+    )
+
+
+def _widened(pairs: Any) -> Any:
+    """Sums of two int16 as int32."""
+    return T.call_llvm_pure_intrin(
+        "int32x8", "llvm.x86.avx2.pmadd.wd", pairs, T.Broadcast(T.int16(1), 16)
+    )
+
+
+class _Vnni(_Bytes):
+    """`vpdpbusd` adds four products of an unsigned and a signed byte to an int32."""
+
+    tokens = 4
+
+    def __init__(self, weight: TensorType, lanes: int, width: str) -> None:
+        super().__init__(weight, lanes)
+        self.vectors = ROWS // lanes
+        self._name = f"llvm.x86.avx512.vpdpbusd.{width}"
+
+    def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        n = self.lanes
+        total = self.start(x, token, step, OFFSET_4BIT if self.bits == 4 else 128)
+        for j in range(self.bits):
+            word = self.word(w, block, step, row, j)
+            parts = self.halves(word) if self.bits == 4 else (word ^ self.constant(0x80808080),)
+            for i, part in enumerate(parts):
+                total = T.call_llvm_pure_intrin(
+                    f"int32x{n}",
+                    self._name,
+                    total,
+                    T.reinterpret(f"int8x{4 * n}", part),
+                    T.reinterpret(f"int8x{4 * n}", self.inputs(x, token, step, len(parts) * j + i)),
+                )
+        return total
+
+
+class _NeonDot(_Bytes):
+    """`sdot` adds four products of signed bytes to an int32."""
+
+    tokens, vectors = 4, 8
+
+    def __init__(self, weight: TensorType) -> None:
+        super().__init__(weight, 4)
+
+    def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        offset = OFFSET_4BIT if self.bits == 4 else 0
+        total = self.start(x, token, step, offset)
+        for j in range(self.bits):
+            word = self.word(w, block, step, row, j)
+            parts = self.halves(word) if self.bits == 4 else (word,)
+            for i, part in enumerate(parts):
+                total = T.call_llvm_pure_intrin(
+                    "int32x4",
+                    "llvm.aarch64.neon.sdot.v4i32.v16i8",
+                    total,
+                    T.reinterpret("int8x16", part),
+                    T.reinterpret("int8x16", self.inputs(x, token, step, len(parts) * j + i)),
+                )
+        return total

@@ -1,0 +1,157 @@
+"""How a matrix W [N, K] lies in memory for a CPU: 32 rows side by side, one stream of bytes.
+
+Rows are blocked by 32, so that they lie across vector lanes and every x[k] is broadcast; rows past
+the end are zeros. A plain matrix becomes [N / 32, K, 32] in its own type. A group-quantized one
+becomes uint32 [N / 32, K / 32, words], one record for each block of rows and group of 32 values:
+
+    bits x 32 words    of as many rows as a vector has lanes, word 0 of each, word 1 of each, ...
+    32 scales          in their own type, as words
+
+Of a 4-bit word, byte b holds value 8j + b in its low half and 8j + 4 + b in its high one, with the
+stored offset of 7. Of an 8-bit word, byte b holds value 4j + b as a signed byte.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script import tirx as T
+
+from mlc_rwkv_world.kernels.cpu_features import lanes
+from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of
+from mlc_rwkv_world.kernels.signature import Signature, TensorType
+
+ROWS = 32
+# What 4-bit values are stored with; 8-bit ones are signed.
+OFFSET_4BIT = 7
+
+
+def packed_type(stored: list[TensorType], inner: int) -> TensorType:
+    """The type of the packed form of a weight with `inner` columns, stored as these tensors."""
+    blocks = -(-stored[0].static(0) // ROWS)
+    if len(stored) == 1:
+        return TensorType((blocks, inner, ROWS), stored[0].dtype)
+    bits = bits_of(stored[0].static(1), inner)
+    return TensorType((blocks, inner // GROUP_SIZE, ROWS * bits + scale_words(stored[1])), "uint32")
+
+
+def scale_words(scale: TensorType) -> int:
+    """How many words the scales of one record take."""
+    return ROWS // 2 if scale.dtype == "float16" else ROWS
+
+
+def packed_bits(packed: TensorType) -> int:
+    """How wide the values of a packed, quantized weight are: 4 or 8."""
+    return 8 if packed.static(2) >= 8 * ROWS else 4
+
+
+def packed_scale_dtype(packed: TensorType) -> str:
+    """The type of the scales of a packed, quantized weight."""
+    return "float32" if packed.static(2) % ROWS == 0 else "float16"
+
+
+def reference_plain(weight: NDArray[Any]) -> NDArray[Any]:
+    """weight: [N, K]."""
+    rows, inner = weight.shape
+    padded = np.zeros((-(-rows // ROWS) * ROWS, inner), weight.dtype)
+    padded[:rows] = weight
+    return np.ascontiguousarray(padded.reshape(-1, ROWS, inner).transpose(0, 2, 1))
+
+
+def reference_grouped(
+    words: NDArray[np.uint32], scales: NDArray[Any], bits: int, lanes: int
+) -> NDArray[np.uint32]:
+    """words: [N, K * bits / 32]; scales: [N, K / 32]; lanes: of a vector."""
+    groups = scales.shape[1]
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    values = (words[:, :, None] >> shifts & np.uint32((1 << bits) - 1)).astype(np.uint32)
+    if bits == 4:
+        low, high = values[:, :, :4], values[:, :, 4:]
+        stored = low | high << np.uint32(4)
+    else:
+        stored = (values - np.uint32(127)) & np.uint32(255)
+    again = (stored << np.arange(0, 32, 8, dtype=np.uint32)).sum(axis=2, dtype=np.uint32)
+    blocked = reference_plain(again).reshape(-1, groups, bits, ROWS // lanes, lanes)
+    blocked = blocked.swapaxes(2, 3).reshape(-1, groups, bits * ROWS)
+    scale = reference_plain(scales).view(np.uint32)
+    return np.concatenate([blocked, scale], axis=2)
+
+
+def pack(sig: Signature) -> tirx.PrimFunc:
+    """(weight) or (words, scales) -> packed."""
+    return _pack_plain(sig) if len(sig.args) == 1 else _pack_grouped(sig)
+
+
+def _pack_plain(sig: Signature) -> tirx.PrimFunc:
+    rows, inner = sig.args[0].static(0), sig.args[0].static(1)
+    dtype, blocks = sig.args[0].dtype, sig.outs[0].static(0)
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        weight: T.Buffer((rows, inner), dtype), out: T.Buffer((blocks, inner, ROWS), dtype)
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        for block in T.parallel(blocks):
+            for k, r in T.grid(inner, ROWS):
+                out[block, k, r] = T.if_then_else(
+                    block * ROWS + r < rows, weight[block * ROWS + r, k], T.cast(0, dtype)
+                )
+
+    return kernel
+
+
+def _spread(half: Any) -> Any:
+    """Four nibbles to the low halves of four bytes."""
+    pairs = (half | half << T.uint32(8)) & T.uint32(0x00FF00FF)
+    return (pairs | pairs << T.uint32(4)) & T.uint32(0x0F0F0F0F)
+
+
+def _rearranged(word: Any, bits: int) -> Any:
+    if bits == 4:
+        return _spread(word & T.uint32(0xFFFF)) | _spread(word >> T.uint32(16)) << T.uint32(4)
+    # Every byte minus 127: plus 1 without a carry into the next byte, then plus 128.
+    plus_one = (word & T.uint32(0x7F7F7F7F)) + T.uint32(0x01010101)
+    return plus_one ^ (word & T.uint32(0x80808080)) ^ T.uint32(0x80808080)
+
+
+def _pack_grouped(sig: Signature) -> tirx.PrimFunc:
+    rows, groups = sig.args[1].static(0), sig.args[1].static(1)
+    bits = bits_of(sig.args[0].static(1), groups * GROUP_SIZE)
+    scale_dtype, extra = sig.args[1].dtype, scale_words(sig.args[1])
+    blocks, record = sig.outs[0].static(0), sig.outs[0].static(2)
+    per_word, width = ROWS // extra, lanes(sig.target)
+    # Scales are moved as they are stored, `per_word` of them in a word.
+    half = f"uint{32 // per_word}"
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        words: T.Buffer((rows, groups * bits), "uint32"),
+        scales: T.Buffer((rows, groups), scale_dtype),
+        out: T.Buffer((blocks, groups, record), "uint32"),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        for block in T.parallel(blocks):
+            for g in range(groups):
+                for r, j in T.grid(ROWS, bits):
+                    out[block, g, r // width * width * bits + j * width + r % width] = (
+                        T.if_then_else(
+                            block * ROWS + r < rows,
+                            _rearranged(words[block * ROWS + r, g * bits + j], bits),
+                            T.uint32(0),
+                        )
+                    )
+                for i in range(extra):
+                    out[block, g, bits * ROWS + i] = T.uint32(0)
+                    for h in range(per_word):
+                        if block * ROWS + i * per_word + h < rows:
+                            out[block, g, bits * ROWS + i] = out[
+                                block, g, bits * ROWS + i
+                            ] | T.cast(
+                                T.reinterpret(half, scales[block * ROWS + i * per_word + h, g]),
+                                "uint32",
+                            ) << T.cast(h * (32 // per_word), "uint32")
+
+    return kernel

@@ -1,0 +1,115 @@
+"""`x W^T` on a CPU for a packed weight: a tile of rows of x times a block of 32 rows of W."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.target import Target
+
+from mlc_rwkv_world.kernels.arithmetic_cpu import Arithmetic, arithmetic_of
+from mlc_rwkv_world.kernels.packed_weight import ROWS
+from mlc_rwkv_world.kernels.signature import Signature, TensorType, parallel_if_worth
+
+
+class Product:
+    """The product of an input and a packed weight of these types, in tiles.
+
+    `tokens` rows of x share each load of a block of W; decoding has one.
+    """
+
+    def __init__(self, x: TensorType, weight: TensorType, target: Target) -> None:
+        self.arithmetic: Arithmetic = arithmetic_of(x, weight, target)
+        single = x.shape[0] == 1
+        self.tokens = 1 if single else self.arithmetic.tokens
+        self.vectors = ROWS // self.arithmetic.lanes if single else self.arithmetic.vectors
+
+    def tile(self) -> Callable[..., None]:
+        """`multiply(x, w, block, tile, rows, total)` for a kernel's body.
+
+        It sets total, a local float32 buffer [tokens * 32], to the sums of rows tile * tokens on;
+        rows past the end repeat the last.
+        """
+        add, lanes, steps = self.arithmetic.add, self.arithmetic.lanes, self.arithmetic.steps()
+        tokens, vectors = self.tokens, self.vectors
+        passes = ROWS // lanes // vectors
+        # A group's own sums take all registers, so that its rows come one vector after another.
+        by_group = self.arithmetic.grouped
+        rows_loop = T.serial if by_group and tokens > 1 else T.unroll
+
+        def vector(t: Any, v: Any) -> Any:
+            return T.Ramp(t * ROWS + v * lanes, 1, lanes)
+
+        def token(tile: Any, t: Any, rows: Any) -> Any:
+            return T.min(tile * tokens + t, rows - 1) if tokens > 1 else tile
+
+        @T.inline
+        def by_vectors(x: Any, w: Any, block: Any, tile: Any, rows: Any, total: Any) -> None:
+            for v in T.unroll(passes * vectors):
+                for t in T.unroll(tokens):
+                    total[vector(t, v)] = T.Broadcast(T.float32(0), lanes)
+            for step in range(steps):
+                for v in rows_loop(passes * vectors):
+                    for t in T.unroll(tokens):
+                        total[vector(t, v)] = add(
+                            total[vector(t, v)],
+                            x,
+                            token(tile, t, rows),
+                            w,
+                            block,
+                            step,
+                            v * lanes,
+                        )
+
+        @T.inline
+        def by_tokens(x: Any, w: Any, block: Any, tile: Any, rows: Any, total: Any) -> None:
+            for part in T.unroll(passes):
+                for v in T.unroll(vectors):
+                    for t in T.unroll(tokens):
+                        total[vector(t, part * vectors + v)] = T.Broadcast(T.float32(0), lanes)
+                for step in range(steps):
+                    for t in T.unroll(tokens):
+                        for v in T.unroll(vectors):
+                            total[vector(t, part * vectors + v)] = add(
+                                total[vector(t, part * vectors + v)],
+                                x,
+                                token(tile, t, rows),
+                                w,
+                                block,
+                                step,
+                                (part * vectors + v) * lanes,
+                            )
+
+        chosen: Callable[..., None] = by_vectors if by_group else by_tokens
+        return chosen
+
+
+def linear(sig: Signature) -> tirx.PrimFunc:
+    """(x, packed weight) -> [T, N] float32."""
+    x_type, w_type = sig.args
+    product = Product(x_type, w_type, sig.target)
+    multiply, tokens = product.tile(), product.tokens
+    outer = sig.outs[0].static(1)
+    blocks = w_type.static(0)
+    known = x_type.shape[0]
+    work = outer * w_type.static(1) * (32 if w_type.dtype == "uint32" else 1)
+    tasks = parallel_if_worth(work if known == 1 else None)
+    x_shape, w_shape = x_type.shape[1:], w_type.shape
+
+    @T.prim_func(s_tir=True)
+    def kernel(var_x: T.handle, w: T.Buffer(w_shape, w_type.dtype), var_y: T.handle) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        rows = T.int64()
+        x = T.match_buffer(var_x, (rows, *x_shape), x_type.dtype)
+        y = T.match_buffer(var_y, (rows, outer), "float32")
+        for block in tasks(blocks):
+            total = T.alloc_buffer((tokens * ROWS,), "float32", scope="local")
+            for tile in range((rows + tokens - 1) // tokens):
+                multiply(x, w, block, tile, rows, total)
+                for t in range(T.min(tokens, rows - tile * tokens)):
+                    for r in range(T.min(ROWS, outer - block * ROWS)):
+                        y[tile * tokens + t, block * ROWS + r] = total[t * ROWS + r]
+
+    return kernel
