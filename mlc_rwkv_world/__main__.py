@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "bench": "measure a model's speed beside this machine's limits",
     "build": "build an artifact from a checkpoint",
     "chat": "talk with a built model",
     "verify": "check the files of a built model",

@@ -46,6 +46,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
     model.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, metal, vulkan, opencl; cuda:1"
     )
+    model.add_argument(
+        "--threads", type=int, metavar="N", help="of a CPU (default: one for each core)"
+    )
     mode = parser.add_argument_group("instead of a conversation")
     mode.add_argument("--prompt", metavar="TEXT", help="answer this once and end")
     mode.add_argument("--evaluate", action="store_true", help="measure the speed and end")
@@ -97,7 +100,7 @@ def _open_chat(options: argparse.Namespace, model: str) -> Chat:
 
     # Of the same model the same library; another model has its own.
     library = options.model_lib_path if model == options.model else None
-    engine = load(model, options.device, model_lib=library)
+    engine = load(model, options.device, model_lib=library, threads=options.threads)
     names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     sampling = engine.sampling.changed({name: getattr(options, name) for name in names})
     return Chat(engine, sampling=sampling, seed=options.seed, max_tokens=options.max_tokens)
@@ -107,7 +110,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from mlc_rwkv_world.runtime import load
     from mlc_rwkv_world.runtime.evaluate import evaluate
 
-    engine = load(options.model, options.device, model_lib=options.model_lib_path)
+    engine = load(
+        options.model,
+        options.device,
+        model_lib=options.model_lib_path,
+        threads=options.threads,
+    )
     print(evaluate(engine, options.eval_prompt_len, options.eval_gen_len, options.seed or 0))
     return 0
 

@@ -21,20 +21,29 @@ from mlc_rwkv_world.runtime.library import BATCH_DECODE, DECODE, PREFILL, Librar
 from mlc_rwkv_world.runtime.parameters import load_parameters
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
 from mlc_rwkv_world.runtime.state import State
+from mlc_rwkv_world.runtime.threads import use as use_threads
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 Logits = npt.NDArray[np.float32]
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
-def load(model: str | Path, device: str = "auto", *, model_lib: str | Path | None = None) -> Engine:
+def load(
+    model: str | Path,
+    device: str = "auto",
+    *,
+    model_lib: str | Path | None = None,
+    threads: int | None = None,
+) -> Engine:
     """Open the artifact that `model` names on a device: "auto", "cpu", "cuda", "cuda:1", ...
+
+    On a CPU it runs on `threads` threads, see `runtime.threads`; None is one for each core.
 
     `model` is a name, an artifact's folder, its `params` folder or its configuration file.
     Raises NotFoundError where there is none, ArtifactError where it is damaged or does not
     fit this machine, TargetError where the device is missing.
     """
-    return Engine(find(model, model_lib=model_lib), device)
+    return Engine(find(model, model_lib=model_lib), device, threads=threads)
 
 
 class Engine:
@@ -45,7 +54,7 @@ class Engine:
     it was given as they were.
     """
 
-    def __init__(self, found: Found, device: str = "auto") -> None:
+    def __init__(self, found: Found, device: str = "auto", *, threads: int | None = None) -> None:
         """Open what `artifact.find` found; `load` does both."""
         self.name = found.name
         self.config = ChatConfig.read(found.params)
@@ -56,6 +65,8 @@ class Engine:
         self.tokenizer = WorldTokenizer.from_file(found.params / self.config.tokenizer_file)
         self.library = _open_library(found, device)
         self.device = self.library.device
+        if kind_of(self.device) == "cpu":
+            use_threads(threads)
         self.metadata = self.library.metadata
         if self.tokenizer.token_count >= self.vocab_size:
             raise ArtifactError(

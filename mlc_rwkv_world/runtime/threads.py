@@ -1,0 +1,48 @@
+"""How many threads compiled code runs on, in the whole process.
+
+TVM makes its pool at the first use, of as many threads as TVM_NUM_THREADS says then; without it, of
+half as many as there are processors, which is wrong where a core has one. Later only fewer can be
+used.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mlc_rwkv_world.errors import UsageError
+
+VARIABLE = "TVM_NUM_THREADS"
+_TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+# Of TVM's ways to place threads: on the fastest cores.
+_FASTEST = 1
+
+
+def physical_cores() -> int:
+    """Cores that this process may use; processors where the system does not tell them apart."""
+    if not hasattr(os, "sched_getaffinity"):
+        return max(1, os.cpu_count() or 1)
+    processors = os.sched_getaffinity(0)
+    try:
+        cores = {Path(_TOPOLOGY.format(p)).read_text() for p in processors}
+    except OSError:
+        return len(processors)
+    return max(1, len(cores))
+
+
+def use(count: int | None) -> int:
+    """Run on `count` threads, None for what TVM_NUM_THREADS says, else physical cores.
+
+    Returns the number asked of TVM; it has fewer where its pool was made smaller before.
+    """
+    import tvm_ffi
+
+    if count is not None and count < 1:
+        raise UsageError(f"{count} threads: there has to be at least 1.")
+    if count is None:
+        given = os.environ.get(VARIABLE, "")
+        count = int(given) if given.isdigit() and int(given) > 0 else physical_cores()
+    # More than wanted now, so that another engine can ask for them.
+    os.environ.setdefault(VARIABLE, str(max(count, physical_cores())))
+    tvm_ffi.get_global_func("runtime.config_threadpool")(_FASTEST, count)
+    return count
