@@ -1,0 +1,164 @@
+"""Decoding and reading speed on a CPU beside other programs, measured in turns on one machine.
+
+    python benchmarks/cpu_peers.py dist/MODEL-q4f16_1 --pth MODEL.pth \\
+        --rwkv-cpp build/librwkv.so --ggml MODEL-Q4_0.bin --threads 2
+
+Each program runs in a process of its own, one after another, for several rounds; the table has the
+median of the rounds. `--pth` adds the package `rwkv` (float32 and bfloat16); `--rwkv-cpp` and
+`--ggml`, which may be repeated, add rwkv.cpp by its built library and models in its own format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Tokens of one round: read first, then decoded one by one.
+PROMPT, STEPS = 512, 24
+# rwkv.cpp aborts on longer pieces of a prompt.
+PIECE = 64
+VOCABULARY = 60000
+Speeds = dict[str, float]
+
+
+def main() -> int:
+    """Run all programs in turns, or one of them as a child; gives the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artifact", nargs="*", help="folders of built models")
+    parser.add_argument("--pth", action="append", default=[], help="checkpoints for `rwkv`")
+    parser.add_argument("--rwkv-cpp", metavar="LIBRARY", help="rwkv.cpp's built library")
+    parser.add_argument("--ggml", action="append", default=[], help="models for rwkv.cpp")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt", type=int, default=PROMPT)
+    parser.add_argument("--json", help="write the medians there too")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        kind, _, path = options.child.partition(":")
+        measure = {"ours": _ours, "fp32": _rwkv, "bf16": _rwkv, "cpp": _rwkv_cpp}[kind]
+        print(json.dumps(measure(kind, path, options)))
+        return 0
+    programs = [f"ours:{path}" for path in options.artifact]
+    programs += [f"{kind}:{path}" for path in options.pth for kind in ("fp32", "bf16")]
+    if options.rwkv_cpp:
+        programs += [f"cpp:{path}" for path in options.ggml]
+    found: dict[str, list[Speeds]] = {program: [] for program in programs}
+    for _ in range(options.rounds):
+        for program in programs:
+            found[program].append(_child(program, options))
+    rows = {
+        program: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for program, runs in found.items()
+    }
+    print(f"{'':52}{'decode':>10}{'prefill':>10}  tok/s, {options.threads} threads")
+    for program, row in rows.items():
+        kind, _, path = program.partition(":")
+        print(f"{kind + ' ' + Path(path).name:52}{row['decode']:>10.1f}{row['prefill']:>10.1f}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _child(program: str, options: argparse.Namespace) -> Speeds:
+    command = [sys.executable, __file__, "--child", program]
+    command += ["--threads", str(options.threads), "--prompt", str(options.prompt)]
+    if options.rwkv_cpp:
+        command += ["--rwkv-cpp", options.rwkv_cpp]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "RWKV_JIT_ON": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    speeds: Speeds = json.loads(done.stdout.splitlines()[-1])
+    return speeds
+
+
+def _ids(count: int) -> list[int]:
+    return [1 + i * 7919 % VOCABULARY for i in range(count)]
+
+
+def _timed(
+    decode: Callable[[int], object], prefill: Callable[[list[int]], object], length: int
+) -> Speeds:
+    """Medians of single steps, and the better of two prompts."""
+    steps = []
+    for token in _ids(STEPS + 4):
+        started = time.perf_counter()
+        decode(token)
+        steps.append(time.perf_counter() - started)
+    prompts = []
+    for _ in range(2):
+        started = time.perf_counter()
+        prefill(_ids(length))
+        prompts.append(time.perf_counter() - started)
+    return {"decode": 1 / statistics.median(steps[4:]), "prefill": length / min(prompts)}
+
+
+def _ours(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
+    import mlc_rwkv_world
+
+    engine = mlc_rwkv_world.load(path, "cpu", threads=options.threads)
+    state = engine.new_state()
+    return _timed(
+        lambda token: engine.decode(token, state),
+        lambda ids: engine.prefill(ids, engine.new_state()),
+        options.prompt,
+    )
+
+
+def _rwkv(kind: str, path: str, options: argparse.Namespace) -> Speeds:
+    import torch
+    from rwkv.model import RWKV
+
+    torch.set_num_threads(options.threads)
+    model = RWKV(model=path, strategy=f"cpu {kind}", verbose=False)
+    state = None
+
+    def decode(token: int) -> None:
+        nonlocal state
+        _, state = model.forward([token], state)
+
+    return _timed(decode, lambda ids: model.forward(ids, None), options.prompt)
+
+
+def _rwkv_cpp(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
+    library = ctypes.CDLL(options.rwkv_cpp)
+    floats = ctypes.POINTER(ctypes.c_float)
+    library.rwkv_init_from_file.restype = ctypes.c_void_p
+    library.rwkv_init_from_file.argtypes = [ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32]
+    for name in ("rwkv_get_state_len", "rwkv_get_logits_len"):
+        getattr(library, name).restype = ctypes.c_size_t
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+    one = [ctypes.c_void_p, ctypes.c_uint32, floats, floats, floats]
+    library.rwkv_eval.argtypes = one
+    ids_pointer = ctypes.POINTER(ctypes.c_uint32)
+    library.rwkv_eval_sequence.argtypes = [one[0], ids_pointer, ctypes.c_size_t, *one[2:]]
+    context = library.rwkv_init_from_file(path.encode(), options.threads, 0)
+    if not context:
+        raise SystemExit(f"rwkv.cpp cannot load {path}.")
+    state = (ctypes.c_float * library.rwkv_get_state_len(context))()
+    logits = (ctypes.c_float * library.rwkv_get_logits_len(context))()
+    library.rwkv_init_state.argtypes = [ctypes.c_void_p, floats]
+    library.rwkv_init_state(context, state)
+
+    def prefill(ids: list[int]) -> None:
+        for begin in range(0, len(ids), PIECE):
+            piece = ids[begin : begin + PIECE]
+            array = (ctypes.c_uint32 * len(piece))(*piece)
+            library.rwkv_eval_sequence(context, array, len(piece), state, state, logits)
+
+    return _timed(
+        lambda token: library.rwkv_eval(context, token, state, state, logits),
+        prefill,
+        options.prompt,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
