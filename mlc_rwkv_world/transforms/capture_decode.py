@@ -9,7 +9,7 @@ from tvm.target import Target
 
 from mlc_rwkv_world.kernels.signature import Signature
 from mlc_rwkv_world.kernels.state import state_load, state_store
-from mlc_rwkv_world.transforms.choose_kernels import tensor_type, with_root_block
+from mlc_rwkv_world.transforms.calls import tensor_type, with_root_block
 from mlc_rwkv_world.tvm_names import name_of
 
 _STATE = "state"

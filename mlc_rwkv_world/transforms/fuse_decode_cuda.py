@@ -15,8 +15,7 @@ from mlc_rwkv_world.kernels.dot_cuda import Stored
 from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.models.operations import PREFIX, STATE_SET
-from mlc_rwkv_world.transforms.calls import packed_name
-from mlc_rwkv_world.transforms.choose_kernels import tensor_type, type_key, with_root_block
+from mlc_rwkv_world.transforms.calls import packed_name, tensor_type, type_key, with_root_block
 from mlc_rwkv_world.tvm_names import name_of
 
 _OPS = {
