@@ -12,13 +12,14 @@ _CELL, _LEFT, _TOP = 22, 60, 190
 _OCTAVES = 16
 _STOPS = ((247, 251, 255), (158, 202, 225), (254, 217, 118), (240, 100, 40), (165, 15, 21))
 _BAD = "#111111"
+_LEGEND = (_OCTAVES // 2 + 4) * 14
 
 
 def heatmap(report: Report) -> str:
     """An SVG document. A dot marks what computes in float32; a cross what is not finite."""
     names = operations(report.readings)
     width = _LEFT + len(names) * _CELL + 140
-    height = _TOP + report.num_hidden_layers * _CELL + 60
+    height = _TOP + max(report.num_hidden_layers * _CELL, _LEGEND) + 60
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="11">',
