@@ -6,10 +6,15 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from mlc_rwkv_world.kernels import embedding, offsets, state, token_shift, wkv
+from mlc_rwkv_world.kernels import embedding, offsets, state, token_shift, wkv, wkv_cuda
 from mlc_rwkv_world.kernels.signature import Signature
 
 Kernel = Callable[[Signature], tirx.PrimFunc]
+
+
+def _wkv(sig: Signature) -> tirx.PrimFunc:
+    return wkv_cuda.wkv(sig) if wkv_cuda.suits(sig) else wkv.wkv(sig)
+
 
 NAMED: dict[str, Kernel] = {
     "embedding": embedding.embedding,
@@ -20,6 +25,6 @@ NAMED: dict[str, Kernel] = {
     "state_set": state.state_set,
     "token_shift": token_shift.token_shift,
     "whole_offsets": offsets.whole_offsets,
-    "wkv": wkv.wkv,
+    "wkv": _wkv,
     "wkv_step": wkv.wkv_step,
 }

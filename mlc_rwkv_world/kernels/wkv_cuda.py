@@ -1,0 +1,121 @@
+"""The RWKV-4 recurrence over whole prompts on CUDA: one launch, a warp for 32 channels.
+
+Each step waits for the one before it, and would wait for memory too: so k and v are copied to
+shared memory some dozens of steps ahead.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from mlc_rwkv_world.kernels.cuda_intrinsics import copy_async, copy_commit, copy_wait, sync_warp
+from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.wkv import accumulate, output
+
+LANES = 32
+# Steps that are copied together, and how many such copies there are room for.
+STEPS = 16
+STAGES = 4
+_PIECE = 4
+
+
+def suits(sig: Signature) -> bool:
+    """Whether the kernel takes these types."""
+    return sig.has_async_copies and sig.args[0].static(1) % LANES == 0
+
+
+def wkv(sig: Signature) -> tirx.PrimFunc:
+    """(k, v, w, u, a, b, p, offsets) -> (y, a, b, p), as `kernels.wkv`."""
+    width = sig.args[0].static(1)
+    blocks, row_pieces = width // LANES, LANES // _PIECE
+    copies = STEPS * row_pieces // LANES
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        var_k: T.handle,
+        var_v: T.handle,
+        w: T.Buffer((width,), "float32"),
+        u: T.Buffer((width,), "float32"),
+        var_a: T.handle,
+        var_b: T.handle,
+        var_p: T.handle,
+        var_offsets: T.handle,
+        var_y: T.handle,
+        var_a_out: T.handle,
+        var_b_out: T.handle,
+        var_p_out: T.handle,
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        seq_len, batch = T.int64(), T.int64()
+        k = T.match_buffer(var_k, (seq_len, width), "float32")
+        v = T.match_buffer(var_v, (seq_len, width), "float32")
+        a = T.match_buffer(var_a, (batch, width), "float32")
+        b = T.match_buffer(var_b, (batch, width), "float32")
+        p = T.match_buffer(var_p, (batch, width), "float32")
+        offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
+        y = T.match_buffer(var_y, (seq_len, width), "float32")
+        a_out = T.match_buffer(var_a_out, (batch, width), "float32")
+        b_out = T.match_buffer(var_b_out, (batch, width), "float32")
+        p_out = T.match_buffer(var_p_out, (batch, width), "float32")
+        for piece in T.thread_binding(batch * blocks, thread="blockIdx.x"):
+            for lane in T.thread_binding(LANES, thread="threadIdx.x"):
+                ks = T.alloc_buffer((STAGES, STEPS, LANES), "float32", scope="shared")
+                vs = T.alloc_buffer((STAGES, STEPS, LANES), "float32", scope="shared")
+                state = T.alloc_buffer((3,), "float32", scope="local")
+                step = T.alloc_buffer((3,), "float32", scope="local")
+                s = T.meta_var(T.truncdiv(piece, T.int64(blocks)))
+                first = T.meta_var(T.truncmod(piece, T.int64(blocks)) * T.int64(LANES))
+                c = T.meta_var(first + T.cast(lane, "int64"))
+                begin = T.meta_var(T.cast(offsets[s], "int64"))
+                count = T.meta_var(offsets[s + 1] - offsets[s])
+
+                @T.inline
+                def start(turn):  # type: ignore[no-untyped-def]
+                    for i in T.unroll(copies):
+                        at = T.meta_var(i * LANES + lane)
+                        # What is beyond the sequence is copied from its end, and not used.
+                        row = T.meta_var(
+                            begin
+                            + T.cast(T.min(turn * STEPS + at // row_pieces, count - 1), "int64")
+                        )
+                        column = T.meta_var(at % row_pieces * _PIECE)
+                        copy_async(
+                            T.address_of(ks[turn % STAGES, at // row_pieces, column]),
+                            T.address_of(k[row, first + T.cast(column, "int64")]),
+                            16,
+                        )
+                        copy_async(
+                            T.address_of(vs[turn % STAGES, at // row_pieces, column]),
+                            T.address_of(v[row, first + T.cast(column, "int64")]),
+                            16,
+                        )
+
+                state[0] = a[s, c]
+                state[1] = b[s, c]
+                state[2] = p[s, c]
+                for turn in T.unroll(STAGES - 1):
+                    if turn * STEPS < count:
+                        start(turn)
+                    copy_commit()
+                for turn in range((count + (STEPS - 1)) // STEPS):
+                    copy_wait(STAGES - 2)
+                    sync_warp()
+                    if (turn + (STAGES - 1)) * STEPS < count:
+                        start(turn + (STAGES - 1))
+                    copy_commit()
+                    for j in range(T.min(STEPS, count - turn * STEPS)):
+                        step[0] = ks[turn % STAGES, j, lane]
+                        step[1] = vs[turn % STAGES, j, lane]
+                        step[2] = state[2] + w[c]
+                        y[begin + T.cast(turn * STEPS + j, "int64"), c] = output(
+                            state[0], state[1], state[2], u[c] + step[0], step[1]
+                        )
+                        state[0] = accumulate(state[0], step[2], step[0], step[1])
+                        state[1] = accumulate(state[1], step[2], step[0], T.float32(1))
+                        state[2] = T.max(step[2], step[0])
+                a_out[s, c] = state[0]
+                b_out[s, c] = state[1]
+                p_out[s, c] = state[2]
+
+    return kernel

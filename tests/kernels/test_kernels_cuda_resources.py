@@ -1,0 +1,88 @@
+"""The hot CUDA kernels at the size of the 7B model, assembled by nvcc for each architecture."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import tvm
+from tvm import IRModule, tirx
+
+from mlc_rwkv_world.compiler.cuda_resources import resources
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.errors import TargetError
+from mlc_rwkv_world.kernels import matmul_cuda, matvec_cuda
+from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
+from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.transforms.choose_kernels import with_root_block
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+WIDTH = 4096
+# A multiprocessor's registers and shared memory, the smallest of these architectures'.
+REGISTERS, SHARED = 65536, 100 * 1024
+
+
+def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
+    row, long, vector = ((1, WIDTH), "float16"), ((1, 4 * WIDTH), "float16"), ((WIDTH,), "float32")
+    state = ((1, 32, 5, WIDTH), "float32")
+    many = ((tirx.Var("rows", "int64"), WIDTH), "float16")
+
+    def weight(outer: int, inner: int, bits: int) -> list[Any]:
+        if not bits:
+            return [((outer, inner), "float16")] * 2
+        return [((outer, inner * bits // 32), "uint32"), ((outer, inner // 32), "float16")]
+
+    def sig(args: list[Any], outs: list[Any]) -> Signature:
+        return Signature([TensorType(*a) for a in args], [TensorType(*o) for o in outs], target)
+
+    kernels = {"norm_mix": norm_mix_step(sig([row, *[vector] * 5, state], [row] * 3), eps=1e-5)}
+    for bits in (0, 4):
+        square, value = weight(WIDTH, WIDTH, bits), weight(WIDTH, 4 * WIDTH, bits)
+        key = weight(4 * WIDTH, WIDTH, bits)
+        gated = [long, *value, row, *square, row]
+        mixed = [row, row, row, *square * 3, vector, vector, state]
+        kernels |= {
+            f"output_{bits}": matvec_cuda.matvec_add(sig([row, *square, row], [row])),
+            f"key_{bits}": matvec_cuda.matvec_relu_square(sig([row, *key], [long])),
+            f"value_{bits}": matvec_cuda.matvec_gated_add(sig(gated, [row]), factor=1.0),
+            f"mix_{bits}": matvec_cuda.time_mix_step(sig(mixed, [row])),
+            f"rows_{bits}": matmul_cuda.matmul(
+                sig([many, *(square if bits else square[:1])], [many])
+            ),
+        }
+    return kernels
+
+
+def _source(target: Any) -> str:
+    functions = {
+        name: with_root_block(func).with_attr("global_symbol", name)
+        for name, func in _kernels(target).items()
+    }
+    with target:
+        module = tvm.tirx.build(IRModule(functions), target=target)
+    waiting = [getattr(module, "mod", module)]
+    while waiting:
+        current = waiting.pop()
+        if str(current.kind) == "cuda":
+            return str(current.inspect_source())
+        waiting += list(current.imports)
+    raise AssertionError("no CUDA module")
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90"])
+def test_nothing_spills_and_blocks_fit(arch: str) -> None:
+    found = resources(_source(resolve(f"cuda -arch={arch}").target), arch)
+    # Six kernels a storage, of which the last is three tiles', and the normalization.
+    assert len(found) == 1 + 2 * (4 + len(matmul_cuda.TILES))
+    for one in found:
+        assert (one.stack, one.spilled) == (0, 0), one
+        blocks = min(REGISTERS // (one.registers * one.threads), SHARED // max(one.shared, 1))
+        # Enough for the copies of one block to hide behind another's work.
+        assert blocks >= 2 or one.kernel.startswith("norm_mix"), one
+
+
+def test_what_nvcc_refuses_is_said() -> None:
+    with pytest.raises(TargetError, match="nvcc refused kernels for sm_90"):
+        resources("this is no source", "sm_90")
