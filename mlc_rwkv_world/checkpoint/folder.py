@@ -112,6 +112,9 @@ def is_plain_name(name: object) -> bool:
     return (
         isinstance(name, str)
         and name not in ("", ".", "..")
+        # No file system takes longer names, and none can be asked for half a character.
+        and name.isprintable()
+        and len(name.encode()) <= 255
         and not any(character in name for character in "/\\:\0")
     )
 
