@@ -15,6 +15,7 @@ from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
+from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions
 from mlc_rwkv_world.transforms.capture_decode import CaptureDecode
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
@@ -73,7 +74,8 @@ def run(
             relax.transform.AttachGlobalSymbol(),
         ],
     }
-    mod = _bound_shapes(mod, config)
+    added = AddEngineFunctions(target, config.prefill_chunk_size)
+    mod = _bound_shapes(tvm.transform.Sequential([added])(mod), config)
     # Without it the pass does nothing.
     options = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     with target, tvm.transform.PassContext(config=options):

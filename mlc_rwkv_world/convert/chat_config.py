@@ -47,7 +47,8 @@ def write_chat_config(
         "top_p": defaults.TOP_P,
         "tokenizer_files": [TOKENIZER_MODEL],
         "tokenizer_info": {
-            "token_postproc_method": "raw",
+            # Stock knows two ways to decode a token, and this one changes none of World's.
+            "token_postproc_method": "byte_fallback",
             "prepend_space_in_encode": False,
             "strip_space_in_decode": False,
         },

@@ -37,11 +37,19 @@ def add_convert_weight(convert_weight: ModuleType) -> None:
 
 
 def add_source_format(auto_weight: ModuleType) -> None:
-    """Puts our check first: the host's write an index into the checkpoint's folder."""
+    """Puts our check first, and in front of each of the host's, which all run whatever is found.
+
+    One of those needs torch, and writes an index into the checkpoint's folder.
+    """
     methods = auto_weight.CHECK_FORMAT_METHODS
-    others = {name: check for name, check in methods.items() if name != SOURCE_FORMAT}
-    methods.clear()
-    methods.update({SOURCE_FORMAT: find_world, **others})
+    if SOURCE_FORMAT not in methods:
+        others = {name: _world_or(check) for name, check in methods.items()}
+        methods.clear()
+        methods.update({SOURCE_FORMAT: find_world, **others})
+
+
+def _world_or(check: Callable[[Path], Path | None]) -> Callable[[Path], Path | None]:
+    return lambda path: find_world(path) or check(path)
 
 
 def find_world(path: Path) -> Path | None:

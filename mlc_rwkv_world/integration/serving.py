@@ -94,3 +94,21 @@ class WorldStreamer:
     def finish(self) -> str:
         """What is left: an unfinished character as U+FFFD."""
         return str(self._stream.finish())
+
+
+def add_chat_engine(chat: ModuleType) -> None:
+    """`mlc_llm chat` runs World models with the engine whose text comes from Python.
+
+    Its own engine turns tokens into text in C++, where an unfinished character ends the stream.
+    """
+    original: Any = chat.JSONFFIEngine
+    if hasattr(original, "rwkv_world"):
+        return
+
+    @functools.wraps(original, updated=())
+    def engine(model: str, *args: Any, **kwargs: Any) -> Any:
+        chosen: Any = chat.MLCEngine if is_world_artifact(model) else original
+        return chosen(model, *args, **kwargs)
+
+    engine.rwkv_world = True  # type: ignore[attr-defined]
+    setattr(chat, original.__name__, engine)

@@ -38,7 +38,7 @@ STOCK: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "top_p": 1.0,
     "tokenizer_files": ["tokenizer_model"],
-    "tokenizer_info": {"token_postproc_method": "raw"},
+    "tokenizer_info": {"token_postproc_method": "byte_fallback"},
     "conv_template": {"name": "rwkv_world", "roles": {"user": "User"}},
     "pad_token_id": 0,
     "bos_token_id": 0,
