@@ -185,25 +185,26 @@ def write_metadata(folder: Path, name: str = "mlc_rwkv_world") -> Path:
     return write(folder, {f"{info}/METADATA": metadata, f"{info}/entry_points.txt": points})
 
 
-def run(
-    arguments: Sequence[str | Path], path: Sequence[Path], **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """An interpreter with these arguments, and these folders in front of its path."""
+def with_path(path: Sequence[Path], **environment: str) -> dict[str, str]:
+    """An environment with these folders in front of Python's path, and none of ours but these."""
     inherited = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("MLC_", "TVM_", "PYTHON"))
     }
+    paths = os.pathsep.join(map(str, path))
+    return {**inherited, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", **environment}
+
+
+def run(
+    arguments: Sequence[str | Path], path: Sequence[Path], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """An interpreter with these arguments, and these folders in front of its path."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env={
-            **inherited,
-            "PYTHONPATH": os.pathsep.join(map(str, path)),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            **environment,
-        },
+        env=with_path(path, **environment),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )

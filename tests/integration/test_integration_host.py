@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stand_in import run, with_path
+from support.checkpoints import read_hf, write_pth
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.tokenizer import WorldTokenizer
@@ -56,9 +57,8 @@ def expected(
     demo_checkpoint: Path, prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory
 ) -> list[tuple[list[int], int]]:
     """The reference's tokens, and how many of them come before its first near tie."""
-    from support.checkpoints import to_blinkdl
-
-    path = to_blinkdl(demo_checkpoint, tmp_path_factory.mktemp("reference"))
+    pth = tmp_path_factory.mktemp("reference") / "model.pth"
+    path = write_pth(pth, read_hf(demo_checkpoint))
     from rwkv.model import RWKV
 
     model = RWKV(model=str(path), strategy="cpu fp32", verbose=False)
@@ -124,7 +124,9 @@ def rounds_of(count: int) -> list[list[int]]:
     alone = [[i] for i in range(count) for _ in range(2)]
     order = list(range(count))
     random.Random(5).shuffle(order)
-    together = [list(chunk[i : i + 8]) for chunk in (range(count), order) for i in range(0, count, 8)]
+    together = [
+        list(chunk[i : i + 8]) for chunk in (range(count), order) for i in range(0, count, 8)
+    ]
     return alone + together
 
 
