@@ -11,6 +11,7 @@ from tvm.ir.transform import Pass
 from tvm.s_tir import dlight
 from tvm.target import Target
 
+from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.models.config import ModelConfig
@@ -24,6 +25,7 @@ from mlc_rwkv_world.transforms.fuse_blocks_cpu import FuseBlocksCPU
 from mlc_rwkv_world.transforms.fuse_decode_cuda import FuseDecode
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
+from mlc_rwkv_world.tvm_names import name_of
 
 
 def run(
@@ -74,7 +76,7 @@ def run(
             relax.transform.AttachGlobalSymbol(),
         ],
     }
-    added = AddEngineFunctions(target, config.prefill_chunk_size)
+    added = AddEngineFunctions(target, ENGINE_PREFILL_TOKENS)
     mod = _bound_shapes(tvm.transform.Sequential([added])(mod), config)
     # Without it the pass does nothing.
     options = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
@@ -109,15 +111,19 @@ def _schedules(target: Target) -> Pass:
 
 
 def _bound_shapes(mod: IRModule, config: ModelConfig) -> IRModule:
-    """Tells memory planning how long and how many sequences can be."""
-    bounds = {
-        "seq_len": config.prefill_chunk_size,
+    """Tells memory planning how long and how many sequences can be.
+
+    Functions with stock names read prompts of any length in one call, and allocate as they go.
+    """
+    sequences = {
         "batch_size": config.max_batch_size,
         "num_offsets": config.max_batch_size + 1,
     }
     mod = mod.clone()
     for gvar, func in mod.functions_items():
         if isinstance(func, relax.Function):
+            ours = name_of(gvar).startswith("rwkv_world_")
+            bounds = sequences | ({"seq_len": config.prefill_chunk_size} if ours else {})
             func = func.with_attr("tir_var_upper_bound", bounds)
             mod[gvar] = func.with_attr("relax.memory_plan_dynamic_func_output", True)
     return mod

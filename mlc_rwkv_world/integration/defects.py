@@ -47,6 +47,21 @@ DEFECTS = (
         "chunked prefill for this model",
     ),
     Defect(
+        "no_chunks",
+        "a prompt longer than the prefill chunk ends the engine",
+        "the library reads 8192 tokens at once; longer prompts are refused",
+    ),
+    Defect(
+        "no_admission",
+        "more requests than max_num_sequence end the engine",
+        "they wait in AsyncMLCEngine",
+    ),
+    Defect(
+        "text_before_stop",
+        "text that shares a token with the beginning of a stop string is lost",
+        "not corrected; mlc_chat_cli keeps it",
+    ),
+    Defect(
         "simultaneous_prefill",
         "simultaneous prompts are read as one",
         "the library tells them apart",
@@ -86,5 +101,4 @@ DEFECTS = (
 
 def present(name: str, version: str | None) -> bool:
     """Whether a host of this version has the defect of this name."""
-    (defect,) = (defect for defect in DEFECTS if defect.name == name)
-    return defect.present_in(version)
+    return next(defect for defect in DEFECTS if defect.name == name).present_in(version)

@@ -35,10 +35,11 @@ def find_host() -> Host | None:
     spec = loaded.__spec__ if loaded is not None else find_spec(PACKAGE)
     if spec is None or spec.origin is None or Path(spec.origin).stem != "__init__":
         return None
-    return Host(Path(spec.origin).parent, _version())
+    return Host(Path(spec.origin).parent, host_version())
 
 
-def _version() -> str | None:
+def host_version() -> str | None:
+    """The version of the distribution that installed it; None for a checkout."""
     from importlib.metadata import distributions
 
     # Its wheels are called mlc-llm-cpu, mlc-llm-cu123, mlc-llm-nightly-..., a checkout mlc_llm.

@@ -40,6 +40,7 @@ STEPS = (
     Step("support.auto_weight", ".pth files and World folders", "commands:add_source_format"),
     Step("compiler_pass.pipeline", "our passes and kernels", "pipeline:add_pipeline"),
     Step("serve.config", "engine defaults for a recurrent state", "serving:add_engine_defaults"),
+    Step("serve.engine", "requests wait until the engine has room", "serving:add_admission"),
     Step("interface.chat", "text in `mlc_llm chat`", "serving:add_chat_engine"),
     Step("tokenizers", "characters that span tokens", "serving:add_text_streamer"),
 )

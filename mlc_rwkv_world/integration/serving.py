@@ -5,22 +5,31 @@ Everything here is for `rwkv_world` alone. `docs/plugin.md` lists the symptoms.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE
+from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
+from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.integration.defects import present
+from mlc_rwkv_world.integration.host import host_version
 
-# A state cannot be cut back to a prefix, a step can not be turned into a prefill, and each entry
-# of the history is a whole state.
-ENGINE_SETTINGS: dict[str, Any] = {
-    "prefix_cache_mode": "disable",
-    "prefill_mode": "chunked",
-    "max_history_size": 1,
+# For each defect the setting that avoids it: a state cannot be cut back to a prefix, a step cannot
+# be turned into a prefill, each entry of the history is a whole state, and no prompt of a recurrent
+# model is cut into chunks.
+ENGINE_SETTINGS: dict[str, tuple[str, Any]] = {
+    "prefix_cache": ("prefix_cache_mode", "disable"),
+    "prefill_mode": ("prefill_mode", "chunked"),
+    "history": ("max_history_size", 1),
+    "no_chunks": ("prefill_chunk_size", ENGINE_PREFILL_TOKENS),
 }
 _FINGERPRINT = ("User: hi\n\nAssistant:", [24281, 59, 4571, 261, 5585, 41693, 59])
 _LAST_TOKEN = 65529
@@ -29,7 +38,9 @@ _LAST_TOKEN = 65529
 def add_engine_defaults(config: ModuleType) -> None:
     """Corrects the settings in the one place through which they reach the engine."""
     engine_config = config.EngineConfig
-    missing = set(ENGINE_SETTINGS) - {field.name for field in dataclasses.fields(engine_config)}
+    version = host_version()
+    settings = dict(setting for name, setting in ENGINE_SETTINGS.items() if present(name, version))
+    missing = set(settings) - {field.name for field in dataclasses.fields(engine_config)}
     if missing:
         raise TypeError(f"EngineConfig has no field {', '.join(sorted(missing))}")
     original = engine_config.asjson
@@ -39,7 +50,7 @@ def add_engine_defaults(config: ModuleType) -> None:
     @functools.wraps(original)
     def asjson(self: Any) -> str:
         if is_world_artifact(self.model):
-            self = dataclasses.replace(self, **ENGINE_SETTINGS)
+            self = dataclasses.replace(self, **settings)
         return str(original(self))
 
     asjson.rwkv_world = True  # type: ignore[attr-defined]
@@ -58,6 +69,8 @@ def is_world_artifact(folder: Any) -> bool:
 def add_text_streamer(tokenizers: ModuleType) -> None:
     """Streams of World tokens are turned into text by our tokenizer."""
     original: Any = tokenizers.TextStreamer
+    if not present("unfinished_characters", host_version()):
+        return
     if not issubclass(original, _Choosing):
         choosing = type("TextStreamer", (_Choosing,), {"original": original})
         setattr(tokenizers, original.__name__, choosing)
@@ -102,7 +115,8 @@ def add_chat_engine(chat: ModuleType) -> None:
     Its own engine turns tokens into text in C++, where an unfinished character ends the stream.
     """
     original: Any = chat.JSONFFIEngine
-    if hasattr(original, "rwkv_world"):
+    fixed = not present("unfinished_characters", host_version())
+    if fixed or hasattr(original, "rwkv_world"):
         return
 
     @functools.wraps(original, updated=())
@@ -112,3 +126,119 @@ def add_chat_engine(chat: ModuleType) -> None:
 
     engine.rwkv_world = True  # type: ignore[attr-defined]
     setattr(chat, original.__name__, engine)
+
+
+def add_admission(engine: ModuleType) -> None:
+    """Gives the engine no more than it holds: it admits every request of a recurrent model."""
+    if not present("no_admission", host_version()):
+        return
+    asynchronous: Any = engine.AsyncMLCEngine
+    synchronous: Any = engine.MLCEngine
+    ask_async, ask = asynchronous._generate, synchronous._generate
+    if hasattr(ask_async, "rwkv_world"):
+        return
+    queues: weakref.WeakKeyDictionary[Any, Admission] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(ask_async)
+    async def generate_async(
+        self: Any, prompt: Any, generation_config: Any, request_id: str
+    ) -> AsyncIterator[Any]:
+        if not is_world_artifact(self.engine_config.model):
+            async for outputs in ask_async(self, prompt, generation_config, request_id):
+                yield outputs
+            return
+        queue = queues.setdefault(self, Admission(self.engine_config.max_num_sequence))
+        ticket = Ticket(_length(self, prompt), generation_config.n)
+        await queue.enter(ticket)
+        try:
+            async for outputs in ask_async(self, prompt, generation_config, request_id):
+                queue.has_read(ticket)
+                yield outputs
+        finally:
+            queue.leave(ticket)
+
+    @functools.wraps(ask)
+    def generate(self: Any, prompt: Any, generation_config: Any, request_id: str) -> Iterator[Any]:
+        if is_world_artifact(self.engine_config.model):
+            Admission(self.engine_config.max_num_sequence).check(
+                Ticket(_length(self, prompt), generation_config.n)
+            )
+        yield from ask(self, prompt, generation_config, request_id)
+
+    generate_async.rwkv_world = generate.rwkv_world = True  # type: ignore[attr-defined]
+    asynchronous._generate, synchronous._generate = generate_async, generate
+
+
+def _length(engine: Any, prompt: Any) -> int:
+    """How many tokens a prompt has, in each of the forms that the engine takes."""
+    if isinstance(prompt, str):
+        return len(engine.tokenizer.encode(prompt))
+    return sum(1 if isinstance(part, int) else _length(engine, part) for part in prompt)
+
+
+@dataclasses.dataclass
+class Ticket:
+    """A request: the tokens that are still to be read, and the sequences that it needs."""
+
+    tokens: int
+    sequences: int
+
+
+class Admission:
+    """Lets requests of one event loop in, in the order in which they come.
+
+    Those inside have `sequences` sequences together at most, and prompts that are still to be
+    read of ENGINE_PREFILL_TOKENS together.
+    """
+
+    def __init__(self, sequences: int) -> None:
+        self.sequences = sequences
+        self._inside: list[Ticket] = []
+        self._waiting: deque[tuple[Ticket, asyncio.Future[None]]] = deque()
+
+    def check(self, ticket: Ticket) -> None:
+        """Raises UsageError where a request could never come in."""
+        if ticket.tokens > ENGINE_PREFILL_TOKENS:
+            raise UsageError(
+                f"The prompt has {ticket.tokens} tokens, and this engine reads at most "
+                f"{ENGINE_PREFILL_TOKENS} at once. mlc_chat_cli has no such limit."
+            )
+        if ticket.sequences > self.sequences:
+            raise UsageError(
+                f"n is {ticket.sequences}, and the engine has max_num_sequence={self.sequences}."
+            )
+
+    async def enter(self, ticket: Ticket) -> None:
+        self.check(ticket)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((ticket, turn))
+        self._admit()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            # It may have been let in while it was cancelled.
+            self.leave(ticket)
+            raise
+
+    def has_read(self, ticket: Ticket) -> None:
+        """The first output says that the prompt has been read."""
+        ticket.tokens = 0
+        self._admit()
+
+    def leave(self, ticket: Ticket) -> None:
+        self._inside = [other for other in self._inside if other is not ticket]
+        self._waiting = deque(entry for entry in self._waiting if entry[0] is not ticket)
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            ticket, turn = self._waiting[0]
+            together = [*self._inside, ticket]
+            if sum(t.sequences for t in together) > self.sequences:
+                return
+            if sum(t.tokens for t in together) > ENGINE_PREFILL_TOKENS:
+                return
+            self._waiting.popleft()
+            self._inside.append(ticket)
+            if not turn.done():
+                turn.set_result(None)

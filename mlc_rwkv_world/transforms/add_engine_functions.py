@@ -19,16 +19,16 @@ _COLD = 1e-5
 class AddEngineFunctions:
     """Softmax, the changes to logits, and the buffer that several prompts are put together in."""
 
-    def __init__(self, target: Target, prefill_chunk_size: int) -> None:
+    def __init__(self, target: Target, prefill_tokens: int) -> None:
         self.target = target
-        self.prefill_chunk_size = prefill_chunk_size
+        self.prefill_tokens = prefill_tokens
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         embedding = mod["embed"].ret_ty
         vocab_size = mod["decode"].ret_ty.fields[0].shape.values[2]
         builder = relax.BlockBuilder(mod)
         _softmax(builder, int(vocab_size))
-        _allocate(builder, self.prefill_chunk_size, embedding)
+        _allocate(builder, self.prefill_tokens, embedding)
         mod = builder.finalize()
         for kernel in (
             kernels.apply_logit_bias_inplace,

@@ -144,9 +144,20 @@ import dataclasses, json
 class EngineConfig:
     model: str = None
     prefix_cache_mode: str = "radix"
+    prefill_chunk_size: int = None
     prefill_mode: str = "hybrid"
     max_history_size: int = None
     def asjson(self): return json.dumps(dataclasses.asdict(self))
+""",
+    "serve/engine.py": """
+class MLCEngine:
+    def _generate(self, prompt, generation_config, request_id): yield prompt
+class AsyncMLCEngine:
+    async def _generate(self, prompt, generation_config, request_id): yield prompt
+""",
+    "interface/chat.py": """
+from mlc_llm.serve.engine import MLCEngine
+class JSONFFIEngine: pass
 """,
     "tokenizers/__init__.py": "class TextStreamer: pass\n",
 }

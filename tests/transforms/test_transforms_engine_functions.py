@@ -9,6 +9,7 @@ import pytest
 import tvm
 from support.modules import small_config, small_module
 
+from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
@@ -118,5 +119,5 @@ def test_bitmask(machine: Any) -> None:
 def test_embedding_buffer(machine: Any) -> None:
     buffer = machine["alloc_embedding_tensor"]()
     config = small_config(**SIZES)
-    assert buffer.shape == (config.prefill_chunk_size, config.hidden_size)
+    assert buffer.shape == (ENGINE_PREFILL_TOKENS, config.hidden_size)
     assert buffer.dtype == "float32"
