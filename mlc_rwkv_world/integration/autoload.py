@@ -1,14 +1,19 @@
 """The entry point that TVM calls at the end of `import tvm`, in every process that imports it.
 
-Nothing is imported here but what the interpreter has loaded anyway: most of these processes have
-nothing to do with mlc_llm.
+Most of these processes have nothing to do with mlc_llm, so nothing is imported here but what the
+interpreter has loaded anyway; the rest follows with the first module of mlc_llm.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+from types import ModuleType
+
+from mlc_rwkv_world.integration.import_hook import ImportHook
 
 DISABLE_VARIABLE = "MLC_RWKV_WORLD_DISABLE"
+PACKAGE = "mlc_llm"
 
 
 def disabled() -> bool:
@@ -19,6 +24,39 @@ def disabled() -> bool:
 def autoload() -> None:
     """Waits for mlc_llm, unless the plugin is turned off."""
     if not disabled():
-        from mlc_rwkv_world.integration.registration import arm
-
         arm()
+
+
+def arm() -> None:
+    """Waits for the host's modules, and sees to those that are there already."""
+    _hook.install()
+    if PACKAGE in sys.modules:
+        from mlc_rwkv_world.integration import registration
+
+        registration.catch_up()
+
+
+def armed() -> bool:
+    """Whether this process waits for the host's modules."""
+    return _hook in sys.meta_path
+
+
+def _before(module: ModuleType) -> None:
+    from mlc_rwkv_world.integration import registration
+
+    registration.before(module)
+
+
+def _after(module: ModuleType) -> None:
+    from mlc_rwkv_world.integration import registration
+
+    registration.after(module)
+
+
+def _failed(module: ModuleType, error: BaseException) -> None:
+    from mlc_rwkv_world.integration import registration
+
+    registration.failed(module, error)
+
+
+_hook = ImportHook(PACKAGE, _before, _after, _failed)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-from mlc_rwkv_world.integration.host import PACKAGE, find_host, share_path
-from mlc_rwkv_world.integration.import_hook import ImportHook
+from mlc_rwkv_world.integration.autoload import PACKAGE, arm
+from mlc_rwkv_world.integration.host import find_host, share_path
 
 WAITING = "waiting"
 DONE = "done"
@@ -64,14 +64,14 @@ def register() -> None:
     arm()
 
 
-def arm() -> None:
-    """Waits for the host's modules, and sees to those that are there already."""
-    _hook.install()
+def catch_up() -> None:
+    """Sees to the modules that were there before the hook."""
     share_path()
     _sweep()
 
 
-def _before(module: ModuleType) -> None:
+def before(module: ModuleType) -> None:
+    """A module of the host's is about to be executed."""
     name = module.__name__
     if name == PACKAGE:
         share_path()
@@ -80,7 +80,8 @@ def _before(module: ModuleType) -> None:
             _do(step, module)
 
 
-def _after(module: ModuleType) -> None:
+def after(module: ModuleType) -> None:
+    """A module of the host's was executed."""
     for step in STEPS:
         if not step.before and module.__name__ == _full_name(step):
             # It may be executed again, as after a first import that failed.
@@ -90,21 +91,14 @@ def _after(module: ModuleType) -> None:
     _sweep()
 
 
-def _failed(module: ModuleType, error: BaseException) -> None:
+def failed(module: ModuleType, error: BaseException) -> None:
+    """A module of the host's raised while it was executed."""
     if isinstance(error, Exception):
         _tell(
             f"{module.__name__} could not be imported ({_reason(error)}). "
             "`python -m mlc_rwkv_world build` and `mlc_chat_cli` work without mlc_llm.",
             key="import",
         )
-
-
-_hook = ImportHook(PACKAGE, _before, _after, _failed)
-
-
-def armed() -> bool:
-    """Whether this process waits for the host's modules."""
-    return _hook in sys.meta_path
 
 
 def _sweep() -> None:

@@ -11,8 +11,8 @@ from types import ModuleType
 
 from mlc_rwkv_world import __version__
 from mlc_rwkv_world.integration import defects, registration
-from mlc_rwkv_world.integration.autoload import DISABLE_VARIABLE, disabled
-from mlc_rwkv_world.integration.host import KNOWN_VERSIONS, PACKAGE, Host, find_host, our_portion
+from mlc_rwkv_world.integration.autoload import DISABLE_VARIABLE, PACKAGE, arm, armed, disabled
+from mlc_rwkv_world.integration.host import KNOWN_VERSIONS, Host, find_host, our_portion
 
 GROUPS = ("tvm.backends", "mlc_llm.models")
 
@@ -27,7 +27,7 @@ def report() -> Iterator[str]:
     if disabled():
         yield f"plugin: turned off by {DISABLE_VARIABLE}"
         return
-    yield f"plugin: {'armed by import tvm' if registration.armed() else 'not armed'}"
+    yield f"plugin: {'armed by import tvm' if armed() else 'not armed'}"
     host = find_host()
     if host is None:
         yield f"{PACKAGE}: not installed; building and chatting need none"
@@ -70,7 +70,7 @@ def _host(host: Host) -> Iterator[str]:
     tested = "" if host.tested else f" (tested: {', '.join(KNOWN_VERSIONS)})"
     yield f"{PACKAGE} {host.version or 'without a version'}{tested}, {host.folder}"
     # What a user asks for by running this; else the plugin waits for TVM's entry point.
-    registration.arm()
+    arm()
     for step in registration.STEPS:
         try:
             import_module(f"{PACKAGE}.{step.module}")
