@@ -7,6 +7,7 @@ from tvm import IRModule, relax, tirx
 from tvm.target import Target
 
 from mlc_rwkv_world.kernels import logits as kernels
+from mlc_rwkv_world.tvm_names import name_of
 
 # Ids from here on have no place in the token table of the engine's own World tokenizer, and end
 # the engine when they are sampled. Of them only 65529, 128 spaces, stands for anything.
@@ -17,13 +18,18 @@ _COLD = 1e-5
 
 @tvm.transform.module_pass(opt_level=0, name="AddEngineFunctions")
 class AddEngineFunctions:
-    """Softmax, the changes to logits, and the buffer that several prompts are put together in."""
+    """Softmax, the changes to logits, and the buffer that several prompts are put together in.
+
+    A module without the functions that the engine calls is left as it is.
+    """
 
     def __init__(self, target: Target, prefill_tokens: int) -> None:
         self.target = target
         self.prefill_tokens = prefill_tokens
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        if not {"embed", "decode"}.issubset(map(name_of, mod.get_global_vars())):
+            return mod
         embedding = mod["embed"].ret_ty
         vocab_size = mod["decode"].ret_ty.fields[0].shape.values[2]
         builder = relax.BlockBuilder(mod)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
+from running import taken
 from tvm import relax
 
 from mlc_rwkv_world.compiler import metadata, pipeline
@@ -57,9 +59,8 @@ def random_parameters(model: Model, seed: int = 0) -> list[Array]:
 def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, dict[str, Any]]:
     """Logits and states of every function of ours; and what was launched on the way."""
     fmt, target = format_named(model.quantization), resolve(target_text)
-    described = metadata.describe(
-        model.config, fmt, parameters(model.config, fmt), target, model.compute_dtype
-    )
+    specs = parameters(model.config, fmt)
+    described = metadata.describe(model.config, fmt, specs, target, model.compute_dtype)
     mod = pipeline.run(
         export(model.config, fmt, model.compute_dtype), target.target, model.config, described, None
     )
@@ -67,17 +68,16 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
     executable = relax.build(mod, target=target.target, relax_pipeline=nothing)
     device = tvm.device("cpu" if target.kind == "llvm" else target.kind, 0)
     machine = relax.VirtualMachine(executable, device)
-    held = [tvm.runtime.tensor(value, device) for value in weights]
-    import tvm_ffi
-
-    packed = tvm_ffi.convert(held)
+    tensors = [tvm.runtime.tensor(value, device) for value in weights]
+    stored = {spec.name: tensor for spec, tensor in zip(specs, tensors, strict=True)}
+    held = tvm_ffi.convert(taken(machine, stored))
     counts: dict[str, Any] = {}
 
     def call(name: str, ids: list[int], *rest: Any) -> Array:
         arguments = [np.array(ids, np.int32), *rest[:-1]]
         given = [tvm.runtime.tensor(a, device) for a in arguments]
         before = _launches(target.kind)
-        logits, _ = machine[name](*given, rest[-1], packed)
+        logits, _ = machine[name](*given, rest[-1], held)
         counts.setdefault(name, []).append(
             [b - a for a, b in zip(before, _launches(target.kind), strict=True)]
         )

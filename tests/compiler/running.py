@@ -24,9 +24,7 @@ def logits(module: Any) -> np.ndarray:
             values = (rng.standard_normal(param["shape"]) / 8).astype(param["dtype"])
         stored[param["name"]] = tvm.runtime.tensor(values)
     ours = described["rwkv_world"]
-    params = list(stored.values())
-    if ours["packed_params"] is not None:
-        params = [_packed(machine, entry, stored) for entry in ours["packed_params"]]
+    params = taken(machine, stored)
     rows = np.array(ours["initial_rows"], np.float32)[:, None]
     shape = (1, ours["num_hidden_layers"], len(rows), ours["hidden_size"])
     state = tvm.runtime.tensor(np.broadcast_to(rows, shape).copy())
@@ -36,6 +34,14 @@ def logits(module: Any) -> np.ndarray:
     step = tvm.runtime.tensor(np.array(TOKENS[3:], np.int32))
     second = machine["rwkv_world_decode"](step, state, params)[0].numpy()
     return np.concatenate([first, second])
+
+
+def taken(machine: Any, stored: dict[str, Any]) -> list[Any]:
+    """The tensors that our functions take, packed where the library packs, of the stored ones."""
+    entries = json.loads(str(machine["_metadata"]()))["rwkv_world"]["packed_params"]
+    if entries is None:
+        return list(stored.values())
+    return [_packed(machine, entry, stored) for entry in entries]
 
 
 def _packed(machine: Any, entry: dict[str, Any], stored: dict[str, Any]) -> Any:
