@@ -23,8 +23,8 @@ SCRIPT = Path(sys.executable).with_name("mlc_chat_cli")
 # A checkout that is not installed has no script; the module is the same program.
 CLI = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "mlc_rwkv_world", "chat"]
 GREEDY = ["--temperature", "0", "--presence-penalty", "0", "--frequency-penalty", "0"]
-# Every token is as likely as any other, so that an answer practically never ends.
-RAVING = ["--temperature", "100", "--top-p", "1", "--seed", "1"]
+# Every token is as likely as any other; with this seed the answer has 3581 tokens, seconds of them.
+RAVING = ["--temperature", "100", "--top-p", "1", "--seed", "5"]
 
 
 @pytest.fixture(scope="session")

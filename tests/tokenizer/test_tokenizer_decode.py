@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import codecs
 import random
+import re
 
 import numpy as np
 import pytest
@@ -124,7 +125,9 @@ def test_a_stream_joins_to_the_whole(tokenizer: WorldTokenizer, content: bytes |
     stream = tokenizer.stream()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     pieces = [stream.push(id) for id in ids]
-    assert pieces == [decoder.decode(tokenizer.id_to_bytes(id)) for id in ids]
+    # Python holds back the first two bytes of a surrogate, which can no longer become a character.
+    if not re.search(rb"\xed[\xa0-\xbf]", tokenizer.decode_bytes(ids)):
+        assert pieces == [decoder.decode(tokenizer.id_to_bytes(id)) for id in ids]
     assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
 
 
