@@ -14,9 +14,14 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# How often, and after how many seconds, a folder is cleared again that does not stay empty.
+_CLEARING = 20
+_PAUSE = 0.1
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -99,9 +104,19 @@ def recover(path: Path) -> None:
             old.rename(path)
     for leftover in path.parent.glob(f".{_escape(path.name)}.*.tmp"):
         if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover)
+            _clear(leftover)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove `folder`, into which a killed writer's child, a linker, may still be writing."""
+    for _ in range(_CLEARING):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_PAUSE)
+    shutil.rmtree(folder)
 
 
 def _temporary(path: Path) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from mlc_rwkv_world.artifact.layout import PARAMS_DIR, SHA256SUMS
+from mlc_rwkv_world.artifact.links import require_inside
 from mlc_rwkv_world.errors import ArtifactError
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\\\0\r\n]+)")
@@ -34,6 +35,7 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     Raises ArtifactError where it is damaged, or names a file outside the folder.
     """
     path = folder / SHA256SUMS
+    require_inside(path)
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)

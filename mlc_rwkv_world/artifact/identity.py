@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.metadata import LibraryMetadata
 from mlc_rwkv_world.errors import ArtifactError
@@ -87,3 +88,22 @@ def describe_weights(params: Path) -> str:
     if build_id is None:
         return f"{params}: no build id; that it fits its library is told by the parameters alone"
     return f"{params}: build id {build_id}"
+
+
+def describe_library(path: Path, params: Path, tvm: str | None = None) -> str:
+    """One line on the library `path` of the weights in `params`, for a report.
+
+    With `tvm`, the version that is here, it says whether the library was built by another. Nothing
+    is loaded and nothing raised.
+    """
+    try:
+        metadata = read_embedded(path)
+        if metadata is None:
+            return f"{path}: what it says of itself cannot be read without loading it"
+        fault = belonging(metadata, ParameterIndex.read(params)).fault
+    except (ArtifactError, OSError) as error:
+        return str(error)
+    built_by = f"built by TVM {metadata.tvm}" if metadata.tvm else "does not say which TVM built it"
+    if tvm is not None and metadata.tvm not in (None, tvm):
+        built_by += f", and {tvm} is here; where it does not load, build the model again"
+    return f"{path}: {built_by}" + ("" if fault is None else f"; not for these weights: {fault}")

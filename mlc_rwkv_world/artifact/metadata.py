@@ -17,6 +17,9 @@ REVISION = 2
 # Tokens that the functions with stock names take in one call; mlc_llm's engine gives them whole
 # prompts, and several at a time, whatever the chunk is that the library was built for.
 ENGINE_PREFILL_TOKENS = 8192
+# Far beyond every RWKV model; what is larger is damage, and is not allocated.
+_MOST_STATE_BYTES = 1 << 30
+_MOST_TOKENS = 1 << 24
 RWKV4_INITIAL_ROWS = (0.0, 0.0, 0.0, -1e30, 0.0)
 
 
@@ -50,7 +53,9 @@ class LibraryMetadata:
     `packed` is None where our functions take stock's parameters; `initial_rows` [R] are the
     values that fill each row of a layer in a fresh state; `cpu_features` are LLVM's names of
     what the code needs, empty where the library does not say. `fp32_layers` are the blocks that
-    compute in float32 whatever `compute_dtype` is.
+    compute in float32 whatever `compute_dtype` is. `tvm` is the version of TVM that compiled the
+    library, None where it does not say. `arithmetic` is what products with packed weights compute
+    in by use, "int8" or "float32", outside those blocks.
     """
 
     source: str
@@ -65,11 +70,13 @@ class LibraryMetadata:
     compute_dtype: str
     fp32_layers: tuple[int, ...]
     float32_keys: bool
+    arithmetic: dict[str, str]
     num_hidden_layers: int
     hidden_size: int
     vocab_size: int
     initial_rows: tuple[float, ...]
     build_id: str | None
+    tvm: str | None
 
     @classmethod
     def parse(cls, text: str, source: str) -> LibraryMetadata:
@@ -85,11 +92,20 @@ class LibraryMetadata:
                 f"mlc-rwkv-world. Give the library of an artifact built for {MODEL_TYPE!r}."
             )
         ours = fields.object("rwkv_world")
+        uses = ours.object("arithmetic", {})
         parameters = tuple(_parameter(entry) for entry in fields.objects("params"))
         packed = None
         if ours.values.get("packed_params") is not None:
             known = {parameter.name for parameter in parameters}
             packed = tuple(_packed(entry, known) for entry in ours.objects("packed_params"))
+        layers = ours.integer("num_hidden_layers", minimum=1)
+        hidden_size = ours.integer("hidden_size", minimum=1)
+        vocab_size = ours.integer("vocab_size", minimum=1)
+        rows = tuple(ours.items("initial_rows", float, [*RWKV4_INITIAL_ROWS]))
+        if 4 * layers * hidden_size * max(1, len(rows)) > _MOST_STATE_BYTES:
+            raise ours.error("hidden_size", "the width of a model")
+        if vocab_size > _MOST_TOKENS:
+            raise ours.error("vocab_size", f"at most {_MOST_TOKENS}")
         return cls(
             source=source,
             quantization=fields.text("quantization"),
@@ -103,11 +119,13 @@ class LibraryMetadata:
             compute_dtype=ours.text("compute_dtype"),
             fp32_layers=tuple(ours.items("fp32_layers", int, [])),
             float32_keys=ours.values.get("float32_keys") is not False,
-            num_hidden_layers=ours.integer("num_hidden_layers", minimum=1),
-            hidden_size=ours.integer("hidden_size", minimum=1),
-            vocab_size=ours.integer("vocab_size", minimum=1),
-            initial_rows=tuple(ours.items("initial_rows", float, [*RWKV4_INITIAL_ROWS])),
+            arithmetic={use: uses.text(use) for use in uses.values},
+            num_hidden_layers=layers,
+            hidden_size=hidden_size,
+            vocab_size=vocab_size,
+            initial_rows=rows,
             build_id=ours.build_id(),
+            tvm=ours.text("tvm", "") or None,
         )
 
 
@@ -116,14 +134,13 @@ def _parameter(fields: Fields) -> Parameter:
 
 
 def _packed(fields: Fields, known: set[str]) -> PackedParameter:
-    if not known.issuperset(fields.items("from", str)):
+    sources, pack = fields.items("from", str), fields.text("pack", "")
+    if not sources or not known.issuperset(sources):
         raise fields.error("from", "names of the library's parameters")
+    if not pack and len(sources) > 1:
+        raise fields.error("pack", "the function that makes one tensor of several")
     return PackedParameter(
-        name=fields.text("name"),
-        shape=fields.shape(),
-        dtype=_dtype(fields),
-        sources=tuple(fields.items("from", str)),
-        pack=fields.text("pack", ""),
+        fields.text("name"), fields.shape(), _dtype(fields), tuple(sources), pack
     )
 
 

@@ -74,7 +74,7 @@ def find(model: str | Path, *, model_lib: str | Path | None = None) -> Found:
     chosen = Path(model_lib).expanduser() if model_lib is not None else None
     if chosen is not None and not chosen.is_file():
         raise NotFoundError(f"The library {chosen} does not exist.")
-    libraries = _libraries(folder) or _libraries(params)
+    libraries = libraries_in(folder) or libraries_in(params)
     return Found(folder.resolve().name, folder, params, libraries, chosen)
 
 
@@ -143,5 +143,6 @@ def _without_quantization(name: str) -> str | None:
     return stem if dash and _QUANTIZATION.fullmatch(last) else None
 
 
-def _libraries(folder: Path) -> tuple[Path, ...]:
+def libraries_in(folder: Path) -> tuple[Path, ...]:
+    """The compiled libraries that lie in `folder`."""
     return tuple(path for path in _folders(folder) if path.suffix in LIBRARY_ENDINGS)

@@ -39,6 +39,7 @@ def storing(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise out_of_space(place) from error
-        path = error.filename or place
+        # A temporary's name says nothing to whoever named the place.
+        path = place if str(error.filename or "").endswith(".tmp") else error.filename or place
         advice = "Give another place; what was there before is as it was."
         raise StorageError(f"{path} cannot be written: {error.strerror}. {advice}") from error

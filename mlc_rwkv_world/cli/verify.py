@@ -15,9 +15,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
         prog=program, description="Read every file of an artifact and compare its checksum."
     )
     parser.add_argument("model", help="name, folder, params folder or mlc-chat-config.json")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(argv)
-    return status.run(parser.prog, lambda: _run(options.model), debug=options.debug)
+    return status.run(parser, lambda options: _run(options.model), argv)
 
 
 def _run(model: str) -> int:

@@ -62,6 +62,13 @@ class StateFile:
         Raises NotFoundError where there is no such file, and StateError where it is no state
         file, damaged, of a later version, or another model's.
         """
+        if "\0" in str(path):
+            raise NotFoundError(f"{str(path)!r} is no name of a file.")
+        if path.exists() and not path.is_file():
+            # A pipe or a device would block or never end.
+            raise StateError(
+                f"{path} is not a regular file. Give a file that /save or State.save wrote."
+            )
         try:
             with path.open("rb") as file:
                 expected = int(np.prod(shape)) * 4
@@ -75,7 +82,10 @@ class StateFile:
         except FileNotFoundError:
             raise NotFoundError(f"The state file {path} does not exist.") from None
         except OSError as error:
-            raise StateError(f"{path} cannot be read: {error.strerror}.") from error
+            raise StateError(
+                f"{path} cannot be read: {error.strerror}. Give a file that /save or "
+                "State.save wrote."
+            ) from error
         tensors, metadata = _parse(path, data)
         digest = metadata.pop("sha256", None)
         if metadata.get("version") != VERSION:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mlc_rwkv_world.artifact.checksums import read_checksums, sha256
 from mlc_rwkv_world.artifact.config import ChatConfig
+from mlc_rwkv_world.artifact.embedded import read_embedded
+from mlc_rwkv_world.artifact.identity import belonging
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, NDARRAY_CACHE, SHA256SUMS, TENSOR_CACHE
+from mlc_rwkv_world.artifact.links import require_inside
 from mlc_rwkv_world.artifact.search import Found
-from mlc_rwkv_world.errors import RwkvWorldError
+from mlc_rwkv_world.errors import ArtifactError, RwkvWorldError
 from mlc_rwkv_world.runtime.elf import check_library
 from mlc_rwkv_world.runtime.sampler import Sampling
 from mlc_rwkv_world.tokenizer import WorldTokenizer
@@ -51,7 +55,10 @@ def has_checksums(found: Found) -> bool:
 
 def _compare(path: Path, expected: str) -> Verdict:
     try:
+        require_inside(path)
         actual = sha256(path)
+    except ArtifactError as error:
+        return Verdict(path, str(error))
     except OSError as error:
         return Verdict(path, f"cannot be read: {error.strerror}")
     return Verdict(path, None if actual == expected else "was changed since it was built")
@@ -69,13 +76,13 @@ def _read_all(found: Found, *, check_shards: bool) -> Iterator[Verdict]:
 
     yield _read(params / CHAT_CONFIG, read_config)
     name = config[0].tokenizer_file if config else "tokenizer_model"
-    yield _read(params / name, lambda: WorldTokenizer.from_file(params / name))
+    yield _read(params / name, partial(_check_vocabulary, params / name))
     index_path = params / TENSOR_CACHE
     if not index_path.is_file():
         index_path = params / NDARRAY_CACHE
     yield _read(index_path, lambda: index.append(ParameterIndex.read(params)))
     for library in found.libraries:
-        yield _read(library, lambda library=library: check_library(library))  # type: ignore[misc]
+        yield _read(library, partial(_check_library, library, index[0] if index else None))
     if index:
         verdict = _read(index_path, index[0].check_files)
         yield verdict
@@ -85,6 +92,21 @@ def _read_all(found: Found, *, check_shards: bool) -> Iterator[Verdict]:
                 path = index[0].path(shard.file)
                 fault = "does not match its checksum in the index" if path in damaged else None
                 yield Verdict(path, fault)
+
+
+def _check_vocabulary(path: Path) -> None:
+    require_inside(path)
+    WorldTokenizer.from_file(path)
+
+
+def _check_library(path: Path, index: ParameterIndex | None) -> None:
+    check_library(path)
+    metadata = read_embedded(path)
+    if metadata is None or index is None:
+        return
+    fault = belonging(metadata, index).fault
+    if fault is not None:
+        raise ArtifactError(f"does not belong to the parameters here: {fault}")
 
 
 def _read(path: Path, read: Callable[[], object]) -> Verdict:

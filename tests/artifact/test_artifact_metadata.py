@@ -55,7 +55,15 @@ def test_reads_what_the_compiler_writes() -> None:
         (lambda c: c.pop("rwkv_world"), "not by mlc-rwkv-world"),
         (lambda c: c["params"][0].update(dtype="void"), "float32, float16"),
         (lambda c: c["rwkv_world"].update(num_hidden_layers=0), "at least 1"),
+        (lambda c: c["rwkv_world"].update(hidden_size=10**12), "the width of a model"),
+        (lambda c: c["rwkv_world"].update(num_hidden_layers=10**9), "the width of a model"),
+        (lambda c: c["rwkv_world"].update(vocab_size=10**12), "at most 16777216"),
         (lambda c: c["rwkv_world"]["packed_params"][0].update({"from": ["z"]}), "parameters"),
+        (lambda c: c["rwkv_world"]["packed_params"][0].update({"from": []}), "parameters"),
+        (
+            lambda c: c["rwkv_world"]["packed_params"][0].update({"from": ["a", "b"], "pack": ""}),
+            "'pack' is \"\" instead of the function that makes one tensor of several",
+        ),
     ],
 )
 def test_refuses_what_is_wrong(change: Callable[[dict[str, Any]], object], message: str) -> None:

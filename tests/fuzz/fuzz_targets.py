@@ -15,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 
 from mlc_rwkv_world.artifact.config import ChatConfig
+from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.metadata import LibraryMetadata
 from mlc_rwkv_world.checkpoint.file_kind import kind_of
@@ -161,7 +162,9 @@ def _target_string(data: bytes) -> None:
 
 
 def _library_head(data: bytes) -> None:
-    check_library(_write("lib.so", data))
+    path = _write("lib.so", data)
+    read_embedded(path)
+    check_library(path)
 
 
 TARGETS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -64,8 +65,19 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="cannot be read"):
+    with pytest.raises(StateError, match=r"is not a regular file\. Give a file that /save"):
         read(tmp_path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StateError, match="is not a regular file"):
+        read(tmp_path / "pipe")
+
+
+def test_a_name_that_no_file_has(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="is no name of a file"):
+        read(tmp_path / "a\0b")
 
 
 def test_other_safetensors_files_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from mlc_rwkv_world.artifact.checksums import read_checksums, sha256, write_checksums
 from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.errors import ArtifactError
+from mlc_rwkv_world.runtime import load
 from mlc_rwkv_world.runtime.verify import verify
 
 FLIPS = 500
@@ -68,6 +70,20 @@ def test_every_flipped_bit_is_found(artifact: Path) -> None:
         path.unlink()
         path.write_bytes(backup)
     assert faults(artifact) == {}
+
+
+@pytest.mark.parametrize("name", ["tokenizer_model", "params_shard_0.bin"])
+def test_what_is_no_file_is_refused_and_not_waited_for(artifact: Path, name: str) -> None:
+    """A pipe in an unpacked archive would block whoever opens it; a device has no end."""
+    path = artifact / "params" / name
+    path.unlink()
+    os.mkfifo(path)
+    assert "is not a regular file" in faults(artifact)[name]
+    with pytest.raises(ArtifactError, match=f"{name} is not a regular file"):
+        load(artifact)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "is a link that leaves its folder" in faults(artifact)[name]
 
 
 @pytest.mark.parametrize("name", ["params/params_shard_0.bin", "params/tokenizer_model"])
