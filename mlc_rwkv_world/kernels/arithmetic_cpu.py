@@ -7,6 +7,7 @@ ones it is one value.
 
 from __future__ import annotations
 
+import abc
 from typing import Any, Protocol
 
 from tvm.script import tirx as T
@@ -61,11 +62,11 @@ def arithmetic_of(x: TensorType, weight: TensorType, target: Target) -> Arithmet
     if not takes_bytes(x):
         plain = weight.dtype != "uint32"
         return _Plain(weight, wide, registers) if plain else _Unpacked(weight, wide, registers)
-    if "avx512vnni" in have:
-        return _Vnni(weight, wide, "512")
-    if "avxvnni" in have:
-        return _Vnni(weight, wide, "256")
-    return _Avx2(weight) if "avx2" in have else _NeonDot(weight)
+    if "avx512vnni" in have or "avxvnni" in have:
+        return _Dot(weight, wide, f"llvm.x86.avx512.vpdpbusd.{32 * wide}", unsigned=True)
+    if "avx2" in have:
+        return _Avx2(weight)
+    return _Dot(weight, wide, "llvm.aarch64.neon.sdot.v4i32.v16i8", unsigned=False)
 
 
 def _broadcast(value: Any, lanes: int) -> Any:
@@ -155,7 +156,7 @@ class _Unpacked(_Grouped):
         return T.reinterpret(signed, low) - _broadcast(T.int32(OFFSET_4BIT), n)
 
 
-class _Bytes(_Grouped):
+class _Bytes(_Grouped, abc.ABC):
     """Products of bytes, summed as integers over a group and then scaled."""
 
     def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
@@ -164,9 +165,9 @@ class _Bytes(_Grouped):
         whole = T.Cast(f"float32x{n}", self.integers(x, token, w, block, step, row))
         return total + whole * (self.scale(w, block, step, row) * scale)
 
+    @abc.abstractmethod
     def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
         """The exact sums of a group, int32 x lanes."""
-        raise NotImplementedError
 
     def start(self, x: Any, token: Any, step: Any, offset: int) -> Any:
         """What makes up for weights that are stored with an offset, int32 x lanes."""
@@ -236,22 +237,23 @@ def _widened(pairs: Any) -> Any:
     )
 
 
-class _Vnni(_Bytes):
-    """`vpdpbusd` adds four products of an unsigned and a signed byte to an int32."""
+class _Dot(_Bytes):
+    """Adds four products of bytes to an int32: `vpdpbusd`, of unsigned weights, and `sdot`."""
 
     tokens = 4
 
-    def __init__(self, weight: TensorType, lanes: int, width: str) -> None:
+    def __init__(self, weight: TensorType, lanes: int, name: str, *, unsigned: bool) -> None:
         super().__init__(weight, lanes)
         self.vectors = ROWS // lanes
-        self._name = f"llvm.x86.avx512.vpdpbusd.{width}"
+        self._name = name
+        self._unsigned = unsigned
 
     def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
         n = self.lanes
-        total = self.start(x, token, step, OFFSET_4BIT if self.bits == 4 else 128)
+        offset = 128 if self._unsigned else 0
+        total = self.start(x, token, step, OFFSET_4BIT if self.bits == 4 else offset)
         for j in range(self.bits):
-            word = self.word(w, block, step, row, j)
-            parts = self.halves(word) if self.bits == 4 else (word ^ self.constant(0x80808080),)
+            parts = self._parts(self.word(w, block, step, row, j))
             for i, part in enumerate(parts):
                 total = T.call_llvm_pure_intrin(
                     f"int32x{n}",
@@ -262,27 +264,8 @@ class _Vnni(_Bytes):
                 )
         return total
 
-
-class _NeonDot(_Bytes):
-    """`sdot` adds four products of signed bytes to an int32."""
-
-    tokens, vectors = 4, 8
-
-    def __init__(self, weight: TensorType) -> None:
-        super().__init__(weight, 4)
-
-    def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
-        offset = OFFSET_4BIT if self.bits == 4 else 0
-        total = self.start(x, token, step, offset)
-        for j in range(self.bits):
-            word = self.word(w, block, step, row, j)
-            parts = self.halves(word) if self.bits == 4 else (word,)
-            for i, part in enumerate(parts):
-                total = T.call_llvm_pure_intrin(
-                    "int32x4",
-                    "llvm.aarch64.neon.sdot.v4i32.v16i8",
-                    total,
-                    T.reinterpret("int8x16", part),
-                    T.reinterpret("int8x16", self.inputs(x, token, step, len(parts) * j + i)),
-                )
-        return total
+    def _parts(self, word: Any) -> tuple[Any, ...]:
+        """The bytes of a word as factors, four a lane."""
+        if self.bits == 4:
+            return self.halves(word)
+        return (word ^ self.constant(0x80808080) if self._unsigned else word,)

@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.exp_cpu import sigmoid
 from mlc_rwkv_world.kernels.mix_cpu import LANES, storing
+from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.product_cpu import Product
 from mlc_rwkv_world.kernels.signature import Signature
@@ -78,40 +79,15 @@ def key_receptance(sig: Signature) -> tirx.PrimFunc:
 
 def residual(sig: Signature) -> tirx.PrimFunc:
     """(x, W, residual [T, D]) -> residual + W x."""
-    x_type, w_type = sig.args[0], sig.args[1]
-    width = sig.outs[0].static(1)
-    product = Product(x_type, w_type, sig.target)
-    multiply, tokens = product.tile(), product.tokens
-    x_shape, w_shape = x_type.shape[1:], w_type.shape
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        var_x: T.handle,
-        w: T.Buffer(w_shape, w_type.dtype),
-        var_before: T.handle,
-        var_after: T.handle,
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        rows = T.int64()
-        x = T.match_buffer(var_x, (rows, *x_shape), x_type.dtype)
-        before = T.match_buffer(var_before, (rows, width), "float32")
-        after = T.match_buffer(var_after, (rows, width), "float32")
-        for block in T.parallel(width // ROWS):
-            total = T.alloc_buffer((tokens * ROWS,), "float32", scope="local")
-            for tile in range((rows + tokens - 1) // tokens):
-                multiply(x, w, block, tile, rows, total)
-                for t in range(T.min(tokens, rows - tile * tokens)):
-                    for j in T.unroll(ROWS // LANES):
-                        after[tile * tokens + t, _vector(block * ROWS + j * LANES)] = (
-                            before[tile * tokens + t, _vector(block * ROWS + j * LANES)]
-                            + total[_vector(t * ROWS + j * LANES)]
-                        )
-
-    return kernel
+    return without(_residual(sig, gated=False, factor=1.0), "gate")
 
 
 def gated_residual(sig: Signature, factor: float) -> tirx.PrimFunc:
     """(x, W, gate [T, D], residual [T, D]) -> (residual + gate * W x) * factor."""
+    return _residual(sig, gated=True, factor=factor)
+
+
+def _residual(sig: Signature, gated: bool, factor: float) -> tirx.PrimFunc:
     x_type, w_type = sig.args[0], sig.args[1]
     width = sig.outs[0].static(1)
     product = Product(x_type, w_type, sig.target)
@@ -138,10 +114,16 @@ def gated_residual(sig: Signature, factor: float) -> tirx.PrimFunc:
                 multiply(x, w, block, tile, rows, total)
                 for t in range(T.min(tokens, rows - tile * tokens)):
                     for j in T.unroll(ROWS // LANES):
-                        after[tile * tokens + t, _vector(block * ROWS + j * LANES)] = (
-                            before[tile * tokens + t, _vector(block * ROWS + j * LANES)]
-                            + gate[tile * tokens + t, _vector(block * ROWS + j * LANES)]
-                            * total[_vector(t * ROWS + j * LANES)]
-                        ) * T.Broadcast(T.float32(factor), LANES)
+                        if gated:
+                            after[tile * tokens + t, _vector(block * ROWS + j * LANES)] = (
+                                before[tile * tokens + t, _vector(block * ROWS + j * LANES)]
+                                + gate[tile * tokens + t, _vector(block * ROWS + j * LANES)]
+                                * total[_vector(t * ROWS + j * LANES)]
+                            ) * T.Broadcast(T.float32(factor), LANES)
+                        else:
+                            after[tile * tokens + t, _vector(block * ROWS + j * LANES)] = (
+                                before[tile * tokens + t, _vector(block * ROWS + j * LANES)]
+                                + total[_vector(t * ROWS + j * LANES)]
+                            )
 
     return kernel

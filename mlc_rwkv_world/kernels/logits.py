@@ -21,7 +21,7 @@ _GPU_THREADS = 256
 _MASK_BITS = 32
 
 
-class _Items:
+class Items:
     """The loops over n items for one target; `count` of the outer, `threads` of the inner one."""
 
     def __init__(self, target: Target) -> None:
@@ -51,7 +51,7 @@ def reference_penalty(
 
 def apply_logit_bias_inplace(target: Target) -> tirx.PrimFunc:
     """(logits, row of each bias, its token, the bias)."""
-    items = _Items(target)
+    items = Items(target)
     threads = items.threads
 
     @T.prim_func(s_tir=True)
@@ -79,7 +79,7 @@ def apply_penalty_inplace(target: Target) -> tirx.PrimFunc:
     """(logits, row of each sequence, then for each token that a sequence has seen: the sequence,
     the token, how often; and presence, frequency and repetition penalty of each sequence).
     """
-    items = _Items(target)
+    items = Items(target)
     threads = items.threads
 
     @T.prim_func(s_tir=True)
@@ -134,7 +134,7 @@ def apply_bitmask_inplace(target: Target) -> tirx.PrimFunc:
 
     A token whose bit is 0 gets the least number, and cannot be sampled.
     """
-    items = _Items(target)
+    items = Items(target)
     threads = items.threads
 
     @T.prim_func(s_tir=True)

@@ -21,6 +21,7 @@ from mlc_rwkv_world.kernels.cuda_intrinsics import (
     unpack,
 )
 from mlc_rwkv_world.kernels.dot_cuda import LANES, Stored
+from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.packing import GROUP_SIZE
 from mlc_rwkv_world.kernels.signature import Signature
 
@@ -82,47 +83,28 @@ def matmul(sig: Signature) -> tirx.PrimFunc:
     (few, small), (some, middle), (_, large) = TILES
     run_small, run_middle, run_large = (_run(t, stored, y_type) for t in (small, middle, large))
 
-    if stored.bits:
-        words, groups = stored.width, stored.groups
-
-        @T.prim_func(s_tir=True)
-        def grouped(
-            var_x: T.handle,
-            q_weight: T.Buffer((outer, words), "uint32"),
-            q_scale: T.Buffer((outer, groups), "float16"),
-            var_y: T.handle,
-        ) -> None:
-            T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-            rows = T.int64()
-            x = T.match_buffer(var_x, (rows, inner), "float16")
-            y = T.match_buffer(var_y, (rows, outer), y_type)
-            if rows <= few:
-                run_small(x, q_weight, q_scale, y, rows)
-            else:
-                if rows <= some:
-                    run_middle(x, q_weight, q_scale, y, rows)
-                else:
-                    run_large(x, q_weight, q_scale, y, rows)
-
-        return grouped
+    width, groups = stored.width, stored.groups
 
     @T.prim_func(s_tir=True)
-    def plain(
-        var_x: T.handle, weight: T.Buffer((outer, inner), "float16"), var_y: T.handle
+    def kernel(
+        var_x: T.handle,
+        weight: T.Buffer((outer, width), stored.dtype),
+        scale: T.Buffer((outer, groups), "float16"),
+        var_y: T.handle,
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, inner), "float16")
         y = T.match_buffer(var_y, (rows, outer), y_type)
         if rows <= few:
-            run_small(x, weight, weight, y, rows)
+            run_small(x, weight, scale, y, rows)
         else:
             if rows <= some:
-                run_middle(x, weight, weight, y, rows)
+                run_middle(x, weight, scale, y, rows)
             else:
-                run_large(x, weight, weight, y, rows)
+                run_large(x, weight, scale, y, rows)
 
-    return plain
+    return kernel if stored.bits else without(kernel, "scale")
 
 
 def _run(tile: Tile, stored: Stored, y_type: str) -> Any:

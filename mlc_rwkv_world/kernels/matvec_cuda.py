@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.dot_cuda import LANES, Stored, Stream, pipeline, sum_over_warp
+from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.kernels.wkv import accumulate, output
 
@@ -34,6 +35,21 @@ def _divide(outer: int, steps: int, most_rows: int) -> tuple[int, int]:
 
 def _stored(x: TensorType, weight: TensorType, scale: TensorType) -> Stored:
     return Stored.of(x, [weight, scale] if weight.dtype == "uint32" else [weight])
+
+
+def _each(products: range, action: Any, rows: int) -> Any:
+    """A body that calls `action(turn, product, slot)` for up to three products, slots from 0 on."""
+    first, count = products[0], len(products)
+
+    @T.inline
+    def body(turn):  # type: ignore[no-untyped-def]
+        action(turn, first, 0)
+        if count > 1:
+            action(turn, first + 1, rows)
+        if count > 2:
+            action(turn, first + 2, 2 * rows)
+
+    return body
 
 
 class _Rows:
@@ -65,6 +81,8 @@ class _Rows:
         streams, rows, outer, count = self.streams, self.rows, self.outer, self.count
         together, splits, stages = self.together, self.splits, self.stages
         parallel, blocks = self.parallel, self.blocks
+        turns = [stream.turns for stream in streams]
+        first, last = range(count if parallel else 1), range(count - 1, count)
         starts = [stream.start() for stream in streams]
         adds = [stream.add(self.x_type, rows) for stream in streams]
         ring_shape, ring_type = streams[0].ring(WARPS)
@@ -98,33 +116,13 @@ class _Rows:
                                 warp, slot, lane, part, turn,
                             )  # fmt: skip
 
-                        @T.inline
-                        def start_all(turn):  # type: ignore[no-untyped-def]
-                            start(turn, 0, 0)
-                            if parallel and count > 1:
-                                start(turn, 1, rows)
-                            if parallel and count > 2:
-                                start(turn, 2, 2 * rows)
-
-                        @T.inline
-                        def add_all(turn):  # type: ignore[no-untyped-def]
-                            add(turn, 0, 0)
-                            if parallel and count > 1:
-                                add(turn, 1, rows)
-                            if parallel and count > 2:
-                                add(turn, 2, 2 * rows)
-
-                        @T.inline
-                        def start_second(turn):  # type: ignore[no-untyped-def]
-                            start(turn, 1, 0)
-
-                        @T.inline
-                        def add_second(turn):  # type: ignore[no-untyped-def]
-                            add(turn, 1, 0)
-
-                        pipeline(streams[0].turns, stages, start_all, add_all)()
+                        pipeline(
+                            turns[0], stages, _each(first, start, rows), _each(first, add, rows)
+                        )()
                         if not parallel:
-                            pipeline(streams[1].turns, stages, start_second, add_second)()
+                            pipeline(
+                                turns[1], stages, _each(last, start, rows), _each(last, add, rows)
+                            )()
                         sum_over_warp(total, count * rows)
                         if splits > 1:
                             parts = T.alloc_buffer((WARPS, count * rows), "float32", scope="shared")
@@ -144,70 +142,40 @@ class _Rows:
 
 def matvec(sig: Signature) -> tirx.PrimFunc:
     """(x, weight, scale) -> product; a plain weight may come without a scale."""
-    return _matvec(sig, lambda total: total)
+    return _matvec(sig, lambda total, _: total)
 
 
 def matvec_relu_square(sig: Signature) -> tirx.PrimFunc:
     """(x, weight, scale) -> relu(product)^2."""
 
-    def relu_square(total: Any) -> Any:
+    def relu_square(total: Any, _: Any) -> Any:
         return T.max(total, T.float32(0)) * T.max(total, T.float32(0))
 
     return _matvec(sig, relu_square)
 
 
-def _matvec(sig: Signature, following: Callable[[Any], Any]) -> tirx.PrimFunc:
-    stored = _stored(sig.args[0], sig.args[1], sig.args[-1])
-    plan = _Rows([stored], sig.args[0].dtype, 2)
-    rows, y_type = plan.rows, sig.outs[0].dtype
-    (x_shape, x_type), (w_shape, w_type), (s_shape, s_type) = (*_types(sig)[:2], _types(sig)[-1])
-    outer = stored.outer
-
-    @T.inline
-    def run(x, weight, scale, y):  # type: ignore[no-untyped-def]
-        @T.inline
-        def store(total, row):  # type: ignore[no-untyped-def]
-            for r in T.unroll(rows):
-                y[0, row + r] = T.cast(following(total[r]), y_type)
-
-        plan.run(store)((x,), (weight,), (scale,))
-
-    @T.prim_func(s_tir=True)
-    def scaled(
-        x: T.Buffer(x_shape, x_type),
-        weight: T.Buffer(w_shape, w_type),
-        scale: T.Buffer(s_shape, s_type),
-        y: T.Buffer((1, outer), y_type),
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        run(x, weight, scale, y)
-
-    @T.prim_func(s_tir=True)
-    def plain(
-        x: T.Buffer(x_shape, x_type),
-        weight: T.Buffer(w_shape, w_type),
-        y: T.Buffer((1, outer), y_type),
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        run(x, weight, weight, y)
-
-    return scaled if len(sig.args) == 3 else plain
-
-
 def matvec_add(sig: Signature) -> tirx.PrimFunc:
     """(x, weight, scale, residual) -> residual + product."""
-    stored = _stored(*sig.args[:3])
+    return _matvec(sig, lambda total, residual: T.cast(residual, "float32") + total)
+
+
+def _matvec(sig: Signature, following: Callable[[Any, Any], Any]) -> tirx.PrimFunc:
+    """`following(sum, residual)` in every place, the residual being the fourth tensor if any."""
+    types = _types(sig)
+    # Fused kernels are given a plain weight twice; elsewhere it comes once.
+    weight_type, scale_type = types[1], types[min(2, len(types) - 1)]
+    stored = _stored(sig.args[0], TensorType(*weight_type), TensorType(*scale_type))
     plan = _Rows([stored], sig.args[0].dtype, 2)
-    rows, y_type = plan.rows, sig.outs[0].dtype
-    (x_shape, x_type), (w_shape, w_type), (s_shape, s_type), (r_shape, r_type) = _types(sig)
-    outer = stored.outer
+    rows, outer, y_type = plan.rows, stored.outer, sig.outs[0].dtype
+    (x_shape, x_type), (w_shape, w_type), (s_shape, s_type) = types[0], weight_type, scale_type
+    r_type = types[3][1] if len(types) > 3 else y_type
 
     @T.prim_func(s_tir=True)
     def kernel(
         x: T.Buffer(x_shape, x_type),
         weight: T.Buffer(w_shape, w_type),
         scale: T.Buffer(s_shape, s_type),
-        residual: T.Buffer(r_shape, r_type),
+        residual: T.Buffer((1, outer), r_type),
         y: T.Buffer((1, outer), y_type),
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
@@ -215,11 +183,11 @@ def matvec_add(sig: Signature) -> tirx.PrimFunc:
         @T.inline
         def store(total, row):  # type: ignore[no-untyped-def]
             for r in T.unroll(rows):
-                y[0, row + r] = T.cast(T.cast(residual[0, row + r], "float32") + total[r], y_type)
+                y[0, row + r] = T.cast(following(total[r], residual[0, row + r]), y_type)
 
         plan.run(store)((x,), (weight,), (scale,))
 
-    return kernel
+    return without(kernel, *("scale", "residual")[len(types) - 2 :])
 
 
 def matvec_gated_add(sig: Signature, factor: float) -> tirx.PrimFunc:

@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.activation import store_group
 from mlc_rwkv_world.kernels.arithmetic_cpu import takes_bytes
+from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.signature import Signature, TensorType, parallel_if_worth
 
@@ -30,6 +31,12 @@ def storing(out: TensorType) -> Callable[..., None]:
     """`store(values, out, row, group)`: 32 float32 values to an input of a packed product."""
     chosen: Callable[..., None] = store_group if takes_bytes(out) else _store_floats
     return chosen
+
+
+@T.inline
+def _step(x: Any, row: Any, base: Any, now: Any) -> None:
+    for j in T.unroll(ROWS // LANES):
+        now[T.Ramp(j * LANES, 1, LANES)] = x[row, T.Ramp(base + j * LANES, 1, LANES)]
 
 
 @T.inline
@@ -86,12 +93,8 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
     Row i is the next token of sequence i. There are two or three ratios; the state's row, which
     holds the normalized row before, becomes the normalized row.
     """
-    return (_norm_mix_3 if len(sig.outs) == 3 else _norm_mix_2)(sig, eps)
-
-
-def _norm_mix_3(sig: Signature, eps: float) -> tirx.PrimFunc:
-    width = sig.args[0].static(1)
-    layers, state_rows = sig.args[6].static(1), sig.args[6].static(2)
+    width, count = sig.args[0].static(1), len(sig.outs)
+    layers, state_rows = sig.args[-1].static(1), sig.args[-1].static(2)
     out_type = sig.outs[0]
     store, out_shape = storing(out_type), out_type.shape[1:]
     single = sig.args[0].shape[0] == 1
@@ -139,61 +142,11 @@ def _norm_mix_3(sig: Signature, eps: float) -> tirx.PrimFunc:
                 store(values, out_a, row, group)
                 _blend(now, before, ratio_b, group * ROWS, values)
                 store(values, out_b, row, group)
-                _blend(now, before, ratio_c, group * ROWS, values)
-                store(values, out_c, row, group)
+                if count > 2:
+                    _blend(now, before, ratio_c, group * ROWS, values)
+                    store(values, out_c, row, group)
 
-    return kernel
-
-
-def _norm_mix_2(sig: Signature, eps: float) -> tirx.PrimFunc:
-    width = sig.args[0].static(1)
-    layers, state_rows = sig.args[5].static(1), sig.args[5].static(2)
-    out_type = sig.outs[0]
-    store, out_shape = storing(out_type), out_type.shape[1:]
-    single = sig.args[0].shape[0] == 1
-    tasks = parallel_if_worth(1 if single else None)
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        var_x: T.handle,
-        weight: T.Buffer((width,), "float32"),
-        bias: T.Buffer((width,), "float32"),
-        ratio_a: T.Buffer((width,), "float32"),
-        ratio_b: T.Buffer((width,), "float32"),
-        var_state: T.handle,
-        layer: T.int64,
-        state_row: T.int64,
-        var_a: T.handle,
-        var_b: T.handle,
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        rows = T.int64()
-        x = T.match_buffer(var_x, (rows, width), "float32")
-        state = T.match_buffer(var_state, (rows, layers, state_rows, width), "float32")
-        out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
-        out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
-        for row in tasks(rows):
-            stat = T.alloc_buffer((2,), "float32", scope="local")
-            part = T.alloc_buffer((ROWS,), "float32", scope="local")
-            now = T.alloc_buffer((ROWS,), "float32", scope="local")
-            before = T.alloc_buffer((ROWS,), "float32", scope="local")
-            values = T.alloc_buffer((ROWS,), "float32", scope="local")
-            _moments(x, row, width, eps, stat, part)
-            for group in range(width // ROWS):
-                _normalized(x, row, group * ROWS, stat, weight, bias, now)
-                for j in T.unroll(ROWS // LANES):
-                    before[T.Ramp(j * LANES, 1, LANES)] = state[
-                        row, layer, state_row, T.Ramp(group * ROWS + j * LANES, 1, LANES)
-                    ]
-                    state[row, layer, state_row, T.Ramp(group * ROWS + j * LANES, 1, LANES)] = now[
-                        T.Ramp(j * LANES, 1, LANES)
-                    ]
-                _blend(now, before, ratio_a, group * ROWS, values)
-                store(values, out_a, row, group)
-                _blend(now, before, ratio_b, group * ROWS, values)
-                store(values, out_b, row, group)
-
-    return kernel
+    return kernel if count > 2 else without(kernel, "ratio_c", "out_c")
 
 
 def shift_mix(sig: Signature) -> tirx.PrimFunc:
@@ -201,18 +154,8 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
 
     There are two or three ratios. Tasks divide channels, and walk along the sequences.
     """
-    return (_shift_mix_3 if len(sig.outs) == 3 else _shift_mix_2)(sig)
-
-
-@T.inline
-def _step(x: Any, row: Any, base: Any, now: Any) -> None:
-    for j in T.unroll(ROWS // LANES):
-        now[T.Ramp(j * LANES, 1, LANES)] = x[row, T.Ramp(base + j * LANES, 1, LANES)]
-
-
-def _shift_mix_3(sig: Signature) -> tirx.PrimFunc:
-    width = sig.args[0].static(1)
-    layers, state_rows = sig.args[5].static(1), sig.args[5].static(2)
+    width, count = sig.args[0].static(1), len(sig.outs)
+    layers, state_rows = sig.args[-1].static(1), sig.args[-1].static(2)
     out_type = sig.outs[0]
     store, out_shape = storing(out_type), out_type.shape[1:]
 
@@ -253,61 +196,13 @@ def _shift_mix_3(sig: Signature) -> tirx.PrimFunc:
                     store(values, out_a, offsets[s] + step, group)
                     _blend(now, before, ratio_b, group * ROWS, values)
                     store(values, out_b, offsets[s] + step, group)
-                    _blend(now, before, ratio_c, group * ROWS, values)
-                    store(values, out_c, offsets[s] + step, group)
+                    if count > 2:
+                        _blend(now, before, ratio_c, group * ROWS, values)
+                        store(values, out_c, offsets[s] + step, group)
                     _step(x, offsets[s] + step, group * ROWS, before)
                 for j in T.unroll(ROWS // LANES):
                     state[s, layer, state_row, T.Ramp(group * ROWS + j * LANES, 1, LANES)] = before[
                         T.Ramp(j * LANES, 1, LANES)
                     ]
 
-    return kernel
-
-
-def _shift_mix_2(sig: Signature) -> tirx.PrimFunc:
-    width = sig.args[0].static(1)
-    layers, state_rows = sig.args[4].static(1), sig.args[4].static(2)
-    out_type = sig.outs[0]
-    store, out_shape = storing(out_type), out_type.shape[1:]
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        var_x: T.handle,
-        var_offsets: T.handle,
-        ratio_a: T.Buffer((width,), "float32"),
-        ratio_b: T.Buffer((width,), "float32"),
-        var_state: T.handle,
-        layer: T.int64,
-        state_row: T.int64,
-        var_a: T.handle,
-        var_b: T.handle,
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        rows, batch = T.int64(), T.int64()
-        x = T.match_buffer(var_x, (rows, width), "float32")
-        offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
-        state = T.match_buffer(var_state, (batch, layers, state_rows, width), "float32")
-        out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
-        out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
-        for group in T.parallel(width // ROWS):
-            now = T.alloc_buffer((ROWS,), "float32", scope="local")
-            before = T.alloc_buffer((ROWS,), "float32", scope="local")
-            values = T.alloc_buffer((ROWS,), "float32", scope="local")
-            for s in range(batch):
-                for j in T.unroll(ROWS // LANES):
-                    before[T.Ramp(j * LANES, 1, LANES)] = state[
-                        s, layer, state_row, T.Ramp(group * ROWS + j * LANES, 1, LANES)
-                    ]
-                for step in range(offsets[s + 1] - offsets[s]):
-                    _step(x, offsets[s] + step, group * ROWS, now)
-                    _blend(now, before, ratio_a, group * ROWS, values)
-                    store(values, out_a, offsets[s] + step, group)
-                    _blend(now, before, ratio_b, group * ROWS, values)
-                    store(values, out_b, offsets[s] + step, group)
-                    _step(x, offsets[s] + step, group * ROWS, before)
-                for j in T.unroll(ROWS // LANES):
-                    state[s, layer, state_row, T.Ramp(group * ROWS + j * LANES, 1, LANES)] = before[
-                        T.Ramp(j * LANES, 1, LANES)
-                    ]
-
-    return kernel
+    return kernel if count > 2 else without(kernel, "ratio_c", "out_c")

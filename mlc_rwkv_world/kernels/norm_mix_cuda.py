@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.dot_cuda import LANES
 from mlc_rwkv_world.kernels.layer_norm import reference as layer_norm
+from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import Signature
 
 Array = NDArray[Any]
@@ -56,6 +57,7 @@ def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
     each = -(-width // threads)
     whole = each * threads == width
     inverse = 1.0 / width
+    count = len(sig.outs)
 
     @T.inline
     def normalize(x, values, parts, block, thread):  # type: ignore[no-untyped-def]
@@ -81,46 +83,8 @@ def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
     def mix(normal: Any, last: Any, ratio: Any) -> Any:
         return T.cast(normal * ratio + last * (T.float32(1) - ratio), y_type)
 
-    if len(sig.outs) == 2:
-
-        @T.prim_func(s_tir=True)
-        def two(
-            var_x: T.handle,
-            weight: T.Buffer((width,), "float32"),
-            bias: T.Buffer((width,), "float32"),
-            m0: T.Buffer((width,), "float32"),
-            m1: T.Buffer((width,), "float32"),
-            var_state: T.handle,
-            layer: T.int64,
-            row: T.int64,
-            var_y0: T.handle,
-            var_y1: T.handle,
-        ) -> None:
-            T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-            batch = T.int64()
-            x = T.match_buffer(var_x, (batch, width), x_type)
-            state = T.match_buffer(var_state, (batch, layers, state_rows, width), "float32")
-            y0 = T.match_buffer(var_y0, (batch, width), y_type)
-            y1 = T.match_buffer(var_y1, (batch, width), y_type)
-            for block in T.thread_binding(batch, thread="blockIdx.x"):
-                for thread in T.thread_binding(threads, thread="threadIdx.x"):
-                    values = T.alloc_buffer((each + 1,), "float32", scope="local")
-                    last = T.alloc_buffer((1,), "float32", scope="local")
-                    parts = T.alloc_buffer((warps,), "float32", scope="shared")
-                    normalize(x, values, parts, block, thread)
-                    for i in T.unroll(each):
-                        c = T.meta_var(i * threads + thread)
-                        if whole or c < width:
-                            values[i] = values[i] * values[each] * weight[c] + bias[c]
-                            last[0] = state[block, layer, row, c]
-                            y0[block, c] = mix(values[i], last[0], m0[c])
-                            y1[block, c] = mix(values[i], last[0], m1[c])
-                            state[block, layer, row, c] = values[i]
-
-        return two
-
     @T.prim_func(s_tir=True)
-    def three(
+    def kernel(
         var_x: T.handle,
         weight: T.Buffer((width,), "float32"),
         bias: T.Buffer((width,), "float32"),
@@ -154,7 +118,8 @@ def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
                         last[0] = state[block, layer, row, c]
                         y0[block, c] = mix(values[i], last[0], m0[c])
                         y1[block, c] = mix(values[i], last[0], m1[c])
-                        y2[block, c] = mix(values[i], last[0], m2[c])
+                        if count > 2:
+                            y2[block, c] = mix(values[i], last[0], m2[c])
                         state[block, layer, row, c] = values[i]
 
-    return three
+    return kernel if count > 2 else without(kernel, "m2", "y2")

@@ -13,6 +13,10 @@ from mlc_rwkv_world.kernels.arithmetic_cpu import Arithmetic, arithmetic_of
 from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.signature import Signature, TensorType, parallel_if_worth
 
+# Bytes of a cache line, and how far ahead of their use weights are asked for: what memory delivers
+# while it answers one request.
+_LINE, _AHEAD = 64, 2048
+
 
 class Product:
     """The product of an input and a packed weight of these types, in tiles.
@@ -22,9 +26,37 @@ class Product:
 
     def __init__(self, x: TensorType, weight: TensorType, target: Target) -> None:
         self.arithmetic: Arithmetic = arithmetic_of(x, weight, target)
+        self.weight = weight
         single = x.shape[0] == 1
         self.tokens = 1 if single else self.arithmetic.tokens
         self.vectors = ROWS // self.arithmetic.lanes if single else self.arithmetic.vectors
+
+    def _prefetch(self) -> Callable[..., None]:
+        """`fetch(w, block, step)` asks for the weights that come some steps later, if used once.
+
+        A CPU's own prefetching looks too few instructions ahead.
+        """
+        line = 8 * _LINE // int(self.weight.dtype[-2:])
+        lines = self.weight.static(2) // line
+        ahead = -(-_AHEAD // (lines * _LINE))
+        single = self.tokens == 1
+
+        @T.inline
+        def fetch(w: Any, block: Any, step: Any) -> None:
+            for i in T.unroll(lines if single else 0):
+                T.evaluate(
+                    T.call_llvm_intrin(
+                        "void",
+                        "llvm.prefetch.p0",
+                        T.address_of(w[block, step + ahead, i * line]),
+                        T.int32(0),
+                        T.int32(3),
+                        T.int32(1),
+                    )
+                )
+
+        chosen: Callable[..., None] = fetch
+        return chosen
 
     def tile(self) -> Callable[..., None]:
         """`multiply(x, w, block, tile, rows, total)` for a kernel's body.
@@ -32,6 +64,7 @@ class Product:
         It sets total, a local float32 buffer [tokens * 32], to the sums of rows tile * tokens on;
         rows past the end repeat the last.
         """
+        fetch = self._prefetch()
         add, lanes, steps = self.arithmetic.add, self.arithmetic.lanes, self.arithmetic.steps()
         tokens, vectors = self.tokens, self.vectors
         passes = ROWS // lanes // vectors
@@ -51,6 +84,7 @@ class Product:
                 for t in T.unroll(tokens):
                     total[vector(t, v)] = T.Broadcast(T.float32(0), lanes)
             for step in range(steps):
+                fetch(w, block, step)
                 for v in rows_loop(passes * vectors):
                     for t in T.unroll(tokens):
                         total[vector(t, v)] = add(
@@ -70,6 +104,7 @@ class Product:
                     for t in T.unroll(tokens):
                         total[vector(t, part * vectors + v)] = T.Broadcast(T.float32(0), lanes)
                 for step in range(steps):
+                    fetch(w, block, step)
                     for t in T.unroll(tokens):
                         for v in T.unroll(vectors):
                             total[vector(t, part * vectors + v)] = add(

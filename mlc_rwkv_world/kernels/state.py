@@ -11,35 +11,22 @@ from mlc_rwkv_world.kernels.signature import Signature, TensorType
 
 def state_get(sig: Signature) -> tirx.PrimFunc:
     """(state, layer, row) -> [B, D]."""
-    layers, rows, width = map(int, sig.args[0].shape[1:])
-    grid = Channels(width, sig, sig.args[0].shape[0])
-    lanes, blocks = grid.lanes, grid.blocks
-
-    @T.prim_func(s_tir=True)
-    def kernel(var_state: T.handle, layer: T.int64, row: T.int64, var_out: T.handle) -> None:
-        # Opaque: the tensor is written in place later, so that no read of it may be moved.
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        batch = T.int64()
-        state = T.match_buffer(var_state, (batch, layers, rows, width), "float32")
-        out = T.match_buffer(var_out, (batch, width), "float32")
-        for piece in grid.outer(batch * blocks):
-            for thread in grid.threads():
-                s = grid.row(piece)
-                c = grid.channel(piece, thread)
-                for i in T.vectorized(lanes):
-                    out[s, c + i] = state[s, layer, row, c + i]
-
-    return kernel
+    return _row(sig, write=False)
 
 
 def state_set(sig: Signature) -> tirx.PrimFunc:
     """(state, layer, row, value [B, D]): writes the row of `state`."""
+    return _row(sig, write=True)
+
+
+def _row(sig: Signature, *, write: bool) -> tirx.PrimFunc:
     layers, rows, width = map(int, sig.args[0].shape[1:])
     grid = Channels(width, sig, sig.args[0].shape[0])
     lanes, blocks = grid.lanes, grid.blocks
 
     @T.prim_func(s_tir=True)
     def kernel(var_state: T.handle, layer: T.int64, row: T.int64, var_value: T.handle) -> None:
+        # Opaque: the tensor is written in place later, so that no read of it may be moved.
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         batch = T.int64()
         state = T.match_buffer(var_state, (batch, layers, rows, width), "float32")
@@ -49,7 +36,10 @@ def state_set(sig: Signature) -> tirx.PrimFunc:
                 s = grid.row(piece)
                 c = grid.channel(piece, thread)
                 for i in T.vectorized(lanes):
-                    state[s, layer, row, c + i] = value[s, c + i]
+                    if write:
+                        state[s, layer, row, c + i] = value[s, c + i]
+                    else:
+                        value[s, c + i] = state[s, layer, row, c + i]
 
     return kernel
 
@@ -66,26 +56,27 @@ def state_store(sig: Signature) -> tirx.PrimFunc:
 
 def _copy(sig: Signature, kind: TensorType, backwards: bool = False) -> tirx.PrimFunc:
     """(a, b): a is copied to b, or b to a."""
-    batch, layers, rows, width = kind.shape
-    each = Channels(width, sig)
+    layers, rows, width = map(int, kind.shape[1:])
+    grid = Channels(width, sig)
+    each = layers * rows
 
     @T.prim_func(s_tir=True)
-    def kernel(
-        a: T.Buffer((batch, layers, rows, width), "float32"),
-        b: T.Buffer((batch, layers, rows, width), "float32"),
-    ) -> None:
+    def kernel(var_a: T.handle, var_b: T.handle) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        for piece in T.thread_binding(batch * layers * rows * each.blocks, thread="blockIdx.x"):
-            for thread in each.threads():
-                s = each.row(piece)
-                c = each.channel(piece, thread)
+        batch = T.int64()
+        a = T.match_buffer(var_a, (batch, layers, rows, width), "float32")
+        b = T.match_buffer(var_b, (batch, layers, rows, width), "float32")
+        for piece in grid.outer(batch * (each * grid.blocks)):
+            for thread in grid.threads():
+                s = grid.row(piece)
+                c = grid.channel(piece, thread)
                 if backwards:
-                    a[s // (layers * rows), s // rows % layers, s % rows, c] = b[
-                        s // (layers * rows), s // rows % layers, s % rows, c
+                    a[s // each, s // rows % layers, s % rows, c] = b[
+                        s // each, s // rows % layers, s % rows, c
                     ]
                 else:
-                    b[s // (layers * rows), s // rows % layers, s % rows, c] = a[
-                        s // (layers * rows), s // rows % layers, s % rows, c
+                    b[s // each, s // rows % layers, s % rows, c] = a[
+                        s // each, s // rows % layers, s % rows, c
                     ]
 
     return kernel

@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.channels import Channels
+from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import Signature
 
 Array = NDArray[Any]
@@ -54,12 +55,12 @@ def accumulate(total: Any, old: Any, new: Any, value: Any) -> Any:
     return T.exp(old - top) * total + T.exp(new - top) * value
 
 
-def wkv(sig: Signature) -> tirx.PrimFunc:
-    """(k, v, w, u, a, b, p, offsets) -> (y, a, b, p)."""
-    width = sig.args[0].static(1)
-    grid = Channels(width, sig)
-    lanes, blocks = grid.lanes, grid.blocks
-    one = T.float32(1)
+def kernel_of(width: int, body: Any, *, step: bool = False) -> tirx.PrimFunc:
+    """(k, v, w, u, a, b, p, offsets) -> (y, a, b, p), computed by `body`; see `wkv`.
+
+    `body(k, v, w, u, (a, b, p), offsets, y, (a_out, b_out, p_out), batch)` is inlined. A `step` has
+    one row for each sequence, and no offsets.
+    """
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -78,42 +79,55 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         seq_len, batch = T.int64(), T.int64()
-        k = T.match_buffer(var_k, (seq_len, width), "float32")
-        v = T.match_buffer(var_v, (seq_len, width), "float32")
+        rows = T.meta_var(batch if step else seq_len)
+        k = T.match_buffer(var_k, (rows, width), "float32")
+        v = T.match_buffer(var_v, (rows, width), "float32")
         a = T.match_buffer(var_a, (batch, width), "float32")
         b = T.match_buffer(var_b, (batch, width), "float32")
         p = T.match_buffer(var_p, (batch, width), "float32")
         offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
-        y = T.match_buffer(var_y, (seq_len, width), "float32")
+        y = T.match_buffer(var_y, (rows, width), "float32")
         a_out = T.match_buffer(var_a_out, (batch, width), "float32")
         b_out = T.match_buffer(var_b_out, (batch, width), "float32")
         p_out = T.match_buffer(var_p_out, (batch, width), "float32")
+        body(k, v, w, u, (a, b, p), offsets, y, (a_out, b_out, p_out), batch)
+
+    return without(kernel, "offsets") if step else kernel
+
+
+def wkv(sig: Signature) -> tirx.PrimFunc:
+    """(k, v, w, u, a, b, p, offsets) -> (y, a, b, p)."""
+    width = sig.args[0].static(1)
+    grid = Channels(width, sig)
+    lanes, blocks = grid.lanes, grid.blocks
+    one = T.float32(1)
+
+    @T.inline
+    def body(k, v, w, u, old, offsets, y, new, batch):  # type: ignore[no-untyped-def]
         for piece in grid.outer(batch * blocks):
             for thread in grid.threads():
                 s = grid.row(piece)
                 c = grid.channel(piece, thread)
-                s_a = T.alloc_buffer((lanes,), "float32", scope="local")
-                s_b = T.alloc_buffer((lanes,), "float32", scope="local")
-                s_p = T.alloc_buffer((lanes,), "float32", scope="local")
+                a = T.alloc_buffer((lanes,), "float32", scope="local")
+                b = T.alloc_buffer((lanes,), "float32", scope="local")
+                p = T.alloc_buffer((lanes,), "float32", scope="local")
                 for i in T.vectorized(lanes):
-                    s_a[i] = a[s, c + i]
-                    s_b[i] = b[s, c + i]
-                    s_p[i] = p[s, c + i]
+                    a[i] = old[0][s, c + i]
+                    b[i] = old[1][s, c + i]
+                    p[i] = old[2][s, c + i]
                 for step in range(offsets[s + 1] - offsets[s]):
                     t = T.cast(offsets[s] + step, "int64")
                     for i in T.vectorized(lanes):
-                        y[t, c + i] = output(
-                            s_a[i], s_b[i], s_p[i], u[c + i] + k[t, c + i], v[t, c + i]
-                        )
-                        s_a[i] = accumulate(s_a[i], s_p[i] + w[c + i], k[t, c + i], v[t, c + i])
-                        s_b[i] = accumulate(s_b[i], s_p[i] + w[c + i], k[t, c + i], one)
-                        s_p[i] = T.max(s_p[i] + w[c + i], k[t, c + i])
+                        y[t, c + i] = output(a[i], b[i], p[i], u[c + i] + k[t, c + i], v[t, c + i])
+                        a[i] = accumulate(a[i], p[i] + w[c + i], k[t, c + i], v[t, c + i])
+                        b[i] = accumulate(b[i], p[i] + w[c + i], k[t, c + i], one)
+                        p[i] = T.max(p[i] + w[c + i], k[t, c + i])
                 for i in T.vectorized(lanes):
-                    a_out[s, c + i] = s_a[i]
-                    b_out[s, c + i] = s_b[i]
-                    p_out[s, c + i] = s_p[i]
+                    new[0][s, c + i] = a[i]
+                    new[1][s, c + i] = b[i]
+                    new[2][s, c + i] = p[i]
 
-    return kernel
+    return kernel_of(width, body)
 
 
 def wkv_step(sig: Signature) -> tirx.PrimFunc:
@@ -123,45 +137,23 @@ def wkv_step(sig: Signature) -> tirx.PrimFunc:
     lanes, blocks = grid.lanes, grid.blocks
     one = T.float32(1)
 
-    @T.prim_func(s_tir=True)
-    def kernel(
-        var_k: T.handle,
-        var_v: T.handle,
-        w: T.Buffer((width,), "float32"),
-        u: T.Buffer((width,), "float32"),
-        var_a: T.handle,
-        var_b: T.handle,
-        var_p: T.handle,
-        var_y: T.handle,
-        var_a_out: T.handle,
-        var_b_out: T.handle,
-        var_p_out: T.handle,
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        batch = T.int64()
-        k = T.match_buffer(var_k, (batch, width), "float32")
-        v = T.match_buffer(var_v, (batch, width), "float32")
-        a = T.match_buffer(var_a, (batch, width), "float32")
-        b = T.match_buffer(var_b, (batch, width), "float32")
-        p = T.match_buffer(var_p, (batch, width), "float32")
-        y = T.match_buffer(var_y, (batch, width), "float32")
-        a_out = T.match_buffer(var_a_out, (batch, width), "float32")
-        b_out = T.match_buffer(var_b_out, (batch, width), "float32")
-        p_out = T.match_buffer(var_p_out, (batch, width), "float32")
+    @T.inline
+    def body(k, v, w, u, old, _offsets, y, new, batch):  # type: ignore[no-untyped-def]
         for piece in grid.outer(batch * blocks):
             for thread in grid.threads():
                 s = grid.row(piece)
                 c = grid.channel(piece, thread)
+                a, b, p = T.meta_var(old)
                 for i in T.vectorized(lanes):
                     y[s, c + i] = output(
                         a[s, c + i], b[s, c + i], p[s, c + i], u[c + i] + k[s, c + i], v[s, c + i]
                     )
-                    a_out[s, c + i] = accumulate(
+                    new[0][s, c + i] = accumulate(
                         a[s, c + i], p[s, c + i] + w[c + i], k[s, c + i], v[s, c + i]
                     )
-                    b_out[s, c + i] = accumulate(
+                    new[1][s, c + i] = accumulate(
                         b[s, c + i], p[s, c + i] + w[c + i], k[s, c + i], one
                     )
-                    p_out[s, c + i] = T.max(p[s, c + i] + w[c + i], k[s, c + i])
+                    new[2][s, c + i] = T.max(p[s, c + i] + w[c + i], k[s, c + i])
 
-    return kernel
+    return kernel_of(width, body, step=True)

@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.cuda_intrinsics import copy_async, copy_commit, copy_wait, sync_warp
 from mlc_rwkv_world.kernels.signature import Signature
-from mlc_rwkv_world.kernels.wkv import accumulate, output
+from mlc_rwkv_world.kernels.wkv import accumulate, kernel_of, output
 
 LANES = 32
 # Steps that are copied together, and how many such copies there are room for.
@@ -31,33 +31,8 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
     blocks, row_pieces = width // LANES, LANES // _PIECE
     copies = STEPS * row_pieces // LANES
 
-    @T.prim_func(s_tir=True)
-    def kernel(
-        var_k: T.handle,
-        var_v: T.handle,
-        w: T.Buffer((width,), "float32"),
-        u: T.Buffer((width,), "float32"),
-        var_a: T.handle,
-        var_b: T.handle,
-        var_p: T.handle,
-        var_offsets: T.handle,
-        var_y: T.handle,
-        var_a_out: T.handle,
-        var_b_out: T.handle,
-        var_p_out: T.handle,
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        seq_len, batch = T.int64(), T.int64()
-        k = T.match_buffer(var_k, (seq_len, width), "float32")
-        v = T.match_buffer(var_v, (seq_len, width), "float32")
-        a = T.match_buffer(var_a, (batch, width), "float32")
-        b = T.match_buffer(var_b, (batch, width), "float32")
-        p = T.match_buffer(var_p, (batch, width), "float32")
-        offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
-        y = T.match_buffer(var_y, (seq_len, width), "float32")
-        a_out = T.match_buffer(var_a_out, (batch, width), "float32")
-        b_out = T.match_buffer(var_b_out, (batch, width), "float32")
-        p_out = T.match_buffer(var_p_out, (batch, width), "float32")
+    @T.inline
+    def body(k, v, w, u, old, offsets, y, new, batch):  # type: ignore[no-untyped-def]
         for piece in T.thread_binding(batch * blocks, thread="blockIdx.x"):
             for lane in T.thread_binding(LANES, thread="threadIdx.x"):
                 ks = T.alloc_buffer((STAGES, STEPS, LANES), "float32", scope="shared")
@@ -91,9 +66,9 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
                             16,
                         )
 
-                state[0] = a[s, c]
-                state[1] = b[s, c]
-                state[2] = p[s, c]
+                state[0] = old[0][s, c]
+                state[1] = old[1][s, c]
+                state[2] = old[2][s, c]
                 for turn in T.unroll(STAGES - 1):
                     if turn * STEPS < count:
                         start(turn)
@@ -114,8 +89,8 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
                         state[0] = accumulate(state[0], step[2], step[0], step[1])
                         state[1] = accumulate(state[1], step[2], step[0], T.float32(1))
                         state[2] = T.max(step[2], step[0])
-                a_out[s, c] = state[0]
-                b_out[s, c] = state[1]
-                p_out[s, c] = state[2]
+                new[0][s, c] = state[0]
+                new[1][s, c] = state[1]
+                new[2][s, c] = state[2]
 
-    return kernel
+    return kernel_of(width, body)

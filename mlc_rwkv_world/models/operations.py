@@ -20,8 +20,10 @@ PREFIX = "rwkv_world."
 BLOCK_BEGIN = PREFIX + "block_begin"
 BLOCK_END = PREFIX + "block_end"
 STATE_SET = PREFIX + "state_set"
-# Made by a pass, not by models: (x [T, K], packed weight) -> [T, N], both float32.
+# Made by passes, not by models: (x [T, K], packed weight) -> [T, N], both float32. The second
+# rounds x to bytes.
 LINEAR_PACKED = PREFIX + "linear_packed"
+LINEAR_PACKED_INT8 = PREFIX + "linear_packed_int8"
 
 Shape = Sequence[Any]
 TensorSpec = tuple[Shape, str]

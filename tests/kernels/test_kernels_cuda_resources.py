@@ -16,7 +16,7 @@ from mlc_rwkv_world.errors import TargetError
 from mlc_rwkv_world.kernels import matmul_cuda, matvec_cuda
 from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
-from mlc_rwkv_world.transforms.choose_kernels import with_root_block
+from mlc_rwkv_world.transforms.calls import with_root_block
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 

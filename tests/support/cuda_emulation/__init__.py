@@ -60,11 +60,8 @@ def run(function: str, *args: Any, backwards: bool = False, timeout: float = 600
         return pickle.loads(answer.read_bytes())
 
 
-def install(folder: Path) -> None:
-    """Loads the stand-in into this process, with what it compiles in `folder`."""
-    import tvm
-    import tvm_ffi
-
+def make_libraries(folder: Path) -> list[Path]:
+    """The stand-ins for NVIDIA's libraries, under their names, in `folder`."""
     versions = folder / "versions"
     versions.write_text("libcudart.so.13 { global: cuda*; };")
     runtime, driver = folder / "libcudart.so.13", folder / "libcuda.so.1"
@@ -72,7 +69,15 @@ def install(folder: Path) -> None:
     _compile((_HERE / "runtime.cc").read_text(), runtime, *flags)
     # It holds the driver's functions too.
     _compile("", driver, "-Wl,-soname,libcuda.so.1")
-    for library in (runtime, driver):
+    return [runtime, driver]
+
+
+def install(folder: Path) -> None:
+    """Loads the stand-in into this process, with what it compiles in `folder`."""
+    import tvm
+    import tvm_ffi
+
+    for library in make_libraries(folder):
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
     count = 0

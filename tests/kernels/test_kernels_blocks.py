@@ -1,0 +1,258 @@
+"""The fused kernels of a block on a CPU against float64, in each arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from compiling import Array, Case, Kernels, error_ratio
+from tvm.target import Target
+
+from mlc_rwkv_world.kernels import activation, channel_mix_cpu, mix_cpu, time_mix_cpu
+from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type
+from mlc_rwkv_world.kernels.cpu_features import lanes
+from mlc_rwkv_world.kernels.layer_norm import reference as layer_norm
+from mlc_rwkv_world.kernels.packed_weight import packed_type, reference_grouped, reference_plain
+from mlc_rwkv_world.kernels.signature import TensorType
+from mlc_rwkv_world.kernels.wkv import reference as wkv
+from mlc_rwkv_world.quantization.group import dequantize, quantize
+
+F32, U32 = "float32", "uint32"
+# Three and five blocks of rows; a state of two layers.
+D, HIDDEN, LAYERS, LAYER, EPS, FACTOR = 96, 160, 2, 1, 1e-5, 0.5
+# Rows of a layer's state: previous x, a, b, p, previous x.
+ROWS_OF_STATE, ROW = 5, 4
+ROWS, LENGTHS = 5, [3, 1, 7]
+# By arithmetic, of root mean squares: float32's rounding, and results rounded to 8 bits.
+RATIO = {FLOAT32: 2e-6, INT8: 8e-3}
+FORMATS = {FLOAT32: "float16", INT8: "q4f16"}
+Spec = tuple[Any, ...]
+
+
+def _weight_type(n: int, k: int, arithmetic: str) -> TensorType:
+    if arithmetic == FLOAT32:
+        return packed_type([TensorType((n, k), "float16")], k)
+    stored = [TensorType((n, k // 8), U32), TensorType((n, k // 32), "float16")]
+    return packed_type(stored, k)
+
+
+def _spec(ty: TensorType) -> Spec:
+    return (*ty.shape, ty.dtype)
+
+
+def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
+    def weight(n: int, k: int) -> Spec:
+        return _spec(_weight_type(n, k, arithmetic))
+
+    def given(k: int) -> Spec:
+        return _spec(input_type(rows, _weight_type(D, k, arithmetic), arithmetic))
+
+    row, vector = (rows, D, F32), (D, F32)
+    state, batch = (rows, LAYERS, ROWS_OF_STATE, D, F32), ("b", LAYERS, ROWS_OF_STATE, D, F32)
+    offsets, square = ("o", "int32"), weight(D, D)
+    norm, inputs = partial(mix_cpu.norm_mix, eps=EPS), [given(D)] * 3
+    cases: dict[str, Case] = {
+        "norm2": (norm, [row, *[vector] * 4, state], inputs[:2]),
+        "norm3": (norm, [row, *[vector] * 5, state], inputs),
+        "step": (
+            time_mix_cpu.time_mix,
+            [*inputs, *[square] * 3, vector, vector, state],
+            inputs[:1],
+        ),
+        "key": (
+            channel_mix_cpu.key_receptance,
+            [*inputs[:2], weight(HIDDEN, D), square],
+            [given(HIDDEN), row],
+        ),
+        "residual": (channel_mix_cpu.residual, [given(D), square, row], [row]),
+        "gated": (
+            partial(channel_mix_cpu.gated_residual, factor=FACTOR),
+            [given(HIDDEN), weight(D, HIDDEN), row, row],
+            [row],
+        ),
+    }
+    if rows != 1:
+        cases |= {
+            "shift2": (mix_cpu.shift_mix, [row, offsets, vector, vector, batch], inputs[:2]),
+            "shift3": (mix_cpu.shift_mix, [row, offsets, *[vector] * 3, batch], inputs),
+            "products": (time_mix_cpu.products, [*inputs, *[square] * 3], [row] * 3),
+            "recurrence": (
+                time_mix_cpu.recurrence,
+                [row, row, row, vector, vector, offsets, batch],
+                inputs[:1],
+            ),
+        }
+    return {f"{name}_{arithmetic}_{rows}": case for name, case in cases.items()}
+
+
+class _Bench:
+    """Kernels, and float64 twins of what they are given."""
+
+    def __init__(self, kernels: Kernels, arithmetic: str, rows: int | str) -> None:
+        self.kernels, self.arithmetic, self.rows = kernels, arithmetic, rows
+        self.count = 1 if rows == 1 else ROWS
+        self.rng = np.random.default_rng(7)
+
+    def floats(self, *shape: int) -> Array:
+        return self.rng.standard_normal(shape).astype(F32)
+
+    def ratios(self, count: int) -> list[Array]:
+        return [self.rng.uniform(0, 1, D).astype(F32) for _ in range(count)]
+
+    def state(self, batch: int) -> Array:
+        state = self.floats(batch, LAYERS, ROWS_OF_STATE, D)
+        state[:, :, 2] = np.abs(state[:, :, 2]) + 1
+        return state
+
+    def weight(self, n: int, k: int) -> tuple[Array, Array]:
+        """A packed weight, and its values."""
+        dense = self.floats(n, k) / np.float32(k**0.5)
+        if self.arithmetic == FLOAT32:
+            return reference_plain(dense.astype("float16")), dense.astype("float16").astype(float)
+        words, scales = quantize(dense, 4, "float16")
+        target: Target = self.kernels.target
+        packed = reference_grouped(words, scales, 4, lanes(target))
+        return packed, dequantize(words, scales, 4).astype(float)
+
+    def given(self, rows: int, k: int) -> tuple[Array, Array]:
+        """An input of a product, and its values."""
+        x = self.floats(rows, k)
+        if self.arithmetic == FLOAT32:
+            return x, x.astype(float)
+        records = activation.reference(x)
+        return records, activation.dequantized(records).astype(float)
+
+    def run(
+        self, name: str, *args: Any, outs: Sequence[tuple[int, int]], floats: Sequence[int] = ()
+    ) -> list[Array]:
+        """The results, [rows, K] each: those of `floats` as such, others are inputs of products."""
+        kinds: list[tuple[tuple[int, ...], str]] = [
+            ((rows, k // 32, activation.RECORD), U32)
+            if self.arithmetic == INT8 and i not in floats
+            else ((rows, k), F32)
+            for i, (rows, k) in enumerate(outs)
+        ]
+        found = self.kernels(f"{name}_{self.arithmetic}_{self.rows}", *args, outs=kinds)
+        return [activation.dequantized(out) if out.dtype == U32 else out for out in found]
+
+    def close(self, found: Array, exact: Array, ratio: float | None = None) -> None:
+        assert error_ratio(found, exact) < (ratio or RATIO[self.arithmetic])
+
+
+@pytest.fixture(scope="module", params=RATIO)
+def arithmetic(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def kernels(arithmetic: str, compiled: Callable[[Mapping[str, Case]], Kernels]) -> Kernels:
+    if arithmetic == INT8 and not compiled({}).multiplies_bytes:
+        pytest.skip("products of bytes need AVX2 or NEON's dot products")
+    return compiled(_cases(arithmetic, 1) | _cases(arithmetic, "m"))
+
+
+@pytest.fixture(params=[1, "m"])
+def bench(request: pytest.FixtureRequest, kernels: Kernels, arithmetic: str) -> _Bench:
+    return _Bench(kernels, arithmetic, request.param)
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _offsets() -> Array:
+    return np.cumsum([0, *LENGTHS]).astype(np.int32)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_norm_mix(bench: _Bench, count: int) -> None:
+    x, weight, bias = bench.floats(bench.count, D) + 3, bench.floats(D), bench.floats(D)
+    ratios, state = bench.ratios(count), bench.state(bench.count)
+    after = tvm.runtime.tensor(state)
+    args = [x, weight, bias, *ratios, after, LAYER, ROW]
+    outs = bench.run(f"norm{count}", *args, outs=[(bench.count, D)] * count)
+    normal = layer_norm(x.astype(float), weight.astype(float), bias.astype(float), EPS)
+    for out, ratio in zip(outs, ratios, strict=True):
+        bench.close(out, normal * ratio + state[:, LAYER, ROW] * (1 - ratio.astype(float)))
+    state[:, LAYER, ROW] = after.numpy()[:, LAYER, ROW]
+    np.testing.assert_array_equal(after.numpy(), state)
+    bench.close(after.numpy()[:, LAYER, ROW], normal, RATIO[FLOAT32])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shift_mix(kernels: Kernels, arithmetic: str, count: int) -> None:
+    bench, tokens = _Bench(kernels, arithmetic, "m"), sum(LENGTHS)
+    x, ratios, state = bench.floats(tokens, D), bench.ratios(count), bench.state(len(LENGTHS))
+    after = tvm.runtime.tensor(state)
+    args = [x, _offsets(), *ratios, after, LAYER, ROW]
+    outs = bench.run(f"shift{count}", *args, outs=[(tokens, D)] * count)
+    before = np.roll(x, 1, axis=0)
+    before[_offsets()[:-1]] = state[:, LAYER, ROW]
+    for out, ratio in zip(outs, ratios, strict=True):
+        bench.close(out, x.astype(float) * ratio + before * (1 - ratio.astype(float)))
+    state[:, LAYER, ROW] = x[_offsets()[1:] - 1]
+    np.testing.assert_array_equal(after.numpy(), state)
+
+
+def test_time_mix_of_a_step(bench: _Bench) -> None:
+    inputs = [bench.given(bench.count, D) for _ in range(3)]
+    weights = [bench.weight(D, D) for _ in range(3)]
+    decay, first, state = bench.floats(D) - 1, bench.floats(D), bench.state(bench.count)
+    after = tvm.runtime.tensor(state)
+    stored = [*(x for x, _ in inputs), *(w for w, _ in weights)]
+    (gated,) = bench.run("step", *stored, decay, first, after, LAYER, outs=[(bench.count, D)])
+    k, v, r = (x @ w.T for (_, x), (_, w) in zip(inputs, weights, strict=True))
+    rows = state[:, LAYER].astype(float)
+    offsets = np.arange(bench.count + 1)
+    vectors = [-np.exp(decay.astype(float)), first.astype(float)]
+    y, *new = wkv(k, v, *vectors, *rows[:, 1:4].swapaxes(0, 1), offsets)
+    bench.close(gated, _sigmoid(r) * y)
+    for row, exact in zip((1, 2, 3), new, strict=True):
+        bench.close(after.numpy()[:, LAYER, row], exact, 5e-6)
+
+
+def test_products_and_recurrence_of_prompts(kernels: Kernels, arithmetic: str) -> None:
+    bench, tokens = _Bench(kernels, arithmetic, "m"), sum(LENGTHS)
+    inputs = [bench.given(tokens, D) for _ in range(3)]
+    weights = [bench.weight(D, D) for _ in range(3)]
+    stored = [*(x for x, _ in inputs), *(w for w, _ in weights)]
+    found = bench.run("products", *stored, outs=[(tokens, D)] * 3, floats=[0, 1, 2])
+    exact = [x @ w.T for (_, x), (_, w) in zip(inputs, weights, strict=True)]
+    exact[2] = _sigmoid(exact[2])
+    for out, wanted in zip(found, exact, strict=True):
+        bench.close(out, wanted, RATIO[FLOAT32])
+    decay, first, state = bench.floats(D) - 1, bench.floats(D), bench.state(len(LENGTHS))
+    after = tvm.runtime.tensor(state)
+    args = [*found, decay, first, _offsets(), after, LAYER]
+    (gated,) = bench.run("recurrence", *args, outs=[(tokens, D)])
+    k, v, r = (out.astype(float) for out in found)
+    rows = state[:, LAYER].astype(float)
+    vectors = [-np.exp(decay.astype(float)), first.astype(float)]
+    y, *new = wkv(k, v, *vectors, *rows[:, 1:4].swapaxes(0, 1), _offsets())
+    bench.close(gated, r * y)
+    for row, wanted in zip((1, 2, 3), new, strict=True):
+        bench.close(after.numpy()[:, LAYER, row], wanted, 5e-6)
+
+
+def test_key_and_receptance(bench: _Bench) -> None:
+    (xk, k), (xr, r) = bench.given(bench.count, D), bench.given(bench.count, D)
+    (wk, key), (wr, gate) = bench.weight(HIDDEN, D), bench.weight(D, D)
+    outs = bench.run(
+        "key", xk, xr, wk, wr, outs=[(bench.count, HIDDEN), (bench.count, D)], floats=[1]
+    )
+    bench.close(outs[0], np.square(np.maximum(k @ key.T, 0)))
+    bench.close(outs[1], _sigmoid(r @ gate.T), RATIO[FLOAT32])
+
+
+def test_residual_products(bench: _Bench) -> None:
+    (x, exact), (weight, values) = bench.given(bench.count, D), bench.weight(D, D)
+    before, gate = bench.floats(bench.count, D), bench.floats(bench.count, D)
+    (after,) = bench.run("residual", x, weight, before, outs=[(bench.count, D)], floats=[0])
+    bench.close(after, before + exact @ values.T, RATIO[FLOAT32])
+    (x, exact), (weight, values) = bench.given(bench.count, HIDDEN), bench.weight(D, HIDDEN)
+    (after,) = bench.run("gated", x, weight, gate, before, outs=[(bench.count, D)], floats=[0])
+    bench.close(after, (before + gate * (exact @ values.T)) * FACTOR, RATIO[FLOAT32])
