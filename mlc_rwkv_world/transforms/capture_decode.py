@@ -1,4 +1,4 @@
-"""Prepares the decode step for capture as a CUDA graph."""
+"""Prepares decode steps, of one sequence and of several, for capture as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from mlc_rwkv_world.transforms.calls import tensor_type, with_root_block
 from mlc_rwkv_world.tvm_names import name_of
 
 _STATE = "state"
-CAPTURED = ("rwkv_world_decode",)
+CAPTURED = ("rwkv_world_decode", "rwkv_world_batch_decode")
+# Names of a function's dynamic extents, for each of whose values a graph is captured.
+_CAPTURE_EXTENTS = "relax.rewrite_cuda_graph.capture_symbolic_vars"
 
 
 @tvm.transform.module_pass(opt_level=0, name="CaptureDecode")
 class CaptureDecode:
-    """Lets the decode step work on a copy of the state at a fixed address.
+    """Lets a decode step work on a copy of the state at a fixed address.
 
     A graph holds addresses, and each call brings a state of its own. So a step copies the state
-    in, runs the graph on the copy, and copies it back: some megabytes, against a model's gigabytes.
+    in, runs the graph on the copy, and copies it back: some megabytes a sequence, against a
+    model's gigabytes. A batch has a graph for each number of sequences that it ever had.
     """
 
     def __init__(self, target: Target) -> None:
@@ -33,7 +36,9 @@ class CaptureDecode:
         copier = _Copier(mod, self.target)
         for gvar, func in mod.functions_items():
             if name_of(gvar) in CAPTURED:
-                copier.builder_.update_func(gvar, copier.visit_expr(func))
+                extents = sorted(name_of(var) for var in relax.analysis.defined_symbolic_vars(func))
+                func = copier.visit_expr(func).with_attr(_CAPTURE_EXTENTS, extents)
+                copier.builder_.update_func(gvar, func)
         return copier.builder_.get()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import tvm
 from tvm import IRModule, relax, tirx
@@ -12,19 +12,18 @@ from tvm.target import Target
 
 from mlc_rwkv_world.kernels import product_cpu
 from mlc_rwkv_world.kernels.activation import quantize
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, input_type
+from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
 from mlc_rwkv_world.kernels.linear import linear
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.kernels.table import NAMED
-from mlc_rwkv_world.models.operations import LINEAR_PACKED, PREFIX, STATE_SET
-from mlc_rwkv_world.transforms.calls import (
-    packed_name,
-    tensor_type,
-    type_key,
-    with_root_block,
+from mlc_rwkv_world.models.operations import (
+    LINEAR_PACKED,
+    LINEAR_PACKED_INT8,
+    PREFIX,
+    STATE_SET,
 )
-from mlc_rwkv_world.tvm_names import name_of
+from mlc_rwkv_world.transforms.calls import built_kernel, packed_name, tensor_type, type_key
 
 _MATMUL = Op.get("relax.matmul")
 _PERMUTE_DIMS = Op.get("relax.permute_dims")
@@ -41,16 +40,13 @@ class ChooseKernels:
     of the product's kernel.
     """
 
-    def __init__(self, target: Target, arithmetic: Mapping[str, str] | None = None) -> None:
-        """`arithmetic` is that of products with packed weights, by function; else float32."""
+    def __init__(self, target: Target) -> None:
         self.target = target
-        self.arithmetic = arithmetic or {}
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         chooser = _Chooser(mod, self.target)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                chooser.arithmetic = self.arithmetic.get(name_of(gvar), FLOAT32)
                 chooser.builder_.update_func(gvar, chooser.visit_expr(func))
         return relax.transform.DeadCodeElimination()(chooser.builder_.get())
 
@@ -60,7 +56,6 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
     def __init__(self, mod: IRModule, target: Target) -> None:
         super().__init__(mod)
         self.target = target
-        self.arithmetic = FLOAT32
         self._chosen: dict[tuple[object, ...], relax.GlobalVar] = {}
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
@@ -69,7 +64,9 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         if name == STATE_SET:
             return self._state_set(call)
         if name == LINEAR_PACKED:
-            return self._linear_packed(call)
+            return self._linear_packed(call, FLOAT32)
+        if name == LINEAR_PACKED_INT8:
+            return self._linear_packed(call, INT8)
         if name is not None and name.startswith(PREFIX) and name != _DEQUANTIZE:
             return self._named(call, name.removeprefix(PREFIX))
         if call.op == _MATMUL:
@@ -91,7 +88,7 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         types = map(type_key, [*signature.args, *signature.outs])
         key = (name, *types, *options.items())
         if key not in self._chosen:
-            func = with_root_block(build(signature, **options))
+            func = built_kernel(build, signature, **options)
             self._chosen[key] = self.builder_.add_func(func, name)
         return self._chosen[key]
 
@@ -118,10 +115,10 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         func = self._kernel("linear", linear, args, [tensor_type(call.ty)])
         return relax.call_tir(func, relax.Tuple(args), call.ty)
 
-    def _linear_packed(self, call: relax.Call) -> relax.Expr:
+    def _linear_packed(self, call: relax.Call, arithmetic: str) -> relax.Expr:
         x, weight = call.args[1].fields
         out = tensor_type(call.ty_args[0])
-        wanted = input_type(out.shape[0], tensor_type(weight.ty), self.arithmetic)
+        wanted = input_type(out.shape[0], tensor_type(weight.ty), arithmetic)
         if wanted.dtype != "float32":
             func = self._kernel("quantize", quantize, [x], [wanted])
             ty = relax.TensorType(list(wanted.shape), wanted.dtype)

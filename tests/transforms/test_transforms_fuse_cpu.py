@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from mlc_rwkv_world.compiler import arithmetic, metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError, UsageError
+from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8
 from mlc_rwkv_world.models.rwkv4 import INITIAL_ROWS
 from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.transforms.choose_arithmetic import ChooseArithmetic
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
 from mlc_rwkv_world.transforms.fuse_blocks_cpu import FuseBlocksCPU
@@ -37,10 +40,16 @@ def _names(quantization: str) -> list[str]:
     return [spec.name for spec in specs]
 
 
-def _fused(quantization: str, dtype: str = "float32") -> IRModule:
+def _fused(
+    quantization: str, dtype: str = "float32", arithmetic: str = FLOAT32, exact: Sequence[int] = ()
+) -> IRModule:
     target = resolve("llvm").target
     mod = small_module(quantization, dtype)
-    for step in (PackWeights(target, _names(quantization)), FuseBlocksCPU(target, {})):
+    for step in (
+        PackWeights(target, _names(quantization)),
+        ChooseArithmetic(dict.fromkeys(FUSED, arithmetic), exact),
+        FuseBlocksCPU(target),
+    ):
         mod = step(mod)
     return ChooseKernels(target)(EraseBlockMarks()(mod))
 
@@ -63,6 +72,40 @@ def test_a_block_becomes_few_kernels(function: str) -> None:
     assert not {"token_shift", "state_get", "state_set", "wkv", "wkv_step"} & set(called)
     # Six kernels for a step, nine for a prompt; embedding and head beside them.
     assert len(called) <= LAYERS * (6 if "decode" in function else 9) + 6
+
+
+# The kernels of a step that hold a block's products, which they read as their first argument.
+PRODUCTS = ("time_mix", "residual", "key_receptance", "gated_residual")
+
+
+@pytest.mark.parametrize("exact", [(), (0,), (1,), (0, 1)])
+def test_chosen_blocks_multiply_float32(exact: tuple[int, ...]) -> None:
+    """Whatever the others do; no other type in the function changes."""
+    mod = _fused("q4f16_1", arithmetic=INT8, exact=exact)
+    assert relax.analysis.check_well_formed(mod)
+    found: dict[str, list[str]] = {name: [] for name in PRODUCTS}
+    for call in calls(functions(mod)["rwkv_world_decode"]):
+        if callee(call).startswith("relax.call_tir"):
+            name = name_of(call.args[0]).rstrip("0123456789")
+            if name in PRODUCTS:
+                found[name].append(str(call.args[1].fields[0].ty.dtype))
+    expected = ["float32" if block in exact else "uint32" for block in range(LAYERS)]
+    assert found == dict.fromkeys(PRODUCTS, expected)
+
+
+@pytest.mark.parametrize("function", FUSED)
+def test_arithmetic_without_fusion(function: str) -> None:
+    """The passes agree on a block that is left as it is."""
+    target = resolve("llvm").target
+    mod = PackWeights(target, _names("q8f16_1"))(small_module("q8f16_1", "float32"))
+    tvm.ir.assert_structural_equal(ChooseArithmetic({}, ())(mod), mod)
+    mod = ChooseArithmetic({function: INT8}, [1])(mod)
+    mod = ChooseKernels(target)(EraseBlockMarks()(mod))
+    for name in FUSED:
+        called = _called(mod, name)
+        # Seven products in each block, and the head.
+        assert called.count("linear_packed") == 7 * LAYERS + 1
+        assert called.count("quantize") == (7 * (LAYERS - 1) + 1 if name == function else 0)
 
 
 def test_what_does_not_compute_in_float32_is_left_alone() -> None:
