@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,10 @@ def notes(target: BuildTarget, paths: Sequence[Path]) -> tuple[str, ...]:
     return (f"{why}{objects[0]} holds object files, to be linked where they will run{also}",)
 
 
+# What a library and its objects may take. LLVM ends the process where it cannot write an object.
+_ROOM = 32 << 20
+
+
 def write(mod: IRModule, target: BuildTarget, path: Path) -> list[Path]:
     """Compiles a lowered module and writes it to `path`, whose ending `ending` gave.
 
@@ -75,6 +80,8 @@ def write(mod: IRModule, target: BuildTarget, path: Path) -> list[Path]:
     device = cuda.compiling(target.target) if target.kind == "cuda" else target.target
     if path.suffix != ".tar":
         _require_compiler()
+    if shutil.disk_usage(path.parent).free < _ROOM:
+        raise out_of_space(path.parent)
     try:
         with device:
             executable = tvm.relax.build(
@@ -83,10 +90,10 @@ def write(mod: IRModule, target: BuildTarget, path: Path) -> list[Path]:
                 relax_pipeline=tvm.transform.Sequential([]),
                 system_lib=system_lib,
             )
-        if path.suffix == ".tar":
-            executable.export_library(str(path), fcompile=tar.tar)
-        else:
-            executable.export_library(str(path))
+        packer = {"fcompile": tar.tar} if path.suffix == ".tar" else {}
+        # What a killed build leaves lies beside the library, where the next one clears it.
+        with tempfile.TemporaryDirectory(prefix="objects-", dir=path.parent) as objects:
+            executable.export_library(str(path), workspace_dir=objects, **packer)
     except (tvm.error.InternalError, RuntimeError, ValueError, OSError) as err:
         if "No space left on device" in str(err):
             raise out_of_space(path.parent) from err

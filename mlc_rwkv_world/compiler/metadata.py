@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import tvm
 from tvm import IRModule, relax, tirx
 from tvm.ir import Op
 
@@ -57,6 +58,7 @@ def describe(
         ],
         "rwkv_world": {
             "revision": REVISION,
+            "tvm": tvm.__version__,
             BUILD_ID: build_id(config, fmt, specs),
             "target": target.describe(),
             "cpu_features": target.cpu_features(),

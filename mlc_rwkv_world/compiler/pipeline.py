@@ -17,7 +17,9 @@ from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions
+from mlc_rwkv_world.transforms.attach_symbols import AttachSymbols
 from mlc_rwkv_world.transforms.capture_decode import CaptureDecode
+from mlc_rwkv_world.transforms.choose_arithmetic import ChooseArithmetic
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
@@ -43,12 +45,16 @@ def run(
     arithmetic = by_function(metadata.get("rwkv_world", {}).get("arithmetic", {}))
     phases: dict[str, list[Pass]] = {
         "precision": [FP32Layers(config.fp32_layers or ())],
-        "weights": [PackWeights(target, names)] if target.kind.name == "llvm" else [],
-        "blocks": [FuseBlocksCPU(target, arithmetic)] if target.kind.name == "llvm" else [],
+        "weights": (
+            [PackWeights(target, names), ChooseArithmetic(arithmetic, config.fp32_layers or ())]
+            if target.kind.name == "llvm"
+            else []
+        ),
+        "blocks": [FuseBlocksCPU(target)] if target.kind.name == "llvm" else [],
         "kernels": [
-            EraseBlockMarks(),
             FuseDecode(target),
-            ChooseKernels(target, arithmetic),
+            EraseBlockMarks(),
+            ChooseKernels(target),
             CaptureDecode(target),
         ],
         "fusion": [
@@ -73,7 +79,7 @@ def run(
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
-            relax.transform.AttachGlobalSymbol(),
+            AttachSymbols(),
         ],
     }
     added = AddEngineFunctions(target, ENGINE_PREFILL_TOKENS)

@@ -102,6 +102,11 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
                 batch = [(step + 11 * i) % vocabulary for i in range(len(offsets) - 1)]
                 logits = call("rwkv_world_batch_decode", batch, kept)
                 answers[f"batch {step}"] = [logits, kept.numpy()]
+    # Another number of sequences, and then the first again.
+    for turn, count in enumerate((2, 3)):
+        kept = state(count)
+        logits = call("rwkv_world_batch_decode", list(range(9, 9 + count)), kept)
+        answers[f"batch of {count}, {turn}"] = [logits, kept.numpy()]
     # Each step brings a tensor of its own, and two sequences take turns.
     sequences = [state(1), state(1)]
     for step in range(STEPS):

@@ -11,6 +11,7 @@ import pytest
 from support.checkpoints import random_world, write_pth
 
 from mlc_rwkv_world import build
+from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.search import library_kind
 from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.compiler import cuda
@@ -94,6 +95,21 @@ def test_cuda_library(for_cuda: Artifact) -> None:
     inner = data[data.index(b"\x7fELF", 1) :]
     assert int.from_bytes(inner[_MACHINE], "little") == _EM_CUDA
     assert 90 in inner[_FLAGS]
+
+
+def test_cuda_library_with_all_blocks_in_float32(source: Path, tmp_path: Path) -> None:
+    artifact = build(
+        source,
+        target="cuda -arch=sm_80",
+        output=tmp_path,
+        fp32_layers="all",
+        prefill_chunk_size=16,
+    )
+    assert (artifact.compute_dtype, artifact.fp32_layers) == ("float16", (0, 1))
+    found = read_embedded(artifact.libraries[0])
+    assert found is not None
+    assert (found.compute_dtype, found.fp32_layers) == ("float16", (0, 1))
+    assert bool(artifact.notes) != cuda.compiles()
 
 
 def test_libraries_for_other_targets_stay(for_cuda: Artifact) -> None:

@@ -57,3 +57,8 @@ def test_model_on_an_emulated_gpu(model: Model) -> None:
     assert first[2] == 0 and first[0] == captured + OUTSIDE
     assert captured <= 6 * LAYERS + 6
     assert all(other == [OUTSIDE, 0, 1] for other in others)
+    # A batch has a graph of its own for each number of sequences.
+    new = [calls[1] > 0 for calls in launches["rwkv_world_batch_decode"]]
+    assert new == [True] + [False] * (STEPS - 1) + [True, False]
+    replayed = [calls for calls in launches["rwkv_world_batch_decode"] if not calls[1]]
+    assert all(calls == [OUTSIDE, 0, 1] for calls in replayed)
