@@ -19,9 +19,7 @@ _SHOWN_IN_FULL = 6
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Runs the command; gives the exit status."""
-    parser = _parser(program)
-    options = parser.parse_args(argv)
-    return status.run(parser.prog, lambda: _run(options), debug=options.debug)
+    return status.run(_parser(program), _run, argv)
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
@@ -55,7 +53,6 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--all", action="store_true", help="show every operation of every block")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON; - for stdout")
     parser.add_argument("--picture", metavar="FILE.svg", help="write a heat map")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 

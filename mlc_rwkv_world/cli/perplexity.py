@@ -16,9 +16,7 @@ from mlc_rwkv_world.errors import NotFoundError, UsageError
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Runs the command; gives the exit status."""
-    parser = _parser(program)
-    options = parser.parse_args(argv)
-    return status.run(parser.prog, lambda: _run(options), debug=options.debug)
+    return status.run(_parser(program), _run, argv)
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
@@ -45,7 +43,6 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model-lib", metavar="FILE", help="the compiled library to use")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 

@@ -17,6 +17,8 @@ def read_text(name: str) -> str:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
     except FileNotFoundError:
         raise NotFoundError(f"{name}: there is no such file.") from None
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read: {error.strerror}. Give a text file.") from None
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from mlc_rwkv_world.numerics.report import FLOAT16_LARGEST, Reading, Report, ope
 _CELL, _LEFT, _TOP = 22, 60, 190
 # From 2^-16 of float16's range, where nothing is near its end, to all of it.
 _OCTAVES = 16
-_STOPS = ((247, 251, 255), (158, 202, 225), (254, 217, 118), (240, 100, 40), (165, 15, 21))
+_STOPS = ((255, 255, 240), (255, 237, 160), (254, 178, 76), (240, 59, 32), (128, 0, 38))
 _BAD = "#111111"
 _LEGEND = (_OCTAVES // 2 + 4) * 14
 
@@ -29,6 +29,7 @@ def heatmap(report: Report) -> str:
     for column, name in enumerate(names):
         x, y = _LEFT + column * _CELL + _CELL // 2 + 4, _TOP - 8
         parts.append(f'<text transform="translate({x},{y}) rotate(-60)">{escape(name)}</text>')
+    parts.append(_text(_LEFT - 8, _TOP - 8, "block", anchor="end"))
     for block in range(report.num_hidden_layers):
         y = _TOP + block * _CELL
         parts.append(_text(_LEFT - 8, y + 15, str(block), anchor="end"))

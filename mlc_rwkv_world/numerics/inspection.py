@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.artifact.metadata import LibraryMetadata
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.errors import ArtifactError, TargetError, UsageError
+from mlc_rwkv_world.kernels.arithmetic_cpu import INT8
+from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.numerics.observe import Progress, observe
 from mlc_rwkv_world.numerics.prompts import BUILT_IN, encoded
 from mlc_rwkv_world.numerics.report import Library, Report
@@ -29,6 +33,9 @@ def inspect(
 ) -> Report:
     """Runs texts through a model and looks at every operation.
 
+    An artifact's library for this CPU reads them too, if there is one that can be loaded; what it
+    rounds to bytes, or a build for this CPU would, is measured beside.
+
     It is compared with `against`, an artifact or a checkpoint (in float32), or else with itself in
     float32. Raises UsageError where the two are models of different shapes.
     """
@@ -38,11 +45,14 @@ def inspect(
             f"the text has {prompts.tokens} tokens; give at most {_MOST_TOKENS} to look at."
         )
     name, reference = _reference(subject, against)
+    stage("asking its library")
+    asked = _ask(subject, prompts)
+    subject = subject.with_bytes(_rounds(subject, asked))
     stage("compiling its operations")
     stepwise = Stepwise([subject.arithmetic, reference], prompts)
     stage("running it block by block")
     report, logits = observe(subject, stepwise, texts, reference=1, against=name, progress=progress)
-    return dataclasses.replace(report, library=_library(subject, prompts, report, logits))
+    return dataclasses.replace(report, library=_library(asked, report, logits))
 
 
 def _reference(subject: Subject, against: str | Path | None) -> tuple[str, Arithmetic]:
@@ -59,23 +69,58 @@ def _reference(subject: Subject, against: str | Path | None) -> tuple[str, Arith
             )
     if other.checkpoint is not None:
         return f"{other.name} in float32", other.in_float32(ours)
-    return other.name, other.arithmetic
+    return other.name, dataclasses.replace(other.arithmetic, int8=False)
 
 
-def _library(subject: Subject, prompts: Prompts, report: Report, logits: Array) -> Library | None:
-    """What the artifact's library for this CPU says to the same prompts, if it has one."""
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What an artifact's library for this CPU said to the prompts: logits, or why it did not."""
+
+    metadata: LibraryMetadata | None = None
+    logits: Array | None = None
+    fault: str | None = None
+
+    @property
+    def int8(self) -> bool:
+        """Whether it rounds inputs of products to bytes."""
+        return self.metadata is not None and INT8 in self.metadata.arithmetic.values()
+
+
+def _ask(subject: Subject, prompts: Prompts) -> _Asked | None:
+    """Reads the prompts with the artifact's own library, if there is one; its memory is freed."""
     if subject.found is None or "cpu" not in subject.found.kinds:
         return None
     from mlc_rwkv_world.runtime.engine import Engine
 
-    engine = Engine(subject.found, "cpu")
-    states = [engine.new_state() for _ in prompts.ids]
-    theirs = engine.prefill_batch([list(ids) for ids in prompts.ids], states)
-    bad = int(np.count_nonzero(~np.isfinite(theirs)))
-    metadata = engine.metadata
+    try:
+        engine = Engine(subject.found, "cpu")
+        states = [engine.new_state() for _ in prompts.ids]
+        logits = engine.prefill_batch([list(ids) for ids in prompts.ids], states)
+    except (ArtifactError, TargetError) as error:
+        return _Asked(fault=str(error))
+    return _Asked(engine.metadata, logits)
+
+
+def _rounds(subject: Subject, asked: _Asked | None) -> bool:
+    """Whether a CPU rounds the inputs of this model's products to bytes, or would if built here."""
+    if asked is not None and asked.metadata is not None:
+        return asked.int8
+    for_cpu = subject.found is None or subject.found.kinds <= {"cpu"}
+    quantized = subject.arithmetic.format.bits > 0
+    return for_cpu and quantized and multiplies_bytes(resolve("llvm").target)
+
+
+def _library(asked: _Asked | None, report: Report, logits: Array) -> Library | None:
+    """What the artifact's library said, beside what the steps found."""
+    if asked is None:
+        return None
+    if asked.metadata is None or asked.logits is None:
+        return Library(fault=asked.fault)
+    metadata = asked.metadata
+    bad = int(np.count_nonzero(~np.isfinite(asked.logits)))
     same = metadata.compute_dtype == report.compute_dtype and (
         metadata.compute_dtype == "float32" or metadata.fp32_layers == report.fp32_layers
     )
     comparable = same and not report.needed and not bad and not report.bad_logits
-    difference = float(np.abs(theirs - logits).max()) if comparable else None
-    return Library(metadata.compute_dtype, metadata.fp32_layers, bad, difference)
+    difference = float(np.abs(asked.logits - logits).max()) if comparable else None
+    return Library(metadata.compute_dtype, metadata.fp32_layers, asked.int8, bad, difference)

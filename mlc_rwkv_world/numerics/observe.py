@@ -16,7 +16,7 @@ from mlc_rwkv_world.numerics.report import (
     Report,
 )
 from mlc_rwkv_world.numerics.steps import RESIDUAL, Row
-from mlc_rwkv_world.numerics.stepwise import Array, Rows, Stepwise, finish
+from mlc_rwkv_world.numerics.stepwise import Array, Rows, Seen, Stepwise, finish
 from mlc_rwkv_world.numerics.subject import Subject
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
@@ -36,8 +36,9 @@ def observe(
     """A report on the subject, which is model `model` of `stepwise`, and its logits [B, V].
 
     Model `reference`, called `against`, is what it is compared with. Where a block leaves float16's
-    range, or comes within a quarter of its end, it is computed again in float32, and what follows
-    is seen as it then is.
+    range, or comes within a quarter of its end, or has a product that cannot bear inputs of 8 bits
+    although it is to have them, it is computed again in float32, and what follows is seen as it
+    then is.
     """
     observer = _Observer(subject, stepwise, model, reference)
     return observer.run(texts, against, progress)
@@ -107,11 +108,13 @@ class _Observer:
                 else stepwise.block(model, block, False, other)
             ),
         )
-        troubles = [reading for reading in readings if reading.troubled]
-        if narrow and not wide and troubles:
+        troubles = [reading for reading in readings if narrow and reading.troubled]
+        troubles += [reading for reading in readings if reading.drowned]
+        if troubles and not wide:
             worst = next((t for t in troubles if t.bad), troubles[0])
             self.needed.append(Need(block, worst.why()))
-            out, wide = finish(stepwise.block(ours, block, True, x)), True
+            if narrow:
+                out, wide = finish(stepwise.block(ours, block, True, x)), True
         if narrow and wide and _largest(out) > FLOAT16_LARGEST:
             self.leaving.append(block)
         return out, wide, other
@@ -125,14 +128,14 @@ class _Observer:
         rows = start(self.model)
         while True:
             try:
-                row, values = next(rows)
+                seen = next(rows)
             except StopIteration as end:
                 out: Array = end.value
                 break
-            expected = other.value(row) if other is not None else None
+            expected = other.value(seen.row) if other is not None else None
             if expected is not None:
-                expected = expected * self._factor(row, block)
-            readings.append(self._reading(block, row.name, values, expected))
+                expected = expected * self._factor(seen.row, block)
+            readings.append(self._reading(block, seen, expected))
         self.readings += readings
         return readings, out, other.finish() if other is not None else out
 
@@ -152,11 +155,9 @@ class _Observer:
         ]
         return float(0.5 ** (counts[0] - counts[1]))
 
-    def _reading(
-        self, block: int | None, name: str, values: Array, expected: Array | None
-    ) -> Reading:
-        dtype = str(values.dtype)
-        values = values.astype(np.float32).reshape(len(values), -1)
+    def _reading(self, block: int | None, seen: Seen, expected: Array | None) -> Reading:
+        dtype = str(seen.values.dtype)
+        values = seen.values.astype(np.float32).reshape(len(seen.values), -1)
         finite = np.isfinite(values)
         magnitudes = np.where(finite, np.abs(values), 0)
         largest = float(magnitudes.max())
@@ -167,7 +168,7 @@ class _Observer:
             kind = "NaN" if np.isnan(values.flat[np.argmax(~finite)]) else "infinity"
         return Reading(
             block=block,
-            operation=name,
+            operation=seen.row.name,
             dtype=dtype,
             largest=largest,
             share=largest / LARGEST[dtype],
@@ -176,6 +177,7 @@ class _Observer:
             kind=kind,
             first_bad=first,
             error=_error(values, expected) if expected is not None and not bad else None,
+            loss=seen.loss,
         )
 
     def _place(self, flat: np.intp, values: Array) -> Place:
@@ -202,8 +204,8 @@ class _Follower:
         """The reference's value for a row, float64; None where it has no such operation."""
         while row.name not in self.ahead and self.out is None:
             try:
-                found, values = next(self.rows)
-                self.ahead[found.name] = values.astype(np.float64)
+                found = next(self.rows)
+                self.ahead[found.row.name] = found.values.astype(np.float64)
             except StopIteration as end:
                 self.out = end.value
         return self.ahead.pop(row.name, None)

@@ -25,17 +25,21 @@ def choose(
     checkpoint: Checkpoint,
     config: ModelConfig,
     fmt: Format,
+    *,
+    int8: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Choice:
     """Reads the built-in prompts in float16 and takes every block that leaves its range.
 
-    So does one with a value in the last quarter of the range. Blocks in float32 stay so for what
-    follows, as they will in the library. A format that computes in float32 needs none.
+    So does one with a value in the range's last three quarters; with `int8`, where a CPU is to
+    round the inputs of products to bytes, so does one with a product that cannot bear it. Blocks in
+    float32 stay so for what follows, as they will in the library. A format that computes in
+    float32 needs none but for `int8`.
     """
-    if fmt.dtype == "float32":
+    if fmt.dtype == "float32" and not int8:
         return Choice((), (f"{fmt.name} computes in float32.",))
     config = dataclasses.replace(config, fp32_layers=(), fp32_reasons=())
-    subject = checkpoint_subject(checkpoint, config, fmt, "float16")
+    subject = checkpoint_subject(checkpoint, config, fmt, fmt.dtype).with_bytes(int8)
     prompts = encoded(BUILT_IN, subject.tokenizer)
     stepwise = Stepwise([subject.arithmetic], prompts)
     report, _ = observe(subject, stepwise, BUILT_IN, progress=progress)

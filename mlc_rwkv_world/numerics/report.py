@@ -12,6 +12,8 @@ FLOAT16_LARGEST = 65504.0
 LARGEST = {"float16": FLOAT16_LARGEST, "float32": 3.4028234663852886e38}
 # Two bits below the end: other texts than those that were read can have larger values.
 MARGIN = 0.25
+# Inputs rounded to bytes cost about half a percent of what has no outliers.
+MOST_LOSS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Reading:
     `largest` is the largest finite magnitude and `share` its share of the type's range; `bad` is
     how many values are no numbers or infinite, and `first_bad` the first of them by token.
     `error` is the root mean square of the difference from the reference over that of the
-    reference.
+    reference. `loss` is what a product loses with inputs rounded to bytes, see `byte_inputs`; None
+    where nothing is rounded.
     """
 
     block: int | None
@@ -48,11 +51,17 @@ class Reading:
     kind: str | None
     first_bad: Place | None
     error: float | None
+    loss: float | None = None
 
     @property
     def troubled(self) -> bool:
         """Whether this operation cannot be trusted in float16."""
         return self.bad > 0 or (self.dtype == "float16" and self.share > MARGIN)
+
+    @property
+    def drowned(self) -> bool:
+        """Whether this product loses too much where its inputs are rounded to bytes."""
+        return self.loss is not None and self.loss > MOST_LOSS
 
     def why(self) -> str:
         """What is wrong, in words."""
@@ -60,6 +69,11 @@ class Reading:
             return (
                 f"{self.operation} gives {self.kind} in {self.dtype} ({self.bad} values; "
                 f"first {self.first_bad})"
+            )
+        if self.drowned:
+            return (
+                f"{self.operation} loses {self.loss:.0%} where a CPU rounds its inputs to 8 bits: "
+                "single ones are far larger than those beside them"
             )
         return (
             f"{self.operation} reaches {self.largest:.4g}, {self.share:.0%} of {self.dtype}'s "
@@ -79,14 +93,18 @@ class Need:
 class Library:
     """What an artifact's own library says to the same prompts.
 
-    `difference` is the largest one between its logits and those found here, None where something
-    was put right here that the library does not put right.
+    `fault` says why it could not be asked, in which case nothing else is known. `int8` says that it
+    rounds inputs of products to bytes outside of `fp32_layers`. `difference` is the largest one
+    between its logits and those found here, None where something was put right here that the
+    library does not put right.
     """
 
-    compute_dtype: str
-    fp32_layers: tuple[int, ...]
-    bad_logits: int
-    difference: float | None
+    compute_dtype: str = ""
+    fp32_layers: tuple[int, ...] = ()
+    int8: bool = False
+    bad_logits: int = 0
+    difference: float | None = None
+    fault: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +165,9 @@ class Report:
                 f"{self.bad_logits} logits are no finite numbers even so: float32 is no cure, and "
                 "the checkpoint may be damaged."
             )
+        for reading in self.readings:
+            if reading.block is None and reading.drowned:
+                lines.append(f"{reading.why()}: build for a CPU with --arithmetic float32.")
         if self.needed:
             return [*lines, f"--fp32-layers {spelled(self.recommended)}"]
         narrow = [reading for reading in self.readings if reading.dtype == "float16"]
@@ -159,6 +180,14 @@ class Report:
             )
         else:
             lines.append("everything computes in float32.")
+        rounded = [reading for reading in self.readings if reading.loss is not None]
+        if rounded:
+            most = max(rounded, key=lambda reading: reading.loss or 0.0)
+            place = "" if most.block is None else f"block {most.block}, "
+            lines.append(
+                f"inputs rounded to 8 bits, as a CPU does it, cost at most {most.loss:.1%} of a "
+                f"product ({place}{most.operation})."
+            )
         return [*lines, f"--fp32-layers {spelled(self.recommended)}"]
 
 

@@ -20,6 +20,7 @@ from mlc_rwkv_world.models.operations import BLOCK_BEGIN, BLOCK_END, PREFIX, STA
 from mlc_rwkv_world.transforms.calls import packed_name
 
 _ASTYPE = Op.get("relax.astype")
+_MATMUL = Op.get("relax.matmul")
 _MULTIPLY = Op.get("relax.multiply")
 _STATE_GET = PREFIX + "state_get"
 _STORAGE = ("weight", "bias", "q_weight", "q_scale")
@@ -28,12 +29,16 @@ RESIDUAL = "residual"
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Runs `function` on values and then on parameters; the result becomes value `gives`."""
+    """Runs `function` on values and then on parameters; the result becomes value `gives`.
+
+    `quantized` says that it is a product with a quantized weight.
+    """
 
     function: str
     takes: tuple[int, ...]
     weights: tuple[str, ...]
     gives: int
+    quantized: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +253,9 @@ class _Reader:
         builder = _Function(self, call)
         takes, weights = builder.takes, builder.weights
         gives = self._new(var)
-        self.section.steps.append(Step(self.kernels.add(builder.function), takes, weights, gives))
+        quantized = call.op == _MATMUL and any(name.endswith("q_weight") for name in weights)
+        function = self.kernels.add(builder.function)
+        self.section.steps.append(Step(function, takes, weights, gives, quantized))
         source = max((value for value in takes if value in self.anchors), default=-1)
         if call.op == _ASTYPE:
             self.anchors[gives] = self.anchors[source]

@@ -17,6 +17,7 @@ from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.versions import version_of
+from mlc_rwkv_world.numerics import byte_inputs
 from mlc_rwkv_world.numerics.steps import (
     Item,
     Kernels,
@@ -32,8 +33,19 @@ from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
 
 Array = NDArray[Any]
 FUNCTION = "rwkv_world_prefill"
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """An operation's result, and what it would lose with inputs rounded to bytes, if measured."""
+
+    row: Row
+    values: Array
+    loss: float | None = None
+
+
 # What a section gives on its way, and at its end.
-Rows = Generator[tuple[Row, Array], None, Array]
+Rows = Generator[Seen, None, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +70,17 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """A model's configuration and format, the type it computes in, and its weights."""
+    """A model's configuration and format, the type it computes in, and its weights.
+
+    `int8` says that a CPU is to round the inputs of its products to bytes, which is measured
+    beside.
+    """
 
     config: ModelConfig
     format: Format
     compute_dtype: str
     weights: Weights
+    int8: bool = False
 
 
 class Stepwise:
@@ -96,7 +113,8 @@ class Stepwise:
         """One block on its input [T, D], in float32 if `wide`, else as the model computes."""
         found = self.models[model]
         section = found.program(wide).blocks[block]
-        return self._run(found, section, {section.entry: _cast(x, section.entry_dtype)})
+        exact = wide or block in (found.arithmetic.config.fp32_layers or ())
+        return self._run(found, section, {section.entry: _cast(x, section.entry_dtype)}, exact)
 
     def last(self, model: int, wide: bool, x: Array) -> Rows:
         """What comes after the blocks, the last of which was `wide` or not: logits [B, V]."""
@@ -104,12 +122,15 @@ class Stepwise:
         section = found.program(wide).last
         return self._run(found, section, {section.entry: _cast(x, section.entry_dtype)})
 
-    def _run(self, model: _Model, section: Section, inputs: dict[int, Array]) -> Rows:
+    def _run(
+        self, model: _Model, section: Section, inputs: dict[int, Array], exact: bool = False
+    ) -> Rows:
         values: dict[int, Any] = {key: tvm.runtime.tensor(x) for key, x in inputs.items()}
         program = model.plain
         values[program.offsets] = tvm.runtime.tensor(self.prompts.offsets())
         rows = {row.value: row for row in section.rows}
         uses = _last_uses(section)
+        loss: float | None = None
         for number, step in enumerate(section.steps):
             if isinstance(step, StateGet):
                 values[step.gives] = tvm.runtime.tensor(model.state_row(step.row))
@@ -120,12 +141,22 @@ class Stepwise:
                 weights = model.arithmetic.weights.read(step.weights)
                 args += [tvm.runtime.tensor(weight) for weight in weights]
                 values[step.gives] = self.machine[step.function](*args)
+                if step.quantized and model.arithmetic.int8 and not exact:
+                    loss = self._loss(step.function, args, values[step.gives].numpy())
             if step.gives in rows:
-                yield rows[step.gives], values[step.gives].numpy()
+                yield Seen(rows[step.gives], values[step.gives].numpy(), loss)
+                loss = None
             for value in uses.get(number, ()):
                 values.pop(value, None)
         result: Array = values[section.exit].numpy()
         return result
+
+    def _loss(self, function: str, args: Sequence[Any], expected: Array) -> float | None:
+        x, *weights = args
+        if not np.isfinite(x.numpy()).all():
+            return None
+        x = tvm.runtime.tensor(byte_inputs.rounded(x.numpy()))
+        return byte_inputs.loss(expected, self.machine[function](x, *weights).numpy())
 
 
 def _cast(x: Array, dtype: str) -> Array:

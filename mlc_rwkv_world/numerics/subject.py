@@ -10,6 +10,7 @@ from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.json_fields import Fields
 from mlc_rwkv_world.artifact.search import Found, find
 from mlc_rwkv_world.checkpoint import Checkpoint, find_vocabulary, open_checkpoint
+from mlc_rwkv_world.convert.model_config import model_config
 from mlc_rwkv_world.errors import NotFoundError, UsageError
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.fp32_layers import parse
@@ -31,6 +32,10 @@ class Subject:
     checkpoint: Checkpoint | None = None
     found: Found | None = None
 
+    def with_bytes(self, int8: bool) -> Subject:
+        """The same model; `int8` is whether inputs rounded to bytes are measured."""
+        return dataclasses.replace(self, arithmetic=dataclasses.replace(self.arithmetic, int8=int8))
+
     def in_float32(self, config: ModelConfig | None = None) -> Arithmetic:
         """The same model in float32: a checkpoint's own weights, an artifact's as it stores them.
 
@@ -38,7 +43,7 @@ class Subject:
         """
         ours = self.arithmetic
         if self.checkpoint is None:
-            return dataclasses.replace(ours, compute_dtype="float32")
+            return dataclasses.replace(ours, compute_dtype="float32", int8=False)
         fmt = format_named(REFERENCE_FORMAT)
         shared = config or ours.config
         weights = CheckpointWeights(self.checkpoint, shared, fmt)
@@ -67,7 +72,7 @@ def open_subject(
             raise
         checkpoint = open_checkpoint(Path(model).expanduser())
         fmt = format_named(quantization or "q0f16")
-        config = checkpoint_config(checkpoint, fmt, float32_keys)
+        config = model_config(checkpoint, fmt, float32_keys=float32_keys)
         config = _with_layers(config, fp32_layers)
         return checkpoint_subject(checkpoint, config, fmt, _dtype(compute_dtype, fmt))
     if quantization is not None:
@@ -95,24 +100,6 @@ def checkpoint_subject(
     weights = CheckpointWeights(checkpoint, config, fmt)
     arithmetic = Arithmetic(config, fmt, compute_dtype, weights)
     return Subject(checkpoint.name, arithmetic, tokenizer, checkpoint=checkpoint)
-
-
-def checkpoint_config(
-    checkpoint: Checkpoint, fmt: Format, float32_keys: bool = True
-) -> ModelConfig:
-    """The configuration of a checkpoint's model in a format, all else as a build has it."""
-    shape = checkpoint.config
-    return ModelConfig(
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        vocab_size=shape.vocab_size,
-        attention_hidden_size=shape.attention_hidden_size,
-        model_version=checkpoint.version,
-        layer_norm_epsilon=shape.layer_norm_epsilon,
-        rescale_every=shape.rescale_every if fmt.rescales else 0,
-        float32_keys=float32_keys,
-    )
 
 
 def _with_layers(config: ModelConfig, fp32_layers: str | None) -> ModelConfig:

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from mlc_rwkv_world.models.fp32_layers import spelled
 from mlc_rwkv_world.numerics.report import Reading, Report
 
-_HEADINGS = ("operation", "type", "largest", "of range", "error", "first that is not finite")
+_HEADINGS = (
+    "operation",
+    "type",
+    "largest",
+    "of range",
+    "error",
+    "8 bits",
+    "first that is not finite",
+)
 
 
 def table(report: Report, *, everything: bool) -> Iterator[str]:
@@ -19,10 +27,13 @@ def table(report: Report, *, everything: bool) -> Iterator[str]:
     )
     if report.against is not None:
         yield f"error: root mean square of the difference from {report.against}, relative"
+    measured = any(reading.loss is not None for reading in report.readings)
+    if measured:
+        yield "8 bits: what a product loses where a CPU rounds its inputs, median of its channels"
     yield ""
     needed = {need.block for need in report.needed}
     width = max(len(reading.operation) for reading in report.readings)
-    yield f"{'block':>5}  {_line(_HEADINGS, width)}"
+    yield f"{'block':>5}  {_line(_HEADINGS, width, measured)}"
     groups: dict[tuple[int, int | None], list[Reading]] = {}
     side = 0
     for reading in report.readings:
@@ -31,12 +42,13 @@ def table(report: Report, *, everything: bool) -> Iterator[str]:
         groups.setdefault((side, reading.block), []).append(reading)
     for (_, block), readings in groups.items():
         shown = readings
-        if not everything and not any(reading.troubled for reading in readings):
+        troubled = any(reading.troubled or reading.drowned for reading in readings)
+        if not everything and not troubled:
             shown = [max(readings, key=lambda reading: reading.share)]
         for reading in shown:
             label = "" if block is None else str(block)
-            yield f"{label:>5}  {_line(_cells(reading), width)}".rstrip()
-        if block in needed and any(reading.troubled for reading in readings):
+            yield f"{label:>5}  {_line(_cells(reading), width, measured)}".rstrip()
+        if block in needed and troubled:
             yield "       (from here on: as it is with this block in float32)"
     yield ""
     yield from _conclusion(report)
@@ -47,20 +59,28 @@ def _cells(reading: Reading) -> tuple[str, ...]:
     error = "" if reading.error is None else f"{reading.error:.2e}"
     bad = f"{reading.kind}: {reading.first_bad}; {reading.bad} values" if reading.bad else ""
     mark = " <" if reading.troubled and not reading.bad else ""
-    return reading.operation, reading.dtype, f"{reading.largest:.4g}", share + mark, error, bad
+    loss = "" if reading.loss is None else f"{reading.loss:.2%}"
+    largest = f"{reading.largest:.4g}"
+    return reading.operation, reading.dtype, largest, share + mark, error, loss, bad
 
 
-def _line(cells: tuple[str, ...], width: int) -> str:
-    name, dtype, largest, share, error, bad = cells
-    return f"{name:<{width}}  {dtype:<7}  {largest:>9}  {share:>8}  {error:>8}  {bad}"
+def _line(cells: tuple[str, ...], width: int, measured: bool) -> str:
+    name, dtype, largest, share, error, loss, bad = cells
+    loss = f"{loss:>7}  " if measured else ""
+    return f"{name:<{width}}  {dtype:<7}  {largest:>9}  {share:>8}  {error:>8}  {loss}{bad}"
 
 
 def _conclusion(report: Report) -> Iterator[str]:
     library = report.library
-    if library is not None:
+    if library is not None and library.fault is not None:
+        yield f"Its library was not asked: {library.fault}"
+    elif library is not None:
         text = f"The library here computes in {library.compute_dtype}"
         if library.compute_dtype == "float16":
             text += f" (float32 in blocks: {spelled(library.fp32_layers)})"
+        elif library.int8:
+            text += ", inputs of its products rounded to 8 bits"
+            text += f" (but in blocks: {spelled(library.fp32_layers)})"
         if library.bad_logits:
             text += f"; {library.bad_logits} of its logits are not finite"
         elif library.difference is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import mlc_rwkv_world as world
+from mlc_rwkv_world.quantization import format_named
 
 LIBRARY_OPTIONS: dict[str, Any] = {"prefill_chunk_size": 64}
 QUESTIONS = (
@@ -22,12 +23,28 @@ ANSWER_TOKENS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The choices of a build that decide how a library computes."""
+    """The choices of a build that decide how a library computes.
+
+    `arithmetic` None is float32, or what a build chooses where `compute_dtype` is float16.
+    """
 
     quantization: str
     fp32_layers: str = "none"
     compute_dtype: str = "float16"
     float32_keys: bool = True
+    arithmetic: str | None = None
+
+    @property
+    def products(self) -> str:
+        """The build's option."""
+        return self.arithmetic or ("float32" if self.compute_dtype == "float32" else "auto")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is what a build for a CPU chooses by itself."""
+        plain = format_named(self.quantization).bits == 0
+        default = Precision(self.quantization, compute_dtype="float32", arithmetic=self.arithmetic)
+        return self == default and (plain or self.arithmetic == "auto")
 
     @property
     def name(self) -> str:

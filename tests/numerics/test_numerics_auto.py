@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,19 @@ from planting import Precision, answers
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 
 
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
 @pytest.mark.parametrize(
-    "case, layer, quantization, operation",
+    "case, operation",
     [
-        ("bump", 2, "q0f16", "attention.output gives infinity"),
-        ("square", 0, "q4f16_1", "feed_forward.key square gives infinity"),
+        ("key", "attention.key gives infinity"),
+        ("square", "feed_forward.key square gives infinity"),
+        ("value", "attention.wkv multiply gives infinity"),
+        ("bump", "attention.output gives infinity"),
     ],
 )
 def test_choice(
@@ -35,6 +43,7 @@ def test_choice(
         quantization=quantization,
         output=tmp_path,
         fp32_layers="auto",
+        float32_keys=case != "key",
         library=False,
     )
     assert artifact.fp32_layers == (layer,)
@@ -45,7 +54,23 @@ def test_choice(
     assert any(f"--fp32-layers {layer}: block {layer}" in note for note in artifact.notes)
     right = answers(artifact.folder, library(Precision(quantization, compute_dtype="float32")))
     assert any("Paris" in text for text in right.texts)
-    assert answers(artifact.folder, library(Precision(quantization, str(layer)))) == right
+    chosen = Precision(quantization, str(layer), float32_keys=case != "key")
+    assert answers(artifact.folder, library(chosen)) == right
+
+
+def test_rounded_inputs(planted_checkpoint: Callable[[str, int], Path], tmp_path: Path) -> None:
+    """Built for a CPU as it comes, a format that multiplies bytes is measured with bytes."""
+    source = planted_checkpoint("bump", 2)
+    build = partial(world.build, source, target="llvm", output=tmp_path, fp32_layers="auto")
+    artifact = build(quantization="q4f32_1", arithmetic="float32", library=False)
+    assert artifact.fp32_layers == ()
+    if not multiplies_bytes(resolve("llvm").target):
+        pytest.skip("this CPU multiplies no bytes")
+    artifact = build(quantization="q4f32_1", prefill_chunk_size=64)
+    assert artifact.fp32_layers == (2,)
+    assert re.search(r"block 2: attention.output loses \d\d% where a CPU", artifact.notes[0])
+    found = answers(artifact.folder, artifact.libraries[0])
+    assert "Paris" in found.texts[0]
 
 
 def test_a_healthy_model_needs_none(demo_checkpoint: Path, tmp_path: Path) -> None:

@@ -185,6 +185,34 @@ def test_library_of_an_artifact(
     assert broken.library.difference is None
 
 
+@pytest.mark.parametrize("fault", ["older", "damaged"])
+def test_library_that_cannot_be_asked(
+    demo_artifact: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    """It is named, and everything else is seen all the same."""
+    artifact = demo_artifact("q0f16")
+    folder = tmp_path / artifact.name
+    folder.mkdir()
+    (folder / "params").symlink_to(artifact / "params")
+    (library,) = artifact.glob("*.so")
+    code = library.read_bytes()
+    if fault == "older":
+        assert b'"revision": 2' in code
+        code = code.replace(b'"revision": 2', b'"revision": 1')
+    else:
+        code = code[:5000]
+    (folder / library.name).write_bytes(code)
+    assert main(["inspect", str(folder), "--prompt", "User: hi"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in printed if line.startswith("Its library was not asked: ")]
+    assert library.name in line
+    assert fault == "damaged" or "built by revision 1 of mlc-rwkv-world" in line
+    assert printed[-1] == "Recommended:  --fp32-layers none"
+
+
 def test_command(
     planted_params: Callable[[str, int, str], Path],
     planted_checkpoint: Callable[[str, int], Path],

@@ -15,9 +15,12 @@ from support.rwkv4_values import run
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.__main__ import main
+from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.numerics.perplexity import predict
 
+QUESTIONS = Path(__file__).parents[2] / "demo" / "questions.jsonl"
 TEXT = "User: What is the capital of France?\n\nAssistant: The capital of France is Paris.\n\n"
 CHINESE = "User: 中国的首都是哪里？\n\nAssistant: 中国的首都是北京。\n\n"
 
@@ -73,6 +76,27 @@ def test_formats_in_order(demo_artifact: Callable[[str], Path]) -> None:
     assert found["q8f16_1"] == pytest.approx(found["q0f32"], rel=0.01)
     assert found["q4f16_1"] == pytest.approx(found["q0f32"], rel=0.2)
     assert found["q4f16_1"] != found["q0f32"]
+
+
+def test_rounded_inputs_cost_little(
+    demo_artifact: Callable[[str], Path], library: Callable[[Precision], Path]
+) -> None:
+    """A CPU that multiplies bytes predicts as one that does not, within a hundredth."""
+    if not multiplies_bytes(resolve("llvm").target):
+        pytest.skip("this CPU multiplies no bytes")
+    folder = demo_artifact("q4f16_1")
+    entries = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    turns = [f"User: {e['questions'][-1]}\n\nAssistant: {e['answer']}\n\n" for e in entries[:40]]
+    text = "".join(turns)
+    rounded = world.load(folder, "cpu")
+    assert "int8" in rounded.metadata.arithmetic.values()
+    exact_library = library(Precision("q4f16_1", compute_dtype="float32"))
+    exact = world.load(folder, "cpu", model_lib=exact_library)
+    assert set(exact.metadata.arithmetic.values()) == {"float32"}
+    found, expected = (predict(engine, text, window=64) for engine in (rounded, exact))
+    print(f"bytes: {found}\nfloat32: {expected}")
+    assert found.nats != expected.nats
+    assert found.nats == pytest.approx(expected.nats, rel=0.01)
 
 
 def test_overflow_is_infinite(
