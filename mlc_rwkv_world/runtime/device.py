@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from mlc_rwkv_world.errors import TargetError, UsageError
@@ -19,6 +23,7 @@ def open_device(name: str, available: Iterable[str]) -> Any:
     """
     import tvm
 
+    _load_device_runtimes()
     if name == "auto":
         kinds = [kind for kind in KINDS if kind in set(available)]
         for kind in kinds:
@@ -37,6 +42,18 @@ def open_device(name: str, available: Iterable[str]) -> Any:
     if not device.exist:
         raise TargetError(f"There is no device {name} on this machine.")
     return device
+
+
+@cache
+def _load_device_runtimes() -> None:
+    """TVM has a library for each kind of device, and loads them only beside its compiler."""
+    from tvm.base import _LOADED_LIBS
+
+    folder = Path(_LOADED_LIBS["tvm_runtime"]._name).resolve().parent
+    for path in sorted(folder.glob("libtvm_runtime_*")):
+        # A machine without the device lacks the driver that its library needs.
+        with suppress(OSError):
+            ctypes.CDLL(str(path))
 
 
 def kind_of(device: Any) -> str:

@@ -214,7 +214,10 @@ class Engine:
             arguments.append(self._to_device(ends))
         batch = drafts[0] if len(drafts) == 1 else self._gather(drafts)
         with self._lock:
-            logits, _ = self._functions[function](*arguments, batch, self._parameters)
+            try:
+                logits, _ = self._functions[function](*arguments, batch, self._parameters)
+            except Exception as error:
+                raise self.library.failure(function, error) from error
         if len(drafts) > 1:
             for row, draft in zip(self._rows(batch), drafts, strict=True):
                 row.copyto(draft)
@@ -242,7 +245,10 @@ class Engine:
         return tvm.runtime.tensor(array, self.device)
 
     def _check_ids(self, ids: Ids) -> npt.NDArray[np.int32]:
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except ValueError:
+            raise UsageError("Token ids are one sequence of integers.") from None
         if array.ndim != 1 or array.size == 0:
             raise UsageError("There is nothing to read: give at least one token.")
         if array.dtype.kind not in "iu":
@@ -258,6 +264,8 @@ class Engine:
             raise UsageError(f"{count} sequences were given with {len(states)} states.")
         if len({id(state) for state in states}) != count:
             raise UsageError("A state was given twice; copy it to read two things into it.")
+        if not all(isinstance(state, State) for state in states):
+            raise UsageError("What was given as a state is none. Make one with new_state().")
         if any(state.engine is not self for state in states):
             raise StateError("A state belongs to another engine. Make it with new_state().")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.identity import belonging
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.metadata import REVISION, LibraryMetadata
@@ -42,28 +43,42 @@ class Library:
                 "mlc-rwkv-world. Build the model again."
             ) from None
 
+    def failure(self, name: str, error: Exception) -> ArtifactError:
+        """What to raise where the function `name` failed with inputs that were sound."""
+        return ArtifactError(
+            f"{self.path}: {name} failed ({_last_words(error, self.path)}). Look at the artifact's "
+            "files with `python -m mlc_rwkv_world verify`, or build the model again."
+        )
+
 
 def open_library(path: Path, device: Any) -> Library:
     """Load the library `path` for the TVM `device`.
 
     Raises ArtifactError where the file is no library, was built for another system, another
     TVM or another revision of this package, or uses instructions that this CPU lacks.
-    Loading a library runs code in it: open none that you would not run.
+    Loading a library runs code in it: open none that you would not run. What the file says of
+    itself is looked at before.
     """
     import tvm
     from tvm.runtime import vm
 
     check_library(path)
+    embedded = read_embedded(path)
+    if embedded is not None:
+        _check_fit(embedded)
     try:
         module = tvm.runtime.load_module(str(path))
         machine = vm.VirtualMachine(module, device)
         text = machine["_metadata"]()
     except (AttributeError, RuntimeError, ValueError, OSError) as error:
-        raise ArtifactError(
-            f"{path} cannot be loaded by TVM {tvm.__version__} on this machine "
-            f"({_last_words(error, path)}). Build the model again."
-        ) from error
+        raise _not_loaded(path, embedded, tvm.__version__, error) from error
     metadata = LibraryMetadata.parse(str(text), str(path))
+    _check_fit(metadata)
+    return Library(path, device, machine, metadata)
+
+
+def _check_fit(metadata: LibraryMetadata) -> None:
+    path = metadata.source
     if metadata.revision != REVISION:
         raise ArtifactError(
             f"{path} was built by revision {metadata.revision} of mlc-rwkv-world, and this is "
@@ -75,7 +90,23 @@ def open_library(path: Path, device: Any) -> Library:
             f"{path} was built for another CPU: this one lacks {', '.join(missing)} "
             f"(target: {metadata.target}). Build the model again on this machine."
         )
-    return Library(path, device, machine, metadata)
+
+
+def _not_loaded(
+    path: Path, embedded: LibraryMetadata | None, version: str, error: Exception
+) -> ArtifactError:
+    """Why TVM `version` did not load a library. Another version may: 0.26 and 0.27 do."""
+    reason = _last_words(error, path)
+    built_by = None if embedded is None else embedded.tvm
+    if built_by is None or built_by == version:
+        return ArtifactError(
+            f"{path} cannot be loaded by TVM {version} on this machine ({reason}). "
+            "Build the model again."
+        )
+    return ArtifactError(
+        f"{path} was built for another TVM: {built_by}, and TVM {version} here cannot load it "
+        f"({reason}). Build the model again, or install apache-tvm=={built_by}."
+    )
 
 
 def open_first(paths: Iterable[Path], device: Any) -> Library:

@@ -80,16 +80,22 @@ def load_parameters(index: ParameterIndex, library: Library) -> Any:
 def _pack(entry: PackedParameter, shards: MappedShards, library: Library) -> Any:
     """One packed tensor; its sources' memory is given back at once."""
     sources = [_to_device(shards.array(name), library.device) for name in entry.sources]
-    if not entry.pack:
-        return sources[0]
-    tensor = library.function(entry.pack)(*sources)
+    if entry.pack:
+        pack = library.function(entry.pack)
+        try:
+            tensor = pack(*sources)
+        except Exception as error:
+            raise library.failure(entry.pack, error) from error
+        for name in entry.sources:
+            shards.forget(name)
+    else:
+        tensor = sources[0]
     del sources
-    for name in entry.sources:
-        shards.forget(name)
     if tuple(tensor.shape) != entry.shape or str(tensor.dtype) != entry.dtype:
         raise ArtifactError(
-            f"{library.path}: {entry.pack} made {tensor.dtype} {list(tensor.shape)} of "
-            f"{entry.name!r} instead of {entry.dtype} {list(entry.shape)}. Build the model again."
+            f"{library.path}: {entry.pack or 'the parameter'} gave {tensor.dtype} "
+            f"{list(tensor.shape)} for {entry.name!r} instead of {entry.dtype} "
+            f"{list(entry.shape)}. Build the model again."
         )
     return tensor
 

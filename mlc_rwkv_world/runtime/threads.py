@@ -8,11 +8,17 @@ used.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from mlc_rwkv_world.errors import UsageError
 
 VARIABLE = "TVM_NUM_THREADS"
+# How TVM's pool waits, unless the environment says otherwise. Its threads are free to leave a core
+# that another process takes; and an idle one yields its core so many times, which bridges the gap
+# between two kernels, before it sleeps. TVM's own are bound, and yield 300000 times: beside a busy
+# process each time costs a slice of its time, and the end of the process waits for all of them.
+_WAITING = {"TVM_BIND_THREADS": "0", "TVM_THREAD_POOL_SPIN_COUNT": "20"}
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 # Of TVM's ways to place threads: on the fastest cores.
 _FASTEST = 1
@@ -41,7 +47,9 @@ def use(count: int | None) -> int:
         raise UsageError(f"{count} threads: there has to be at least 1.")
     if count is None:
         given = os.environ.get(VARIABLE, "")
-        count = int(given) if given.isdigit() and int(given) > 0 else physical_cores()
+        count = int(given) if re.fullmatch("[1-9][0-9]{0,3}", given) else physical_cores()
+    for name, value in _WAITING.items():
+        os.environ.setdefault(name, value)
     # More than wanted now, so that another engine can ask for them.
     os.environ.setdefault(VARIABLE, str(max(count, physical_cores())))
     tvm_ffi.get_global_func("runtime.config_threadpool")(_FASTEST, count)

@@ -78,6 +78,33 @@ def test_batches_equal_single_sequences(engine: Engine, monkeypatch: pytest.Monk
         assert one.tokens_read == other.tokens_read
 
 
+def test_eight_quantized_sequences_at_once(demo_artifact: Callable[[str], Path]) -> None:
+    """The kernels that multiply packed weights with eight rows say what those for one row say."""
+    engine = load(demo_artifact("q4f16_1"), "cpu")
+    countries = ("France", "Japan", "Italy", "Spain", "Germany", "China", "Russia", "Egypt")
+    prompts = [
+        engine.encode(f"User: What is the capital of {country}?\n\nAssistant:")
+        for country in countries
+    ]
+    states = [engine.new_state() for _ in prompts]
+    logits = engine.prefill_batch(prompts, states)
+    together: list[list[int]] = [[] for _ in prompts]
+    for _ in range(8):
+        tokens = logits.argmax(axis=1)
+        for answer, token in zip(together, tokens, strict=True):
+            answer.append(int(token))
+        logits = engine.decode_batch(tokens, states)
+    for prompt, answer, state in zip(prompts, together, states, strict=True):
+        alone = engine.new_state()
+        one = engine.prefill(prompt, alone)
+        said = []
+        for _ in range(8):
+            said.append(int(one.argmax()))
+            one = engine.decode(said[-1], alone)
+        assert said == answer
+        close(alone.numpy(), state.numpy())
+
+
 def test_the_argmax_of_a_question_begins_its_answer(engine: Engine) -> None:
     ids = engine.encode("User: What is the capital of France?\n\nAssistant:")
     best = int(engine.prefill(ids, engine.new_state()).argmax())
@@ -191,6 +218,12 @@ def test_threads_take_turns(engine: Engine) -> None:
         ([], "at least one token"),
         ([[1, 2]], "at least one token"),
         ([1.5], "integers"),
+        ([[1], [2, 3]], "one sequence of integers"),
+        ("abc", "at least one token"),
+        (["1"], "integers"),
+        ([2**70], "integers"),
+        ([True], "integers"),
+        (None, "at least one token"),
         ([-1], "-1 is not in 0..65535"),
         ([65536], "65536 is not in"),
     ],
@@ -208,6 +241,8 @@ def test_bad_states_are_refused(engine: Engine, demo_artifact: Callable[[str], P
         engine.decode_batch([1, 2], [state, state])
     with pytest.raises(UsageError, match="2 sequences were given with 1 states"):
         engine.prefill_batch([[1], [2]], [state])
+    with pytest.raises(UsageError, match=r"is none\. Make one with new_state"):
+        engine.decode(1, np.zeros(engine.state_shape, np.float32))  # type: ignore[arg-type]
     foreign = State(load(demo_artifact("q4f16_1")))
     with pytest.raises(StateError, match="another engine"):
         engine.decode(1, foreign)
