@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -13,12 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlc_rwkv_world.artifact.storage import storing
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.errors import UsageError
 
 if TYPE_CHECKING:
     from mlc_rwkv_world.compiler.limits import Limits
     from mlc_rwkv_world.runtime import Engine
+
+_NUMBER = re.compile("[1-9][0-9]{0,5}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +61,15 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     parser.add_argument("--steps", type=int, default=16, metavar="N", help="tokens of a round")
     parser.add_argument("--no-limits", action="store_true", help="do not measure the machine")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    options = parser.parse_args(argv)
-    return status.run(parser.prog, lambda: _run(options), debug=options.debug)
+    return status.run(parser, _run, argv)
 
 
 def _numbers(text: str, option: str) -> list[int]:
     parts = [part for part in text.split(",") if part]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"{option} {text!r}: give numbers of at least 1, separated by commas.")
+    if not parts or not all(_NUMBER.fullmatch(part) for part in parts):
+        raise UsageError(
+            f"{option} {text[:40]!r}: give numbers from 1 to 999999, separated by commas."
+        )
     return [int(part) for part in parts]
 
 
@@ -98,12 +102,14 @@ def _run(options: argparse.Namespace) -> int:
     }
     _show(result)
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        path = Path(options.json).expanduser()
+        with storing(path):
+            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
 def _decode(engine: Engine, size: int, rounds: int, steps: int) -> Row:
-    read, operations = _work(engine)
+    read, operations = work(engine)
     states = [engine.new_state() for _ in range(size)]
     tokens = list(range(1, size + 1))
 
@@ -118,7 +124,7 @@ def _decode(engine: Engine, size: int, rounds: int, steps: int) -> Row:
 
 
 def _prefill(engine: Engine, length: int, rounds: int) -> Row:
-    read, operations = _work(engine)
+    read, operations = work(engine)
     head = 2 * engine.metadata.vocab_size * engine.metadata.hidden_size
     ids = [1 + i % 60000 for i in range(length)]
     seconds = _median(lambda: engine.prefill(ids, engine.new_state()), rounds)
@@ -137,7 +143,7 @@ def _median(run: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
-def _work(engine: Engine) -> tuple[int, int]:
+def work(engine: Engine) -> tuple[int, int]:
     """Bytes of weights that a step reads, and operations for one token; the embedding is a row."""
     from mlc_rwkv_world.artifact.index import ITEM_SIZES
 

@@ -33,9 +33,7 @@ _WITHOUT_MEANING = {
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Builds one artifact; returns the exit status."""
-    parser = _parser(program)
-    arguments = parser.parse_args(argv)
-    return status.run(parser.prog, lambda: _run(arguments), debug=arguments.debug)
+    return status.run(_parser(program), _run, argv)
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
@@ -123,7 +121,6 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         help="what a CPU multiplies quantized weights in: auto, int8 (inputs rounded to 8 bits), "
         "float32, or one for each use: decode=int8,batch=int8,prefill=float32 (default: auto)",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for option in _WITHOUT_MEANING:
         parser.add_argument(option, nargs="?", const="", help=argparse.SUPPRESS)
     return parser

@@ -27,8 +27,7 @@ del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Run the command; gives the exit status."""
-    options = _parser(program).parse_args(argv)
-    return status.run(program, lambda: _run(options), debug=options.debug)
+    return status.run(_parser(program), _run, argv)
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -62,7 +61,6 @@ def _parser(program: str) -> argparse.ArgumentParser:
     sampling.add_argument(
         "--max-tokens", "--max-gen-len", type=int, metavar="N", help="longest answer"
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--version", action="store_true", help="show the version and end")
     return parser
 

@@ -13,19 +13,28 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=program, description="Show TVM, mlc_llm, what is registered with it, and built models."
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    options = parser.parse_args(argv)
-    return status.run(parser.prog, _run, debug=options.debug)
+    return status.run(parser, lambda _options: _run(), argv)
 
 
 def _run() -> int:
-    from mlc_rwkv_world.artifact.identity import describe_weights
+    from importlib import import_module
+
+    from mlc_rwkv_world.artifact.identity import describe_library, describe_weights
     from mlc_rwkv_world.artifact.layout import PARAMS_DIR
     from mlc_rwkv_world.artifact.registry import registered
+    from mlc_rwkv_world.artifact.search import libraries_in
     from mlc_rwkv_world.integration.report import report
 
     for line in report():
         print(line, flush=True)
+    try:
+        version = str(import_module("tvm").__version__)
+    except Exception:
+        # The report has said so.
+        version = None
     for folder in registered():
-        print(f"artifact {describe_weights(folder / PARAMS_DIR)}", flush=True)
+        params = folder / PARAMS_DIR
+        print(f"artifact {describe_weights(params)}", flush=True)
+        for path in libraries_in(folder):
+            print(f"  library {describe_library(path, params, version)}", flush=True)
     return 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from mlc_rwkv_world.artifact.storage import is_storage_error
@@ -16,13 +17,19 @@ INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
-def run(program: str, command: Callable[[], int], *, debug: bool) -> int:
-    """Run `command` and give the exit status; failures become one message on stderr.
+def run(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+) -> int:
+    """Run `command` on what `parser` reads and give the exit status; failures become one message.
 
-    With `debug` the traceback comes before the message.
+    The message is on stderr. With `--debug`, an option of every command, the traceback comes first.
     """
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
     try:
-        status = command()
+        status = command(options)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -32,9 +39,9 @@ def run(program: str, command: Callable[[], int], *, debug: bool) -> int:
         _silence_stdout()
         return BROKEN_PIPE
     except Exception as error:
-        if debug:
+        if options.debug:
             traceback.print_exc()
-        report(program, error)
+        report(parser.prog, error)
         if isinstance(error, OSError) and not isinstance(error, RwkvWorldError):
             # It may be stdout that cannot be written; Python would complain again when it exits.
             with suppress(OSError):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,39 +23,8 @@ from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.errors import StorageError
 from mlc_rwkv_world.runtime.verify import verify
 
-KILLS = 40
-
-# Imports once, then forks a process for each build, which it kills after a part of the time that
-# a whole build takes. Prints what stands in the artifact's place each time.
-KILLER = """
-import json, os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from building import build_tiny, contents
-sources, dist, name, kills = sys.argv[2].split("|"), Path(sys.argv[3]), *sys.argv[4:]
-kills = int(kills)
-
-def build(source):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            build_tiny(Path(source), dist, library=False)
-        finally:
-            os._exit(0)
-    return pid
-
-started = time.monotonic()
-os.waitpid(build(sources[0]), 0)
-whole = time.monotonic() - started
-results = []
-for number in range(kills):
-    pid = build(sources[1 - number % 2])
-    time.sleep(1.1 * whole * number / kills)
-    os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    results.append([os.WIFSIGNALED(status), contents(dist / name)])
-print(json.dumps(results))
-"""
+# Kills of builds that compile nothing, and of those that compile: a second each, and several.
+KILLS = {"weights": 40, "library": 4}
 
 
 @pytest.fixture(scope="module")
@@ -59,27 +33,86 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pth(tmp_path_factory.mktemp("other") / "tiny.pth", random_world(2, 32, seed=10))
 
 
+@pytest.mark.parametrize("part", list(KILLS))
 def test_killed_anywhere(
-    built: Artifact, source: Path, other: Path, dist: Path, older: Path, tmp_path: Path
+    part: str, built: Artifact, source: Path, other: Path, dist: Path, older: Path
 ) -> None:
     """What stands in the artifact's place is the older one or the new one, whole."""
     whole = [contents(older)]
     build_tiny(other, dist, library=False)
     whole.append(contents(older))
     assert whole[0] != whole[1]
-    sources = "|".join(map(str, (source, other)))
-    rooms = str(Path(__file__).parent)
-    command = [sys.executable, "-c", KILLER, rooms, sources, dist, NAME, str(KILLS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    script = Path(__file__).with_name("killing.py")
+    arguments = [source, other, dist, KILLS[part], part]
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)], capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
-    assert len(results) == KILLS
-    assert sum(killed for killed, _ in results) > KILLS // 2
-    for number, (_, standing) in enumerate(results):
-        assert standing in whole, f"kill {number} left something else"
+    assert len(results) == KILLS[part]
+    assert sum(killed for killed, _, _ in results) > KILLS[part] // 2
+    for number, (_, stage, standing) in enumerate(results):
+        assert standing in whole, f"kill {number} while {stage} left something else"
     assert [v for v in verify(find(older)) if v.fault is not None] == []
     # What the killed ones left is hidden, and the next build clears it.
     build_tiny(source, dist, library=False)
+    assert {path.name for path in dist.iterdir()} == {"cache", NAME}
+
+
+# Says that it runs, waits until it may go on, and then links after all.
+SLOW_LINKER = """#!/bin/sh
+echo "$@" > {folder}/linking
+while [ ! -e {folder}/go ]; do sleep 0.02; done
+"{linker}" "$@"
+echo $? > {folder}/linked
+"""
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+def test_a_linker_that_survives_its_build(
+    source: Path, dist: Path, older: Path, tmp_path: Path
+) -> None:
+    """It goes on writing where the killed build had put it, which is no finished folder."""
+    linker = shutil.which("g++") or shutil.which("c++")
+    if linker is None:
+        pytest.skip("there is no g++")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("g++", "c++", "clang++", "gcc", "cc", "clang"):
+        (tools / name).write_text(SLOW_LINKER.format(folder=tmp_path, linker=linker))
+        (tools / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    before = contents(older)
+    arguments = ["--hf-path", source, "--target", "llvm", "--artifact-path", dist]
+    arguments += ["--prefill-chunk-size", CHUNK, "--build-model-only"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlc_rwkv_world", "build", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(tmp_path / "linking")
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert contents(older) == before
+    # The objects lie in the killed build's own folder, and so does what the linker writes.
+    said = (tmp_path / "linking").read_text().split()
+    written = Path(said[said.index("-o") + 1])
+    assert written.parent.parent == dist
+    assert re.fullmatch(rf"\.{NAME}\.[0-9a-f]+\.tmp", written.parent.name)
+    objects = [Path(word).parent.parent for word in said if word.endswith(".o")]
+    assert objects and set(objects) == {written.parent}
+    (tmp_path / "go").touch()
+    wait_for(tmp_path / "linked")
+    assert contents(older) == before
+    build_tiny(source, dist, library=False)
+    assert contents(older) == before
     assert {path.name for path in dist.iterdir()} == {"cache", NAME}
 
 
@@ -93,10 +126,10 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_full_disk(source: Path, disk: Path) -> None:
+def test_full_disk(built: Artifact, source: Path, disk: Path) -> None:
     """Wherever the space ends: one error, the older artifact as it was, and nothing left over."""
     dist = disk / "dist"
-    build_tiny(source, dist)
+    shutil.copytree(built.folder.parent, dist)
     before = contents(dist / NAME)
     weights, whole = size_of(dist / NAME / "params"), size_of(dist / NAME)
     cases = [
@@ -112,7 +145,7 @@ def test_full_disk(source: Path, disk: Path) -> None:
             assert contents(dist / NAME) == before
             assert {path.name for path in dist.iterdir()} == {"cache", NAME}
             filler.unlink()
-    build_tiny(source, dist)
+    build_tiny(source, dist, library=False)
     assert contents(dist / NAME) == before
 
 

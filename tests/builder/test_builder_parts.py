@@ -13,9 +13,8 @@ from building import NAME, build_tiny, contents
 from support.checkpoints import Tensors, random_world, write_pth
 
 import mlc_rwkv_world
-from mlc_rwkv_world import builder
 from mlc_rwkv_world.artifact.index import ParameterIndex
-from mlc_rwkv_world.builder import Artifact
+from mlc_rwkv_world.builder import Artifact, assemble, choices
 from mlc_rwkv_world.compiler import pipeline
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import (
@@ -155,6 +154,7 @@ def test_library_of_another_model_is_not_reused(
         (wider, {}, ArtifactError, r"other hidden_size \(32 there, 64 here\)"),
         (deeper, {}, ArtifactError, r"built for other params\. Build without --reuse-lib"),
         (source, {"quantization": "q8f16_1"}, ArtifactError, "other quantization"),
+        (source, {"arithmetic": "decode=float32,prefill=int8"}, ArtifactError, "other arithmetic"),
         (other_config, {}, ArtifactError, r"other rescale_every \(6 there, 1 here\)"),
         (source, {"target": "cuda -arch=sm_90"}, ArtifactError, r"other target \('llvm' there"),
         (source, {"reuse_lib": text}, ArtifactError, r"text\.so cannot be loaded"),
@@ -291,7 +291,7 @@ def test_wrong_options_are_refused_before_anything_is_looked_for(
     def resolve_source(*_: object, **__: object) -> None:
         raise AssertionError("looked for the model")
 
-    monkeypatch.setattr(builder, "resolve_source", resolve_source)
+    monkeypatch.setattr(assemble, "resolve_source", resolve_source)
     with pytest.raises(error, match=message):
         mlc_rwkv_world.build("owner/name", **{"target": "llvm", "output": tmp_path} | options)
     assert list(tmp_path.iterdir()) == []
@@ -308,10 +308,10 @@ def test_a_cpu_that_hides_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> N
     features = resolve("llvm").cpu_features()
     hidden = features[0]
     monkeypatch.setattr(
-        builder, "missing_features", lambda names: [n for n in names if n == hidden]
+        choices, "missing_features", lambda names: [n for n in names if n == hidden]
     )
     for text in ("llvm", "auto"):
-        found = builder._for_this_cpu(resolve("llvm"), text)
+        found = choices.for_this_cpu(resolve("llvm"), text)
         assert hidden not in found.cpu_features()
     asked = "llvm -mcpu=haswell -mtriple=x86_64-linux-gnu"
-    assert builder._for_this_cpu(resolve(asked), asked).describe() == resolve(asked).describe()
+    assert choices.for_this_cpu(resolve(asked), asked).describe() == resolve(asked).describe()

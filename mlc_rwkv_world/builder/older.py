@@ -1,0 +1,81 @@
+"""What a build keeps of the artifact that stood in its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+from mlc_rwkv_world.artifact.checksums import read_checksums
+from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, PARAMS_DIR, SHA256SUMS
+from mlc_rwkv_world.builder.plan import Plan
+from mlc_rwkv_world.errors import ArtifactError
+from mlc_rwkv_world.models.config import ModelConfig
+
+
+def carry_over(plan: Plan, new: Path, *, weights: bool) -> None:
+    """Keeps what this build does not write: other targets' libraries, parameters, user's files.
+
+    Weights that were converted for another configuration of the model and the libraries beside
+    them belong together: neither stays without the other, since nothing else would notice.
+    """
+    old = plan.folder
+    stale = not _same_model(old / PARAMS_DIR, plan.config)
+    if stale and not weights:
+        raise ArtifactError(
+            f"{old / PARAMS_DIR} was converted for another configuration of the model. Build "
+            "without --build-model-only."
+        )
+    for path in old.iterdir() if old.is_dir() else ():
+        if path.name == SHA256SUMS or (weights and path.name == PARAMS_DIR):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link_or_copy)
+        elif not (stale and path.name.startswith(f"{plan.name}-")):
+            _link_or_copy(str(path), str(new / path.name))
+
+
+def kept_checksums(plan: Plan, built: list[Path], *, weights: bool) -> dict[str, str]:
+    """The checksums of what this build took over from the older artifact."""
+    try:
+        old = read_checksums(plan.folder) or {}
+    except ArtifactError:
+        # `verify` has the last word on files whose checksums are lost: they are new from here on.
+        return {}
+    replaced = {*(path.name for path in built), f"{PARAMS_DIR}/{CHAT_CONFIG}"}
+    return {
+        name: value
+        for name, value in old.items()
+        if name not in replaced and not (weights and name.startswith(f"{PARAMS_DIR}/"))
+    }
+
+
+def _same_model(params: Path, config: ModelConfig) -> bool:
+    """Whether weights in `params`, if there are any, were converted for this configuration."""
+    if not params.is_dir():
+        return True
+    try:
+        text = (params / CHAT_CONFIG).read_text(encoding="utf-8")
+        old = ModelConfig.from_dict(json.loads(text)["model_config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    of_the_library = (
+        "context_window_size",
+        "prefill_chunk_size",
+        "max_batch_size",
+        "fp32_layers",
+        "fp32_reasons",
+        "float32_keys",
+    )
+    return config == dataclasses.replace(
+        old, **{field: getattr(config, field) for field in of_the_library}
+    )
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)

@@ -1,0 +1,79 @@
+"""Everything about a build that is settled before its first long step."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mlc_rwkv_world.builder.choices import AUTO, Choices
+from mlc_rwkv_world.checkpoint import Checkpoint
+from mlc_rwkv_world.compiler import metadata
+from mlc_rwkv_world.compiler.export import ParameterSpec, parameters
+from mlc_rwkv_world.convert.model_config import model_config
+from mlc_rwkv_world.kernels.arithmetic_cpu import INT8
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.models.fp32_layers import parse
+from mlc_rwkv_world.numerics.precision import choose
+from mlc_rwkv_world.reporter import Reporter
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to build from which checkpoint, and the folder where it is to stand."""
+
+    checkpoint: Checkpoint
+    choices: Choices
+    config: ModelConfig
+    specs: list[ParameterSpec]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The artifact's name."""
+        return self.folder.name
+
+    def described(self) -> dict[str, Any]:
+        """The metadata of the library that this plan asks for."""
+        chosen = self.choices
+        return metadata.describe(
+            self.config,
+            chosen.format,
+            self.specs,
+            chosen.target,
+            chosen.compute_dtype,
+            chosen.arithmetic,
+        )
+
+
+def make_plan(checkpoint: Checkpoint, choices: Choices, output: Path, reporter: Reporter) -> Plan:
+    """The plan for one checkpoint, built below `output`. Raises UsageError, CheckpointError."""
+    layers, named = checkpoint.config.num_hidden_layers, choices.fp32_layers
+    config = model_config(
+        checkpoint,
+        choices.format,
+        context_window_size=-1 if choices.max_seq_len is None else choices.max_seq_len,
+        prefill_chunk_size=choices.prefill_chunk_size,
+        max_batch_size=choices.max_batch_size,
+        fp32_layers=None if named is None or named == AUTO else parse(named, layers),
+        float32_keys=choices.float32_keys,
+    )
+    if named == AUTO:
+        config = _measured(checkpoint, config, choices, reporter)
+    folder = output / f"{checkpoint.name}-{choices.format.name}"
+    return Plan(checkpoint, choices, config, parameters(config, choices.format), folder)
+
+
+def _measured(
+    checkpoint: Checkpoint, config: ModelConfig, choices: Choices, reporter: Reporter
+) -> ModelConfig:
+    """The configuration with the blocks in float32 that running the model asks for."""
+    reporter.stage("measuring which blocks need float32")
+    choice = choose(
+        checkpoint,
+        config,
+        choices.format,
+        int8=INT8 in choices.arithmetic.values(),
+        progress=lambda done, total: reporter.progress(done, total, f"block {done - 1}"),
+    )
+    return dataclasses.replace(config, fp32_layers=choice.blocks, fp32_reasons=choice.reasons)
