@@ -32,6 +32,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 DEFECTS = (
     Defect(
+        "moved_names",
+        "importing any model fails on TVM 0.27 (relax.Constant, relax.StringImm)",
+        "the names are aliased",
+    ),
+    Defect(
         "prefix_cache",
         "the same prompt twice gives two answers (prefix cache)",
         "turned off for this model",
@@ -90,6 +95,26 @@ DEFECTS = (
         "compile_cache",
         "compiled libraries are kept when their kernels have changed",
         "our revision is part of the key",
+    ),
+    Defect(
+        "hidden_fields",
+        "an engine hangs where the configuration lacks head_size or num_heads",
+        "our configurations have them",
+    ),
+    Defect(
+        "silent_engine",
+        "an exception in the engine's thread leaves its caller waiting",
+        "not corrected; what is known to raise one is kept from it",
+    ),
+    Defect(
+        "token_postproc",
+        "tokenizer_info.token_postproc_method 'raw' is refused",
+        "our configurations say byte_fallback, which changes no World token",
+    ),
+    Defect(
+        "quadratic_tokenizer",
+        "its World tokenizer needs quadratic time",
+        "link ours into its library: third_party/tokenizers_cpp",
     ),
     Defect(
         "template",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -39,13 +40,14 @@ def find_host() -> Host | None:
     return Host(Path(spec.origin).parent, host_version())
 
 
+@functools.cache
 def host_version() -> str | None:
     """The version of the distribution that installed it; None for a checkout."""
     from importlib.metadata import distributions
 
     # Its wheels are called mlc-llm-cpu, mlc-llm-cu123, mlc-llm-nightly-..., a checkout mlc_llm.
     for distribution in distributions():
-        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        name = (distribution.name or "").lower().replace("_", "-")
         if name == "mlc-llm" or name.startswith("mlc-llm-"):
             return str(distribution.version)
     return None

@@ -12,37 +12,80 @@ from importlib import import_module
 from types import ModuleType
 
 from mlc_rwkv_world.integration.autoload import PACKAGE, arm
-from mlc_rwkv_world.integration.host import find_host, share_path
+from mlc_rwkv_world.integration.defects import present
+from mlc_rwkv_world.integration.host import KNOWN_VERSIONS, find_host, host_version, share_path
 
 WAITING = "waiting"
 DONE = "done"
+NOT_NEEDED = "not needed, this version is right"
 _ROOM = "mlc_rwkv_world.integration"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is done to `module` of the host's: `action`, `module:function` of this room."""
+    """What is done to `module` of the host's: `action`, `module:function` of this room.
+
+    A step that only answers defects is left out where the host's version has none of them.
+    """
 
     module: str
     what: str
     action: str
     before: bool = False
+    defects: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> bool:
+        """Whether the host that is there has what this step is for."""
+        version = host_version()
+        return not self.defects or any(present(name, version) for name in self.defects)
 
 
 STEPS = (
-    Step("nn", "names that TVM 0.27 moved", "tvm_aliases:add_aliases", before=True),
+    Step(
+        "nn",
+        "names that TVM 0.27 moved",
+        "tvm_aliases:add_aliases",
+        before=True,
+        defects=("moved_names",),
+    ),
     Step("model.model", "model types rwkv_world and rwkv", "models:add_models"),
     Step("model.model_preset", "presets of 0.1B to 7B", "presets:add_presets"),
     Step("quantization.quantization", "formats q8f16_1 and q8f32_1", "models:add_formats"),
-    Step("conversation_template", "World conversation template", "template:add_template"),
+    Step(
+        "conversation_template",
+        "World conversation template",
+        "template:add_template",
+        defects=("template",),
+    ),
     Step("interface.gen_config", "gen_config", "commands:add_gen_config"),
     Step("interface.convert_weight", "convert_weight", "commands:add_convert_weight"),
     Step("support.auto_weight", ".pth files and World folders", "commands:add_source_format"),
     Step("compiler_pass.pipeline", "our passes and kernels", "pipeline:add_pipeline"),
-    Step("serve.config", "engine defaults for a recurrent state", "serving:add_engine_defaults"),
-    Step("serve.engine", "requests wait until the engine has room", "serving:add_admission"),
-    Step("interface.chat", "text in `mlc_llm chat`", "serving:add_chat_engine"),
-    Step("tokenizers", "characters that span tokens", "serving:add_text_streamer"),
+    Step(
+        "serve.config",
+        "engine defaults for a recurrent state",
+        "serving:add_engine_defaults",
+        defects=("prefix_cache", "history", "prefill_mode", "no_chunks"),
+    ),
+    Step(
+        "serve.engine",
+        "requests wait until the engine has room",
+        "serving:add_admission",
+        defects=("no_admission",),
+    ),
+    Step(
+        "interface.chat",
+        "text in `mlc_llm chat`",
+        "serving:add_chat_engine",
+        defects=("unfinished_characters",),
+    ),
+    Step(
+        "tokenizers",
+        "characters that span tokens",
+        "serving:add_text_streamer",
+        defects=("unfinished_characters",),
+    ),
 )
 
 # How each step went: WAITING, DONE, or what went wrong.
@@ -56,10 +99,17 @@ def register() -> None:
 
     Calling it again does nothing. Never raises: what cannot be done is said in one line.
     """
-    if find_host() is None:
+    host = find_host()
+    if host is None:
         _tell(
             "mlc_llm is not installed here, so there is nothing to register with. "
             "`python -m mlc_rwkv_world build` and `mlc_chat_cli` need none."
+        )
+    elif not host.tested:
+        _tell(
+            f"mlc_llm {host.version} is unknown to this package (tested: "
+            f"{', '.join(KNOWN_VERSIONS)}). It is tried all the same; "
+            "`python -m mlc_rwkv_world doctor` says how that went."
         )
     arm()
 
@@ -111,6 +161,9 @@ def _sweep() -> None:
 def _do(step: Step, module: ModuleType) -> None:
     if outcomes[step] != WAITING or step in _running:
         return
+    if not step.needed:
+        outcomes[step] = NOT_NEEDED
+        return
     _running.add(step)
     try:
         place, function = step.action.split(":")
@@ -120,7 +173,8 @@ def _do(step: Step, module: ModuleType) -> None:
         # Whatever is wrong here, the host's own work goes on.
         outcomes[step] = _reason(error)
         _tell(
-            f"{step.what}: not registered with this mlc_llm ({_reason(error)}). "
+            f"{step.what}: not registered with mlc_llm {host_version() or 'without a version'} "
+            f"({_reason(error)}). "
             "`python -m mlc_rwkv_world doctor` says more.",
             key="step",
         )

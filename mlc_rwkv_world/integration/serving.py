@@ -69,8 +69,6 @@ def is_world_artifact(folder: Any) -> bool:
 def add_text_streamer(tokenizers: ModuleType) -> None:
     """Streams of World tokens are turned into text by our tokenizer."""
     original: Any = tokenizers.TextStreamer
-    if not present("unfinished_characters", host_version()):
-        return
     if not issubclass(original, _Choosing):
         choosing = type("TextStreamer", (_Choosing,), {"original": original})
         setattr(tokenizers, original.__name__, choosing)
@@ -115,8 +113,7 @@ def add_chat_engine(chat: ModuleType) -> None:
     Its own engine turns tokens into text in C++, where an unfinished character ends the stream.
     """
     original: Any = chat.JSONFFIEngine
-    fixed = not present("unfinished_characters", host_version())
-    if fixed or hasattr(original, "rwkv_world"):
+    if hasattr(original, "rwkv_world"):
         return
 
     @functools.wraps(original, updated=())
@@ -130,8 +127,6 @@ def add_chat_engine(chat: ModuleType) -> None:
 
 def add_admission(engine: ModuleType) -> None:
     """Gives the engine no more than it holds: it admits every request of a recurrent model."""
-    if not present("no_admission", host_version()):
-        return
     asynchronous: Any = engine.AsyncMLCEngine
     synchronous: Any = engine.MLCEngine
     ask_async, ask = asynchronous._generate, synchronous._generate

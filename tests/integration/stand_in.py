@@ -179,6 +179,17 @@ def write_host(folder: Path, **changed: str) -> Path:
     return write(folder, {f"mlc_llm/{name}": text for name, text in files.items()})
 
 
+def write_version(folder: Path, version: str) -> Path:
+    """What an installer would record of a host of this version."""
+    metadata = f"Metadata-Version: 2.1\nName: mlc-llm-nightly\nVersion: {version}\n"
+    return write(folder, {f"mlc_llm_nightly-{version}.dist-info/METADATA": metadata})
+
+
+def write_no_torch(folder: Path) -> Path:
+    """A site folder that hides torch: tvm_ffi imports it where it can, which takes seconds."""
+    return write(folder, {"torch.py": "raise ImportError('hidden')\n"})
+
+
 def entry_points() -> dict[str, str]:
     """Entry point of each group, as pyproject.toml declares it."""
     text = PYPROJECT.read_text(encoding="utf-8")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from stand_in import PACKAGE_ROOT, TVM, run, write, write_host, write_metadata
+from stand_in import (
+    PACKAGE_ROOT,
+    TVM,
+    run,
+    write,
+    write_host,
+    write_metadata,
+    write_no_torch,
+    write_version,
+)
 
 DOCTOR = ["-m", "mlc_rwkv_world", "doctor"]
 
@@ -15,7 +25,7 @@ def test_with_the_real_tvm_and_no_host(tmp_path: Path) -> None:
     import tvm_ffi
 
     ours = write_metadata(tmp_path / "our-site")
-    result = run(DOCTOR, [ours, PACKAGE_ROOT])
+    result = run(DOCTOR, [write_no_torch(tmp_path / "no-torch"), ours, PACKAGE_ROOT])
     assert result.returncode == 0 and result.stderr == ""
     lines = result.stdout.splitlines()
     assert f"TVM {tvm.__version__}, compiler and runtime, of apache-tvm" in result.stdout
@@ -49,16 +59,32 @@ def test_says_what_could_not_be_done(path: list[Path]) -> None:
         model__model="raise ImportError('TVM of another time')",
         interface__gen_config="def gen_config(everything): return 1\n",
     )
-    write(
-        path[2],
-        {"mlc_llm_nightly-0.31.dist-info/METADATA": "Name: mlc-llm-nightly\nVersion: 0.31\n"},
-    )
+    write_version(path[2], "0.31")
     result = run(DOCTOR, path)
     assert result.returncode == 0, result.stderr
     assert "mlc_llm 0.31 (tested: 0.20)" in result.stdout
     cannot = "mlc_llm.model.model cannot be imported (ImportError: TVM of another time)"
     assert cannot in result.stdout
     assert "  gen_config: TypeError: " in result.stdout
+
+
+def test_what_a_version_has_right_is_left_alone(path: list[Path]) -> None:
+    write_version(write_host(path[2]), "0.21")
+    code = (
+        "import dataclasses, mlc_rwkv_world.integration.defects as d\n"
+        "d.DEFECTS = tuple(dataclasses.replace(x, fixed_in='0.21') for x in d.DEFECTS)\n"
+        "import mlc_llm.probe\n"
+        "from mlc_rwkv_world.cli import doctor\n"
+        "doctor.main([])"
+    )
+    result = run(["-c", code], path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[0])
+    assert "rwkv_world" in found["models"] and found["pipeline"]
+    assert found["template"] == "the host's" and not found["asjson"] and not found["aliased"]
+    assert "  World conversation template: not needed, this version is right" in result.stdout
+    assert "  model types rwkv_world and rwkv: done" in result.stdout
+    assert "(prefix cache): fixed in this version" in result.stdout
 
 
 def test_turned_off(path: list[Path]) -> None:
