@@ -29,7 +29,8 @@ test: $(VENV)/installed-test
 	    -DRWKV_WORLD_TESTS=ON -DRWKV_WORLD_SANITIZE=ON
 	cmake --build build/cpp
 	ctest --test-dir build/cpp --output-on-failure
-	$(BIN)/pytest
+	# A file's tests stay together, since they share what its fixtures built. A crash ends the run.
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 $(VENV)/installed: pyproject.toml CMakeLists.txt $(shell find cpp mlc_rwkv_world mlc_llm -type f -not -path '*/__pycache__/*')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

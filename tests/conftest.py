@@ -9,49 +9,63 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("RWKV_JIT_ON", "0")
 os.environ.setdefault("RWKV_V7_ON", "0")
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of this run's own, which all of its worker processes see."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_place(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_place(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps the per-user record out of the user's folder, and child processes out of the clone.
 
     Python looks in the current folder first, where the package has no compiled module.
     """
-    os.environ["MLC_RWKV_WORLD_HOME"] = str(tmp_path_factory.mktemp("home"))
+    os.environ["MLC_RWKV_WORLD_HOME"] = str(shared / "home")
     os.chdir(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(scope="session")
-def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_checkpoint(shared: Path) -> Path:
     """The trained model, unpacked as a Hugging Face folder by its own command."""
-    folder = tmp_path_factory.mktemp("models") / "RWKV-4-World-Demo"
-    subprocess.run([sys.executable, ROOT / "demo" / "unpack.py", folder], check=True)
+    folder = shared / "RWKV-4-World-Demo"
+    with FileLock(shared / "checkpoint.lock"):
+        if not folder.exists():
+            subprocess.run([sys.executable, ROOT / "demo" / "unpack.py", folder], check=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def demo_artifact(
-    demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """`demo_artifact(quantization)`: the folder of the trained model built for this CPU."""
-    output = tmp_path_factory.mktemp("dist")
-    built: dict[str, Path] = {}
+def demo_artifact(demo_checkpoint: Path, shared: Path) -> Callable[[str], Path]:
+    """`demo_artifact(quantization)`: the folder of the trained model built for this CPU.
+
+    Never to be changed: all tests share it.
+    """
+    output = shared / "dist"
 
     def artifact(quantization: str) -> Path:
-        if quantization not in built:
-            from mlc_rwkv_world import build
+        folder = output / f"{demo_checkpoint.name}-{quantization}"
+        with FileLock(shared / f"{quantization}.lock"):
+            if not folder.exists():
+                from mlc_rwkv_world import build
 
-            built[quantization] = build(
-                demo_checkpoint,
-                target="llvm",
-                quantization=quantization,
-                output=output,
-                max_batch_size=64,
-            ).folder
-        return built[quantization]
+                build(
+                    demo_checkpoint,
+                    target="llvm",
+                    quantization=quantization,
+                    output=output,
+                    max_batch_size=64,
+                )
+        return folder
 
     return artifact

@@ -14,7 +14,7 @@ import pytest
 
 from mlc_rwkv_world.chat import Chat
 from mlc_rwkv_world.errors import NotFoundError, StateError, UsageError
-from mlc_rwkv_world.runtime import Engine, Sampler, Sampling
+from mlc_rwkv_world.runtime import Engine, Sampler, Sampling, load
 
 FRANCE = "What is the capital of France?"
 JAPAN = "What is the capital of Japan?"
@@ -294,7 +294,9 @@ def test_an_abandoned_answer_does_not_disturb_the_next(engine: Engine) -> None:
     expect_read(chat, (FRANCE, " " + shown), (JAPAN, " " + answer))
 
 
-def test_eight_chats_at_once(engine: Engine) -> None:
+@pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
+def test_eight_chats_at_once(demo_artifact: Callable[[str], Path], quantization: str) -> None:
+    engine = load(demo_artifact(quantization), "cpu")
     questions = [FRANCE, JAPAN] * 4
     expected = {FRANCE: say(chat_with(engine), FRANCE), JAPAN: say(chat_with(engine), JAPAN)}
     answers: dict[int, str] = {}

@@ -1,0 +1,63 @@
+"""The order of the rooms that docs/design.md draws, held against the imports."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "mlc_rwkv_world"
+ROOT = Path(__file__).parents[2] / PACKAGE
+# A room imports only rooms before it.
+ORDER = (
+    *("tvm_names", "reporter", "errors", "artifact", "tokenizer", "checkpoint", "models"),
+    *("kernels", "transforms", "quantization", "compiler", "convert", "runtime", "numerics"),
+    *("builder", "chat", "integration", "cli"),
+)
+# These run where TVM's compiler is not installed.
+WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact")
+
+
+def rooms() -> list[str]:
+    """Folders and modules of the package, by the names that imports have for them."""
+    found = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")}
+    return sorted(found - {"__init__", "__main__"})
+
+
+def imports(room: str) -> Iterator[tuple[Path, str]]:
+    """Every module that a room's files import, wherever in them, with the file."""
+    files = sorted((ROOT / room).rglob("*.py")) or [ROOT / f"{room}.py"]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                yield from ((path, f"{node.module}.{alias.name}") for alias in node.names)
+            elif isinstance(node, ast.Import):
+                yield from ((path, alias.name) for alias in node.names)
+
+
+def test_every_room_has_a_place() -> None:
+    assert rooms() == sorted(ORDER)
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_imports_point_down(room: str) -> None:
+    below = {room, *ORDER[: ORDER.index(room)], "__version__"}
+    for path, name in imports(room):
+        package, *inner = name.split(".")
+        if package == PACKAGE:
+            assert inner[0] in below, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("room", WITHOUT_COMPILER)
+def test_the_compiler_is_not_needed(room: str) -> None:
+    compiling = ("tvm.relax.frontend", "tvm.script", "tvm.tirx", "tvm.relax.transform", "tvm.s_tir")
+    for path, name in imports(room):
+        assert not name.startswith(compiling), f"{path} imports {name}"
+
+
+def test_only_the_integration_knows_mlc_llm() -> None:
+    for room in set(ORDER) - {"integration"}:
+        for path, name in imports(room):
+            assert name.split(".")[0] != "mlc_llm", f"{path} imports {name}"
