@@ -4,8 +4,11 @@
         --rwkv-cpp build/librwkv.so --ggml MODEL-Q4_0.bin --threads 2
 
 Each program runs in a process of its own, one after another, for several rounds; the table has the
-median of the rounds. `--pth` adds the package `rwkv` (float32 and bfloat16); `--rwkv-cpp` and
-`--ggml`, which may be repeated, add rwkv.cpp by its built library and models in its own format.
+median of the rounds: tokens per second; the share of the machine's read bandwidth, measured in the
+same rounds, that our weights take; seconds from the start of the process to the first token; and
+the most memory that the process held, mapped files counted. `--pth` adds the package `rwkv`
+(float32 and bfloat16); `--rwkv-cpp` and `--ggml`, which may be repeated, add rwkv.cpp by its built
+library and models in its own format.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import ctypes
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +30,8 @@ PROMPT, STEPS = 512, 24
 # rwkv.cpp aborts on longer pieces of a prompt.
 PIECE = 64
 VOCABULARY = 60000
+# When a child's process was started, in seconds since the epoch.
+_STARTED = "CPU_PEERS_STARTED"
 Speeds = dict[str, float]
 
 
@@ -44,25 +50,41 @@ def main() -> int:
     options = parser.parse_args()
     if options.child:
         kind, _, path = options.child.partition(":")
-        measure = {"ours": _ours, "fp32": _rwkv, "bf16": _rwkv, "cpp": _rwkv_cpp}[kind]
-        print(json.dumps(measure(kind, path, options)))
+        programs = {"ours": _ours, "fp32": _rwkv, "bf16": _rwkv, "cpp": _rwkv_cpp}
+        measured = _limits(options) if kind == "limits" else programs[kind](kind, path, options)
+        # Kilobytes.
+        measured["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(measured))
         return 0
-    programs = [f"ours:{path}" for path in options.artifact]
-    programs += [f"{kind}:{path}" for path in options.pth for kind in ("fp32", "bf16")]
+    order = ["limits:", *(f"ours:{path}" for path in options.artifact)]
+    order += [f"{kind}:{path}" for path in options.pth for kind in ("fp32", "bf16")]
     if options.rwkv_cpp:
-        programs += [f"cpp:{path}" for path in options.ggml]
-    found: dict[str, list[Speeds]] = {program: [] for program in programs}
+        order += [f"cpp:{path}" for path in options.ggml]
+    found: dict[str, list[Speeds]] = {program: [] for program in order}
     for _ in range(options.rounds):
-        for program in programs:
+        for program in order:
             found[program].append(_child(program, options))
     rows = {
         program: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for program, runs in found.items()
     }
-    print(f"{'':52}{'decode':>10}{'prefill':>10}  tok/s, {options.threads} threads")
+    limits = rows["limits:"]
+    print(
+        f"{options.threads} threads, {options.rounds} rounds; the machine reads "
+        f"{limits['read'] / 1e9:.1f} GB/s and does {limits['float32'] / 1e9:.0f} GFLOP/s"
+    )
+    print(f"{'':44}{'decode':>8}{'share':>7}{'prefill':>9}{'first':>8}{'peak MB':>9}")
     for program, row in rows.items():
         kind, _, path = program.partition(":")
-        print(f"{kind + ' ' + Path(path).name:52}{row['decode']:>10.1f}{row['prefill']:>10.1f}")
+        if kind == "limits":
+            continue
+        share = (
+            f"{100 * row['bytes'] * row['decode'] / limits['read']:.0f}%" if "bytes" in row else ""
+        )
+        print(
+            f"{kind + ' ' + Path(path).name:44}{row['decode']:>8.1f}{share:>7}"
+            f"{row['prefill']:>9.1f}{row['first']:>8.2f}{row['peak'] / 1e6:>9.0f}"
+        )
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -74,6 +96,7 @@ def _child(program: str, options: argparse.Namespace) -> Speeds:
     if options.rwkv_cpp:
         command += ["--rwkv-cpp", options.rwkv_cpp]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "RWKV_JIT_ON": "1"}
+    environment[_STARTED] = str(time.time())
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     speeds: Speeds = json.loads(done.stdout.splitlines()[-1])
     return speeds
@@ -86,7 +109,9 @@ def _ids(count: int) -> list[int]:
 def _timed(
     decode: Callable[[int], object], prefill: Callable[[list[int]], object], length: int
 ) -> Speeds:
-    """Medians of single steps, and the better of two prompts."""
+    """Medians of single steps, the better of two prompts, and when the first token came."""
+    decode(1)
+    first = time.time() - float(os.environ.get(_STARTED, "nan"))
     steps = []
     for token in _ids(STEPS + 4):
         started = time.perf_counter()
@@ -97,19 +122,33 @@ def _timed(
         started = time.perf_counter()
         prefill(_ids(length))
         prompts.append(time.perf_counter() - started)
-    return {"decode": 1 / statistics.median(steps[4:]), "prefill": length / min(prompts)}
+    return {
+        "decode": 1 / statistics.median(steps[4:]),
+        "prefill": length / min(prompts),
+        "first": first,
+    }
+
+
+def _limits(options: argparse.Namespace) -> Speeds:
+    from mlc_rwkv_world.compiler.limits import measure
+    from mlc_rwkv_world.runtime.threads import use
+
+    found = measure(use(options.threads))
+    return {"read": found.read, "float32": found.float32}
 
 
 def _ours(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
     import mlc_rwkv_world
+    from mlc_rwkv_world.cli.bench import work
 
     engine = mlc_rwkv_world.load(path, "cpu", threads=options.threads)
     state = engine.new_state()
-    return _timed(
+    speeds = _timed(
         lambda token: engine.decode(token, state),
         lambda ids: engine.prefill(ids, engine.new_state()),
         options.prompt,
     )
+    return {**speeds, "bytes": work(engine)[0]}
 
 
 def _rwkv(kind: str, path: str, options: argparse.Namespace) -> Speeds:

@@ -431,11 +431,14 @@ def main() -> None:
     libraries = [path for path in libraries if path.stem.startswith(wanted)]
     if not libraries:
         sys.exit(f"{options.folder / 'models'} has no library of {options.models!r}")
-    cudart = options.folder / "lib" / "libcudart.so.13"
-    if cudart.exists() and "CUDA_EMULATION" not in os.environ:
-        ctypes.CDLL(str(cudart), ctypes.RTLD_GLOBAL)
     import tvm
 
+    # Without its compiler TVM loads no device's library by itself.
+    runtime = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
+    try:
+        ctypes.CDLL(str(runtime))
+    except OSError as error:
+        sys.exit(f"{error}: is NVIDIA's driver installed?")
     device = tvm.cuda(0)
     if not device.exist:
         sys.exit("TVM finds no CUDA device here: is NVIDIA's driver installed?")
