@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -24,14 +23,3 @@ def constant_value(expr: Any) -> Any:
     if not isinstance(expr, _Constant):
         return None
     return expr.data if hasattr(expr, "data") else expr.value
-
-
-def keep_parameters(func: Any, wanted: Callable[[str], bool]) -> Any:
-    """`func` with only those of its parameters whose names are `wanted`."""
-    if not hasattr(func, "buffer_map"):
-        kept = [param for param in func.params if wanted(param.name)]
-        return tirx.PrimFunc(kept, func.body, func.ret_type, func.attrs, func.span)
-    # A tensor's parameter is a handle there, and has another name.
-    buffers = {param: buffer for param, buffer in func.buffer_map.items() if wanted(buffer.name)}
-    kept = [param for param in func.params if param in buffers or param not in func.buffer_map]
-    return tirx.PrimFunc(kept, func.body, func.ret_type, buffers, func.attrs, func.span)

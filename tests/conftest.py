@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from support.once import once
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("RWKV_JIT_ON", "0")
@@ -39,10 +39,8 @@ def _own_place(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
 def demo_checkpoint(shared: Path) -> Path:
     """The trained model, unpacked as a Hugging Face folder by its own command."""
     folder = shared / "RWKV-4-World-Demo"
-    with FileLock(shared / "checkpoint.lock"):
-        if not folder.exists():
-            subprocess.run([sys.executable, ROOT / "demo" / "unpack.py", folder], check=True)
-    return folder
+    unpack = [sys.executable, ROOT / "demo" / "unpack.py", folder]
+    return once(folder, lambda: subprocess.run(unpack, check=True))
 
 
 @pytest.fixture(scope="session")
@@ -54,18 +52,17 @@ def demo_artifact(demo_checkpoint: Path, shared: Path) -> Callable[[str], Path]:
     output = shared / "dist"
 
     def artifact(quantization: str) -> Path:
-        folder = output / f"{demo_checkpoint.name}-{quantization}"
-        with FileLock(shared / f"{quantization}.lock"):
-            if not folder.exists():
-                from mlc_rwkv_world import build
+        from mlc_rwkv_world import build
 
-                build(
-                    demo_checkpoint,
-                    target="llvm",
-                    quantization=quantization,
-                    output=output,
-                    max_batch_size=64,
-                )
-        return folder
+        def make() -> None:
+            build(
+                demo_checkpoint,
+                target="llvm",
+                quantization=quantization,
+                output=output,
+                max_batch_size=64,
+            )
+
+        return once(output / f"{demo_checkpoint.name}-{quantization}", make)
 
     return artifact

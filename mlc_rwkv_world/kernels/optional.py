@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from mlc_rwkv_world.tvm_names import keep_parameters
-
 
 def without(func: tirx.PrimFunc, *names: str) -> tirx.PrimFunc:
     """`func` without the tensor parameters of these names, which its body must not mention.
 
     So a kernel for two or three inputs is written once, for three.
     """
-    return keep_parameters(func, lambda name: name not in names)
+    if not hasattr(func, "buffer_map"):
+        kept = [param for param in func.params if param.name not in names]
+        return tirx.PrimFunc(kept, func.body, func.ret_type, func.attrs, func.span)
+    # TVM 0.26: a tensor's parameter is a handle with a name of its own.
+    buffers = {param: at for param, at in func.buffer_map.items() if at.name not in names}
+    kept = [param for param in func.params if param in buffers or param not in func.buffer_map]
+    return tirx.PrimFunc(kept, func.body, func.ret_type, buffers, func.attrs, func.span)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import tvm
-from tvm import IRModule, relax, tirx
+from tvm import IRModule, relax
 from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
@@ -15,7 +13,6 @@ from mlc_rwkv_world.kernels.activation import quantize
 from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
 from mlc_rwkv_world.kernels.linear import linear
-from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.kernels.table import NAMED
 from mlc_rwkv_world.models.operations import (
     LINEAR_PACKED,
@@ -23,7 +20,8 @@ from mlc_rwkv_world.models.operations import (
     PREFIX,
     STATE_SET,
 )
-from mlc_rwkv_world.transforms.calls import built_kernel, packed_name, tensor_type, type_key
+from mlc_rwkv_world.transforms.calls import packed_name, tensor_type
+from mlc_rwkv_world.transforms.kernel_table import KernelTable
 
 _MATMUL = Op.get("relax.matmul")
 _PERMUTE_DIMS = Op.get("relax.permute_dims")
@@ -56,7 +54,7 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
     def __init__(self, mod: IRModule, target: Target) -> None:
         super().__init__(mod)
         self.target = target
-        self._chosen: dict[tuple[object, ...], relax.GlobalVar] = {}
+        self._kernels = KernelTable(self.builder_, target)
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
@@ -75,34 +73,16 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
             return self._layer_norm(call)
         return call
 
-    def _kernel(
-        self,
-        name: str,
-        build: Callable[..., tirx.PrimFunc],
-        args: Sequence[relax.Expr],
-        outs: Sequence[TensorType],
-        **options: float,
-    ) -> relax.GlobalVar:
-        """The kernel for these types; calls that differ in dynamic extents alone share one."""
-        signature = Signature([tensor_type(arg.ty) for arg in args], outs, self.target)
-        types = map(type_key, [*signature.args, *signature.outs])
-        key = (name, *types, *options.items())
-        if key not in self._chosen:
-            func = built_kernel(build, signature, **options)
-            self._chosen[key] = self.builder_.add_func(func, name)
-        return self._chosen[key]
-
     def _named(self, call: relax.Call, name: str) -> relax.Expr:
         args = list(call.args[1].fields)
-        tensors = [arg for arg in args if isinstance(arg.ty, relax.TensorType)]
         out = call.ty_args[0]
         outs = list(out.fields) if isinstance(out, relax.TupleType) else [out]
-        func = self._kernel(name, NAMED[name], tensors, [tensor_type(ty) for ty in outs])
+        func = self._kernels.add(name, NAMED[name], args, [tensor_type(ty) for ty in outs])
         return relax.call_tir(func, relax.Tuple(args), outs if len(outs) > 1 else outs[0])
 
     def _state_set(self, call: relax.Call) -> relax.Expr:
         _, state, layer, row, value = call.args
-        func = self._kernel("state_set", NAMED["state_set"], [state, value], [])
+        func = self._kernels.add("state_set", NAMED["state_set"], [state, value], [])
         args = relax.Tuple([state, layer, row, value])
         return relax.call_tir_inplace(func, args, 0, state.ty)
 
@@ -112,7 +92,7 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         if not (isinstance(permute, relax.Call) and permute.op == _PERMUTE_DIMS):
             return call
         args = [x, *self._stored(permute.args[0])]
-        func = self._kernel("linear", linear, args, [tensor_type(call.ty)])
+        func = self._kernels.add("linear", linear, args, [tensor_type(call.ty)])
         return relax.call_tir(func, relax.Tuple(args), call.ty)
 
     def _linear_packed(self, call: relax.Call, arithmetic: str) -> relax.Expr:
@@ -120,16 +100,16 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         out = tensor_type(call.ty_args[0])
         wanted = input_type(out.shape[0], tensor_type(weight.ty), arithmetic)
         if wanted.dtype != "float32":
-            func = self._kernel("quantize", quantize, [x], [wanted])
+            func = self._kernels.add("quantize", quantize, [x], [wanted])
             ty = relax.TensorType(list(wanted.shape), wanted.dtype)
             x = self.builder_.emit(relax.call_tir(func, relax.Tuple([x]), ty))
-        func = self._kernel("linear_packed", product_cpu.linear, [x, weight], [out])
+        func = self._kernels.add("linear_packed", product_cpu.linear, [x, weight], [out])
         return relax.call_tir(func, relax.Tuple([x, weight]), call.ty_args[0])
 
     def _layer_norm(self, call: relax.Call) -> relax.Expr:
         args = list(call.args)
         eps = float(call.attrs.epsilon)
-        func = self._kernel("layer_norm", layer_norm, args, [], eps=eps)
+        func = self._kernels.add("layer_norm", layer_norm, args, [], eps=eps)
         return relax.call_tir(func, relax.Tuple(args), call.ty)
 
     def _stored(self, weight: relax.Expr) -> list[relax.Expr]:

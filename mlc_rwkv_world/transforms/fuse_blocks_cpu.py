@@ -18,9 +18,10 @@ from mlc_rwkv_world.kernels import channel_mix_cpu, mix_cpu, time_mix_cpu
 from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
 from mlc_rwkv_world.kernels.packed_weight import ROWS
-from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.kernels.signature import TensorType
 from mlc_rwkv_world.models.operations import LINEAR_PACKED, LINEAR_PACKED_INT8
-from mlc_rwkv_world.transforms.calls import built_kernel, tensor_type, type_key
+from mlc_rwkv_world.transforms.calls import tensor_type
+from mlc_rwkv_world.transforms.kernel_table import KernelTable
 from mlc_rwkv_world.transforms.rwkv4_blocks import Block, Mix, Product, States, find_blocks
 
 # What each kind of product with a packed weight computes in.
@@ -60,8 +61,7 @@ def _suits(block: Block) -> bool:
 class _Fuser(PyExprMutator):  # type: ignore[misc]
     def __init__(self, mod: IRModule, target: Target) -> None:
         super().__init__(mod)
-        self.target = target
-        self._kernels: dict[tuple[object, ...], relax.GlobalVar] = {}
+        self._kernels = KernelTable(self.builder_, target)
 
     def begin(self, blocks: Sequence[tuple[Block, States]]) -> None:
         """Prepares for a function with these blocks."""
@@ -139,13 +139,8 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
     ) -> list[relax.Var]:
         """Emits a call; the results, and last the state where it is updated in place."""
         args = [self.visit_expr(arg) for arg in args]
-        tensors = [tensor_type(arg.ty) for arg in args if isinstance(arg.ty, relax.TensorType)]
-        key = (build.__name__, *map(type_key, [*tensors, *outs]), *options.items())
-        if key not in self._kernels:
-            func = built_kernel(build, Signature(tensors, outs, self.target), **options)
-            self._kernels[key] = self.builder_.add_func(func, build.__name__)
+        func = self._kernels.add(build.__name__, build, args, outs, **options)
         types = [relax.TensorType(list(out.shape), out.dtype) for out in outs]
-        func = self._kernels[key]
         if state is None:
             call = relax.call_tir(func, relax.Tuple(args), types if len(types) > 1 else types[0])
         else:

@@ -12,8 +12,9 @@ from tvm.target import Target
 from mlc_rwkv_world.kernels import matvec_cuda
 from mlc_rwkv_world.kernels.dot_cuda import Stored
 from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
-from mlc_rwkv_world.kernels.signature import Signature, TensorType
-from mlc_rwkv_world.transforms.calls import tensor_type, type_key, with_root_block
+from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.transforms.calls import tensor_type
+from mlc_rwkv_world.transforms.kernel_table import KernelTable
 from mlc_rwkv_world.transforms.rwkv4_blocks import (
     ChannelMix,
     Mix,
@@ -70,8 +71,7 @@ def _suitable(products: Sequence[Product], same: bool) -> bool:
 class _Fuser(PyExprMutator):  # type: ignore[misc]
     def __init__(self, mod: IRModule, target: Target) -> None:
         super().__init__(mod)
-        self.target = target
-        self._kernels: dict[tuple[object, ...], relax.GlobalVar] = {}
+        self._kernels = KernelTable(self.builder_, target)
         self._instead: dict[relax.Var, relax.Expr] = {}
         self._at: dict[relax.Var, list[Callable[[], None]]] = {}
         self._order: dict[relax.Var, int] = {}
@@ -115,7 +115,13 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
         def emit() -> None:
             state = self.visit_expr(before)
             args = [self.visit_expr(arg) for arg in (mix.x, *mix.norm, *mix.ratios)]
-            func = self._kernel("norm_mix_step", norm_mix_step, [*args, state], outs, eps=mix.eps)
+            func = self._kernels.add(
+                "norm_mix_step",
+                norm_mix_step,
+                [*args, state],
+                [tensor_type(out) for out in outs],
+                eps=mix.eps,
+            )
             place = [relax.prim_value(layer), relax.prim_value(mix.row)]
             call = relax.call_tir_inplace(
                 func,
@@ -146,7 +152,8 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
             parts += [part for product in products for part in _stored(product)]
             args = [self.visit_expr(arg) for arg in (*parts, time.decay, time.first)]
             kernel = matvec_cuda.time_mix_step
-            func = self._kernel("time_mix_step", kernel, [*args, state], [end.ty])
+            outs = [tensor_type(end.ty)]
+            func = self._kernels.add("time_mix_step", kernel, [*args, state], outs)
             call = relax.call_tir_inplace(
                 func,
                 relax.Tuple([*args, state, relax.prim_value(layer)]),
@@ -188,7 +195,7 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
     ) -> None:
         def emit() -> None:
             given = [self.visit_expr(arg) for arg in args]
-            func = self._kernel(name, build, given, [end.ty], **options)
+            func = self._kernels.add(name, build, given, [tensor_type(end.ty)], **options)
             self._instead[end] = self.builder_.emit(
                 relax.call_tir(func, relax.Tuple(given), end.ty), name_of(end)
             )
@@ -208,19 +215,3 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
         fused = self.builder_.emit(call)
         for index, var in enumerate(results):
             self._instead[var] = self.builder_.emit(relax.TupleGetItem(fused, index))
-
-    def _kernel(
-        self,
-        name: str,
-        build: Callable[..., tirx.PrimFunc],
-        args: Sequence[relax.Expr],
-        outs: Sequence[relax.TensorType],
-        **options: float,
-    ) -> relax.GlobalVar:
-        types: list[TensorType] = [tensor_type(arg.ty) for arg in args]
-        results = [tensor_type(out) for out in outs]
-        key = (name, *map(type_key, (*types, *results)), *options.items())
-        if key not in self._kernels:
-            func = build(Signature(types, results, self.target), **options)
-            self._kernels[key] = self.builder_.add_func(with_root_block(func), name)
-        return self._kernels[key]

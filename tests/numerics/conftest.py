@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from planting import LIBRARY_OPTIONS, Precision
 from support.checkpoints import read_hf, write_hf_safetensors
+from support.once import once
 from support.overflows import CASES
 
 import mlc_rwkv_world as world
@@ -19,10 +19,7 @@ def planted_checkpoint(demo_checkpoint: Path, shared: Path) -> Callable[[str, in
 
     def planted(case: str, layer: int) -> Path:
         folder = shared / "planted" / f"{case}{layer}"
-        with FileLock(shared / f"planted-{folder.name}.lock"):
-            if not folder.exists():
-                write_hf_safetensors(folder, CASES[case].plant(tensors, layer))
-        return folder
+        return once(folder, lambda: write_hf_safetensors(folder, CASES[case].plant(tensors, layer)))
 
     return planted
 
@@ -36,13 +33,13 @@ def planted_params(
 
     def converted(case: str, layer: int, quantization: str) -> Path:
         source = planted_checkpoint(case, layer)
-        folder = output / f"{source.name}-{quantization}"
-        with FileLock(shared / f"converted-{folder.name}.lock"):
-            if not folder.exists():
-                world.build(
-                    source, target="llvm", quantization=quantization, output=output, library=False
-                )
-        return folder
+
+        def make() -> None:
+            world.build(
+                source, target="llvm", quantization=quantization, output=output, library=False
+            )
+
+        return once(output / f"{source.name}-{quantization}", make)
 
     return converted
 
@@ -58,20 +55,22 @@ def library(
             (path,) = demo_artifact(precision.quantization).glob("*.so")
             return path
         output = shared / "libraries" / precision.name
-        with FileLock(shared / f"library-{precision.name}.lock"):
-            if not output.exists():
-                world.build(
-                    demo_checkpoint,
-                    target="llvm",
-                    quantization=precision.quantization,
-                    output=output,
-                    compute_dtype=precision.compute_dtype,
-                    fp32_layers=precision.fp32_layers,
-                    float32_keys=precision.float32_keys,
-                    arithmetic=precision.products,
-                    weights=False,
-                    **LIBRARY_OPTIONS,
-                )
+
+        def make() -> None:
+            world.build(
+                demo_checkpoint,
+                target="llvm",
+                quantization=precision.quantization,
+                output=output,
+                compute_dtype=precision.compute_dtype,
+                fp32_layers=precision.fp32_layers,
+                float32_keys=precision.float32_keys,
+                arithmetic=precision.products,
+                weights=False,
+                **LIBRARY_OPTIONS,
+            )
+
+        once(output, make)
         (path,) = output.glob("*/*.so")
         return path
 

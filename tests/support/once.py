@@ -1,0 +1,17 @@
+"""What the processes of one test run share, made by whichever needs it first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+
+def once(path: Path, make: Callable[[], object]) -> Path:
+    """`path`, which `make` makes unless it is there; the others wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.once")):
+        if not path.exists():
+            make()
+    return path
