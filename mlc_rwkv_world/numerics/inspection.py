@@ -90,6 +90,7 @@ def _ask(subject: Subject, prompts: Prompts) -> _Asked | None:
     """Reads the prompts with the artifact's own library, if there is one; its memory is freed."""
     if subject.found is None or "cpu" not in subject.found.kinds:
         return None
+    from mlc_rwkv_world.runtime.device import release_unused
     from mlc_rwkv_world.runtime.engine import Engine
 
     try:
@@ -98,7 +99,10 @@ def _ask(subject: Subject, prompts: Prompts) -> _Asked | None:
         logits = engine.prefill_batch([list(ids) for ids in prompts.ids], states)
     except (ArtifactError, TargetError) as error:
         return _Asked(fault=str(error))
-    return _Asked(engine.metadata, logits)
+    metadata = engine.metadata
+    del engine, states
+    release_unused()
+    return _Asked(metadata, logits)
 
 
 def _rounds(subject: Subject, asked: _Asked | None) -> bool:

@@ -29,6 +29,7 @@ from mlc_rwkv_world.numerics.steps import (
 )
 from mlc_rwkv_world.numerics.weights import Weights
 from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.runtime.parameters import to_device
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
 
 Array = NDArray[Any]
@@ -139,10 +140,12 @@ class Stepwise:
             else:
                 args = [values[value] for value in step.takes]
                 weights = model.arithmetic.weights.read(step.weights)
-                args += [tvm.runtime.tensor(weight) for weight in weights]
+                args += [to_device(weight, tvm.cpu()) for weight in weights]
                 values[step.gives] = self.machine[step.function](*args)
                 if step.quantized and model.arithmetic.int8 and not exact:
                     loss = self._loss(step.function, args, values[step.gives].numpy())
+                # The model that is compared with may read its own before this goes on.
+                del args, weights
             if step.gives in rows:
                 yield Seen(rows[step.gives], values[step.gives].numpy(), loss)
                 loss = None

@@ -20,7 +20,7 @@ class Weights(Protocol):
     """The parameters of a model as its format stores them."""
 
     def read(self, names: Sequence[str]) -> list[NDArray[Any]]:
-        """Parameters by name; nothing keeps them but the caller."""
+        """Parameters by name, good until the next are read; nothing else keeps them."""
 
 
 class CheckpointWeights:
@@ -44,14 +44,15 @@ class CheckpointWeights:
 
 
 class ArtifactWeights:
-    """An artifact's parameters, whose pages are given back once they are copied."""
+    """An artifact's parameters where they lie in the files, whose pages are given back."""
 
     def __init__(self, index: ParameterIndex) -> None:
         index.check_files()
         self._shards = MappedShards(index)
+        self._given: Sequence[str] = ()
 
     def read(self, names: Sequence[str]) -> list[NDArray[Any]]:
-        tensors = [self._shards.array(name).copy() for name in names]
-        for name in names:
+        for name in self._given:
             self._shards.forget(name)
-        return tensors
+        self._given = names
+        return [self._shards.array(name) for name in names]

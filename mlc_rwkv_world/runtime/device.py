@@ -56,6 +56,16 @@ def _load_device_runtimes() -> None:
             ctypes.CDLL(str(path))
 
 
+def release_unused() -> None:
+    """Give back the memory of tensors that are gone: TVM and the C library keep it for others."""
+    import tvm
+
+    tvm.get_global_func("vm.builtin.memory_manager.clear")()
+    # Only glibc has it, and only glibc keeps as much as a model.
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def kind_of(device: Any) -> str:
     """The kind of a TVM device: "cpu", "cuda", ..."""
     return "cpu" if device.dlpack_device_type() == 1 else str(device).split(":")[0]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mlc_rwkv_world.artifact.index import F32_TO_BF16, ParameterIndex
 from mlc_rwkv_world.artifact.metadata import PackedParameter
 from mlc_rwkv_world.errors import ArtifactError
-from mlc_rwkv_world.runtime.device import kind_of
+from mlc_rwkv_world.runtime.device import kind_of, release_unused
 from mlc_rwkv_world.runtime.library import Library, check_parameters
 
 # What TVM's generated code assumes of every tensor's address.
@@ -67,11 +67,13 @@ def load_parameters(index: ParameterIndex, library: Library) -> Any:
 
     index.check_files()
     check_parameters(library, index)
+    # What a model before this one had would add to it.
+    release_unused()
     shards = MappedShards(index)
     packed = library.metadata.packed
     if packed is None:
         names = [parameter.name for parameter in library.metadata.parameters]
-        tensors = [_to_device(shards.array(name), library.device) for name in names]
+        tensors = [to_device(shards.array(name), library.device) for name in names]
     else:
         tensors = [_pack(entry, shards, library) for entry in packed]
     return tvm_ffi.convert(tensors)
@@ -79,7 +81,7 @@ def load_parameters(index: ParameterIndex, library: Library) -> Any:
 
 def _pack(entry: PackedParameter, shards: MappedShards, library: Library) -> Any:
     """One packed tensor; its sources' memory is given back at once."""
-    sources = [_to_device(shards.array(name), library.device) for name in entry.sources]
+    sources = [to_device(shards.array(name), library.device) for name in entry.sources]
     if entry.pack:
         pack = library.function(entry.pack)
         try:
@@ -100,7 +102,8 @@ def _pack(entry: PackedParameter, shards: MappedShards, library: Library) -> Any
     return tensor
 
 
-def _to_device(array: npt.NDArray[Any], device: Any) -> Any:
+def to_device(array: npt.NDArray[Any], device: Any) -> Any:
+    """`array` as a tensor on `device`; on a CPU the same memory, if compiled code accepts it."""
     import tvm
 
     if kind_of(device) == "cpu" and array.ctypes.data % ALIGNMENT == 0:

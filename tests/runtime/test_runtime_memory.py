@@ -48,3 +48,36 @@ def test_memory_is_bounded(demo_artifact: Callable[[str], Path], quantization: s
     assert peak - before < 1.05 * sum(sizes) + max(sizes) + 24_000_000
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     assert peak < 1.05 * stored + max(sizes) + PROGRAM
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status says the size")
+def test_a_model_that_is_gone_leaves_no_memory(demo_artifact: Callable[[str], Path]) -> None:
+    """Loading a second model, whose tensors have other sizes, takes back what the first left."""
+    child = """
+import json, sys
+import mlc_rwkv_world
+from mlc_rwkv_world.runtime.device import release_unused
+status = lambda: open("/proc/self/status").read()
+size = lambda: 1024 * int(status().split("RssAnon:")[1].split()[0])
+def use(path):
+    engine = mlc_rwkv_world.load(path, "cpu")
+    engine.prefill([1, 2, 3], engine.new_state())
+    return size()
+use(sys.argv[2])
+release_unused()
+before, first = size(), use(sys.argv[1])
+second = use(sys.argv[2])
+release_unused()
+print(json.dumps([before, first, second, size()]))
+"""
+    large, small = demo_artifact("q0f32"), demo_artifact("q4f16_1")
+    done = subprocess.run(
+        [sys.executable, "-c", child, str(large), str(small)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, first, second, after = json.loads(done.stdout)
+    assert first - before > 4_000_000
+    assert second - before < 0.6 * (first - before)
+    assert after - before < 0.2 * (first - before)
