@@ -29,6 +29,9 @@ def write_file(path: Path, data: bytes) -> None:
 
     Raises OSError, and leaves no temporary, where the disk is full or the folder read-only.
     """
+    if not path.name:
+        # The root of a file system, or the current folder.
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:

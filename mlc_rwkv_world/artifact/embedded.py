@@ -27,6 +27,9 @@ def read_embedded(path: Path) -> LibraryMetadata | None:
 
     Raises OSError where the file cannot be opened.
     """
+    if path.exists() and not path.is_file():
+        # A pipe or a device would block or never end.
+        return None
     for text in _candidates(path):
         try:
             _, end = json.JSONDecoder().raw_decode(text)

@@ -52,7 +52,9 @@ class Fields:
             values = json.loads(data, object_pairs_hook=_without_duplicates)
         # Deep nesting ends in RecursionError, an integer of many digits in ValueError.
         except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"{source} is not valid JSON: {error}.") from None
+            raise ArtifactError(
+                f"{source} is not valid JSON: {error}. Build or copy the artifact again."
+            ) from None
         if not isinstance(values, dict):
             raise ArtifactError(f"{source} holds {_show(values)} instead of a JSON object.")
         return cls(values, source)

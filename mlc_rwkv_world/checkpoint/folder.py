@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def find_weights(folder: Path, *, prefer_safetensors: bool = True) -> WeightFile
     """
     for layout in layouts(prefer_safetensors):
         if (folder / layout.single).exists():
-            return WeightFiles((folder / layout.single,))
+            return WeightFiles((_inside(folder / layout.single),))
         if (folder / layout.index).exists():
             return _sharded(folder, layout)
         if shards := sorted(path.name for path in folder.glob(layout.shards)):
@@ -62,7 +63,7 @@ def find_weights(folder: Path, *, prefer_safetensors: bool = True) -> WeightFile
             )
     lone = [path for pattern in _LONE_FILES for path in sorted(folder.glob(pattern))]
     if len(lone) == 1:
-        return WeightFiles((lone[0],))
+        return WeightFiles((_inside(lone[0]),))
     if lone:
         raise CheckpointError(
             f"{folder} holds several checkpoints: {listed([p.name for p in lone], 8)}. Give the "
@@ -90,7 +91,7 @@ def _sharded(folder: Path, layout: Layout) -> WeightFiles:
             f"{folder} has the shards {listed(extra)}, which {index.name} does not name: two "
             "downloads are mixed. Remove what does not belong here."
         )
-    return WeightFiles(tuple(folder / name for name in names), owner)
+    return WeightFiles(tuple(_inside(folder / name) for name in names), owner)
 
 
 def index_owners(index: Path) -> dict[str, str]:
@@ -119,9 +120,31 @@ def is_plain_name(name: object) -> bool:
     )
 
 
+def _inside(path: Path) -> Path:
+    """`path`; CheckpointError where it is a link out of its folder, or there and no file.
+
+    A pipe or a device would block or never end. The hub's cache is made of links, from
+    `snapshots/<revision>` to `blobs` beside it: these are followed.
+    """
+    # Path.resolve raises where links lead in a circle.
+    target, folder = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))
+    cached = any(
+        parent.name == "snapshots" and target.parent == parent.parent / "blobs"
+        for parent in folder.parents
+    )
+    if target.parent != folder and not cached:
+        raise CheckpointError(
+            f"{path} is a link that leaves its folder: refused. Put the file itself there."
+        )
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file. Download or copy it again.")
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`."""
     try:
+        _inside(path)
         size = path.stat().st_size
         if size > MAX_TABLE:
             raise CheckpointError(f"{path} has {size} bytes, expected at most {MAX_TABLE}.")
@@ -140,9 +163,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def find_vocabulary(folder: Path) -> Path | None:
     """The vocabulary file in a model folder, or None.
 
-    That is `tokenizer_model`, else the newest `rwkv_vocab_v*.txt`.
+    That is `tokenizer_model`, else the newest `rwkv_vocab_v*.txt`. Raises CheckpointError where
+    it is a link that leaves the folder, or no file.
     """
     compiled = folder / TOKENIZER_MODEL
     if compiled.is_file():
-        return compiled
-    return max(folder.glob("rwkv_vocab_v*.txt"), default=None)
+        return _inside(compiled)
+    text = max(folder.glob("rwkv_vocab_v*.txt"), default=None)
+    return None if text is None else _inside(text)

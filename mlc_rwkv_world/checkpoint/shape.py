@@ -160,7 +160,7 @@ def _require_tensors(
         if _squeezed(found[name], len(shape)) != shape:
             raise CheckpointError(
                 f"{path}: tensor {quoted(name)} has shape {list(found[name])}, expected "
-                f"{list(shape)}."
+                f"{list(shape)}. The file is damaged or another model's: use another copy."
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlc_rwkv_world.checkpoint.folder import is_plain_name
 from mlc_rwkv_world.checkpoint.hub import fetch
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
-from mlc_rwkv_world.errors import NotFoundError
+from mlc_rwkv_world.errors import NotFoundError, UsageError
 
 _HUB_PREFIX = re.compile(r"hf://|https://huggingface\.co/", re.IGNORECASE)
 _PAGE_OF_FILE = re.compile(r"^([^/]+/[^/]+)/(?:blob|resolve)/main/")
@@ -19,8 +19,12 @@ def resolve_source(source: str, models_dir: Path, *, prefer_safetensors: bool = 
 
     `owner/name` and `owner/name/file.pth` are downloaded into `models_dir` unless they are
     there; so are these with `hf://` or `https://huggingface.co/` before them. Raises
-    NotFoundError, or DownloadError.
+    NotFoundError, or DownloadError; UsageError where `source` is empty.
     """
+    if not source.strip():
+        raise UsageError(
+            "The checkpoint's name is empty; give a folder, a .pth file, or a hub id (owner/name)."
+        )
     if match := _HUB_PREFIX.match(source):
         hub_id = _PAGE_OF_FILE.sub(r"\1/", source[match.end() :].rstrip("/"))
         return fetch(hub_id, models_dir, prefer_safetensors=prefer_safetensors)

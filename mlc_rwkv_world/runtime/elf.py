@@ -10,6 +10,7 @@ import platform
 import struct
 from pathlib import Path
 
+from mlc_rwkv_world.artifact.links import require_file
 from mlc_rwkv_world.errors import ArtifactError
 
 _MAGIC = b"\x7fELF"
@@ -21,14 +22,16 @@ _SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def check_library(path: Path) -> None:
-    """Raise ArtifactError where an ELF file is cut short or made for another machine.
+    """Raise ArtifactError where `path` is no file, or an ELF file cut short or of another machine.
 
-    Other kinds of files are left to the loader.
+    So it does for what a failed download leaves; other kinds of files are left to the loader.
     """
+    require_file(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_HEADER.size)
         if not head.startswith(_MAGIC):
+            _check_download(path, head)
             return
         if len(head) < _HEADER.size or head[4:6] != _LITTLE_ENDIAN_64:
             raise ArtifactError(f"{path} is no library for this machine. Build the model again.")
@@ -55,3 +58,16 @@ def check_library(path: Path) -> None:
             f"{path} was built for {_MACHINES[machine]}, and this machine is {here}. "
             "Build the model for it."
         )
+
+
+def _check_download(path: Path, head: bytes) -> None:
+    """Names what the loader would call a file that is too short or has a bad head."""
+    if not head:
+        what = "is empty (0 bytes)"
+    elif head.startswith(b"version https://git-lfs"):
+        what = "is a git-lfs pointer, not the library it points to"
+    elif head.lstrip().startswith(b"<"):
+        what = "is a web page (HTML), not a library"
+    else:
+        return
+    raise ArtifactError(f"{path} {what}. Build the model again, or copy the library itself.")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.search import Found, find
-from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError
+from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError, VocabularyError
 from mlc_rwkv_world.runtime.device import kind_of, open_device
 from mlc_rwkv_world.runtime.generate import Generation
 from mlc_rwkv_world.runtime.library import BATCH_DECODE, DECODE, PREFILL, Library, open_first
@@ -62,7 +62,10 @@ class Engine:
         index = ParameterIndex.read(found.params)
         index.check_files()
         self.identity = index.identity
-        self.tokenizer = WorldTokenizer.from_file(found.params / self.config.tokenizer_file)
+        vocabulary = found.params / self.config.tokenizer_file
+        if not vocabulary.exists():
+            raise VocabularyError(f"{vocabulary} is missing. Build or copy the artifact again.")
+        self.tokenizer = WorldTokenizer.from_file(vocabulary)
         self.library = _open_library(found, device)
         self.device = self.library.device
         if kind_of(self.device) == "cpu":

@@ -29,7 +29,7 @@ from support.checkpoints import (
     write_pth,
 )
 
-from mlc_rwkv_world.checkpoint import open_checkpoint
+from mlc_rwkv_world.checkpoint import find_vocabulary, open_checkpoint
 from mlc_rwkv_world.errors import CheckpointError, NotFoundError
 
 
@@ -137,6 +137,40 @@ def test_folder_in_place_of_a_file_and_a_pipe(tmp_path: Path) -> None:
     assert "not a regular file" in refusal(tmp_path / "pipe.pth")
     (tmp_path / "m" / "pytorch_model.bin").mkdir(parents=True)
     assert "not a regular file" in refusal(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["config.json", "rwkv_vocab_v20230424.txt", "pytorch_model.bin"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link"])
+def test_what_leads_out_of_a_folder_or_never_ends(
+    tmp_path: Path, world: Tensors, name: str, kind: str
+) -> None:
+    """Archives hold pipes and links too."""
+    folder = write_hf_bin(tmp_path / "m", world)
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        (tmp_path / "precious").write_text("{}")
+        path.symlink_to(tmp_path / "precious" if kind == "link" else "/dev/zero")
+    with pytest.raises(CheckpointError, match=f"{name} is "):
+        open_checkpoint(folder)
+        find_vocabulary(folder)
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").symlink_to(tmp_path / "w.pth")
+    assert "not a regular file" in refusal(tmp_path)
+
+
+def test_links_of_the_hubs_cache_are_followed(tmp_path: Path, world: Tensors) -> None:
+    folder = write_hf_bin(tmp_path / "models--a--b" / "snapshots" / "0123", world)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    for path in list(folder.iterdir()):
+        path.rename(blobs / f"blob-of-{path.name}")
+        path.symlink_to(blobs / f"blob-of-{path.name}")
+    assert_holds(open_checkpoint(folder), world)
 
 
 def test_file_that_may_not_be_read(tmp_path: Path, world: Tensors) -> None:

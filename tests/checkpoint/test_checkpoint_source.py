@@ -36,6 +36,12 @@ def test_paths_that_are_not_there(tmp_path: Path, source: str) -> None:
         resolve_source(source, tmp_path)
 
 
+@pytest.mark.parametrize("source", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, source: str) -> None:
+    with pytest.raises(UsageError, match="is empty; give a folder"):
+        resolve_source(source, tmp_path)
+
+
 def test_hub_ids_and_addresses(
     tmp_path: Path, world: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:

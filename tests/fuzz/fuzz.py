@@ -22,6 +22,12 @@ def main() -> int:
     parser.add_argument("target")
     parser.add_argument("--seconds", type=int, default=900)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--hang",
+        type=int,
+        default=10,
+        help="seconds that one input may take; more where this process is stopped at times",
+    )
     options = parser.parse_args()
     try:
         import atheris
@@ -42,7 +48,7 @@ def main() -> int:
         str(SEEDS / target.name),
         f"-max_total_time={options.seconds}",
         "-max_len=8192",
-        "-timeout=10",
+        f"-timeout={options.hang}",
         "-rss_limit_mb=2048",
         "-print_final_stats=1",
     ]

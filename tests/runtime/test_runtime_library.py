@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -13,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.identity import belonging, describe_weights
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.registry import register
+from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, VocabularyError
 from mlc_rwkv_world.runtime import cpu, library, load
+from mlc_rwkv_world.runtime.verify import verify
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 
@@ -47,15 +51,37 @@ def test_no_library_for_this_device(artifact: Path) -> None:
         load(artifact, "cpu")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF\x02\x01" + bytes(80)])
-def test_what_is_no_library(artifact: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a library", "cannot be loaded by TVM"),
+        (b"\x7fELF\x02\x01" + bytes(80), "cannot be loaded by TVM"),
+        (b"", r"is empty \(0 bytes\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", r"is a web page \(HTML\)"),
+    ],
+)
+def test_what_is_no_library(artifact: Path, content: bytes, message: str) -> None:
     path = library_of(artifact)
     path.unlink()
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="cannot be loaded by TVM") as caught:
+    with pytest.raises(ArtifactError, match=message) as caught:
         load(artifact)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_a_device_in_place_of_a_library(
+    artifact: Path, make: Callable[[Path], None]
+) -> None:
+    path = library_of(artifact)
+    path.unlink()
+    make(path)
+    with pytest.raises(ArtifactError, match=r"is not a regular file\. Build or copy"):
+        load(artifact)
+    assert read_embedded(path) is None
+    assert [v.path for v in verify(find(artifact)) if v.fault is not None] == [path]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
@@ -182,7 +208,7 @@ def test_a_parameter_too_many(artifact: Path) -> None:
 )
 def test_a_missing_file(artifact: Path, name: str, error: type[Exception]) -> None:
     (artifact / name).unlink()
-    with pytest.raises(error):
+    with pytest.raises(error, match=Path(name).name):
         load(artifact)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlc_rwkv_world.errors import NotFoundError, RwkvWorldError, StateError
+from mlc_rwkv_world.errors import NotFoundError, RwkvWorldError, StateError, StorageError
 from mlc_rwkv_world.runtime.state_file import StateFile
 
 SHAPE = (2, 5, 64)
@@ -67,6 +67,12 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"is not a regular file\. Give a file that /save"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["/", "."])
+def test_a_state_is_not_saved_over_a_folder(place: str) -> None:
+    with pytest.raises(StorageError, match="cannot be written: Is a directory"):
+        example().write(Path(place))
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
