@@ -8,6 +8,7 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax
 from tvm.ir.transform import Pass
+from tvm.relax import backend
 from tvm.s_tir import dlight
 from tvm.target import Target
 
@@ -17,6 +18,7 @@ from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions
+from mlc_rwkv_world.transforms.add_sampling_functions import AddSamplingFunctions
 from mlc_rwkv_world.transforms.attach_symbols import AttachSymbols
 from mlc_rwkv_world.transforms.capture_decode import CaptureDecode
 from mlc_rwkv_world.transforms.choose_arithmetic import ChooseArithmetic
@@ -28,6 +30,9 @@ from mlc_rwkv_world.transforms.fuse_decode_cuda import FuseDecode
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 from mlc_rwkv_world.tvm_names import name_of
+
+# Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
+_DRAWS_THERE = ("cuda", "vulkan", "metal")
 
 
 def run(
@@ -82,8 +87,9 @@ def run(
             AttachSymbols(),
         ],
     }
-    added = AddEngineFunctions(target, ENGINE_PREFILL_TOKENS)
-    mod = _bound_shapes(tvm.transform.Sequential([added])(mod), config)
+    added = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS), *_sampling(target, config)]
+    with target:
+        mod = _bound_shapes(tvm.transform.Sequential(added)(mod), config)
     # Without it the pass does nothing.
     options = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     with target, tvm.transform.PassContext(config=options):
@@ -103,6 +109,14 @@ class _AttachMetadata:
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         return attach(mod, self.metadata)
+
+
+def _sampling(target: Target, config: ModelConfig) -> list[Pass]:
+    """TVM's operators for sorting and drawing become its kernels before anything else happens."""
+    if target.kind.name not in _DRAWS_THERE:
+        return []
+    added = AddSamplingFunctions(target, config.vocab_size)
+    return [added, backend.DispatchSampling(), backend.DispatchSortScan()]
 
 
 def _graphs(target: Target) -> list[Pass]:

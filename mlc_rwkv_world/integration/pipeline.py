@@ -15,8 +15,6 @@ from typing import Any
 from mlc_rwkv_world.integration.models import MODULE_ATTRIBUTE
 
 NAME = "mlc_llm"
-# Where the engine draws tokens on the device, and stops if a library has no functions for it.
-_DRAWS_THERE = ("cuda", "vulkan", "metal")
 
 
 def add_pipeline(_: ModuleType) -> None:
@@ -47,18 +45,6 @@ def _choosing(original: Any) -> Any:
     return choosing
 
 
-def _with_sampling(mod: Any, target: Any, vocab_size: int) -> Any:
-    import tvm
-    from tvm.relax import backend
-
-    from mlc_rwkv_world.transforms.add_sampling_functions import AddSamplingFunctions
-
-    added = AddSamplingFunctions(target, vocab_size)
-    with target:
-        passes = [added, backend.DispatchSampling(), backend.DispatchSortScan()]
-        return tvm.transform.Sequential(passes)(mod)
-
-
 def _ours(mod: Any, description: dict[str, Any], arguments: dict[str, Any]) -> Any:
     from mlc_rwkv_world.compiler import metadata, pipeline
     from mlc_rwkv_world.compiler.export import parameters
@@ -80,6 +66,4 @@ def _ours(mod: Any, description: dict[str, Any], arguments: dict[str, Any]) -> A
     for key, value in ours.items():
         described.setdefault(key, value)
     mod = mod.without_attr(MODULE_ATTRIBUTE)
-    if target.kind.name in _DRAWS_THERE:
-        mod = _with_sampling(mod, target, config.vocab_size)
     return pipeline.run(mod, target, config, described, arguments.get("debug_dump"))

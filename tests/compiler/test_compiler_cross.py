@@ -97,6 +97,20 @@ def test_cuda_library(for_cuda: Artifact) -> None:
     assert 90 in inner[_FLAGS]
 
 
+def test_libraries_for_gpus_hold_what_draws_tokens_there(
+    metal: Artifact, for_cuda: Artifact, tmp_path: Path
+) -> None:
+    """mlc_llm's engine stops on a GPU where one of these is missing."""
+    with tarfile.open(metal.libraries[0]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    objects = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    for data in (objects, for_cuda.libraries[0].read_bytes()):
+        for name in (b"argsort_probs", b"multinomial_from_uniform", b"renormalize_by_top_p"):
+            assert name in data
+        assert b"sample_with_top_p" in data
+        assert b"sampler_take_probs" in data
+
+
 def test_cuda_library_with_all_blocks_in_float32(source: Path, tmp_path: Path) -> None:
     artifact = build(
         source,

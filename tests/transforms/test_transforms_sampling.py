@@ -28,10 +28,11 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def machine() -> Any:
-    """All that has code for a CPU: TVM draws without top_p on GPUs alone."""
+    """All five with code for a CPU; TVM draws without top_p otherwise there than on a GPU."""
     target = Target("llvm")
-    mod = AddSamplingFunctions(target, VOCAB)(tvm.IRModule())
-    del mod["multinomial_from_uniform"]
+    with target:
+        passes = [AddSamplingFunctions(target, VOCAB), backend.DispatchSampling()]
+        mod = tvm.transform.Sequential(passes)(tvm.IRModule())
     return relax.VirtualMachine(relax.build(mod, target), tvm.cpu())
 
 
@@ -76,6 +77,23 @@ def test_sampling(machine: Any) -> None:
     for row in (1, 2):
         kept = int((np.cumsum(values[row]) < top_p[row]).sum()) + 2
         assert np.isin(chosen[rows == row], ids[row, :kept]).all()
+
+
+def test_drawing_without_top_p(machine: Any) -> None:
+    """The first id up to which the probabilities, in the order of ids, sum to more than u."""
+    probs = probabilities(4)
+    rng = np.random.default_rng(6)
+    rows = rng.integers(0, 4, 500).astype(np.int32)
+    uniform = rng.random(500).astype(np.float32)
+    chosen = call(machine, "multinomial_from_uniform", probs, uniform, rows).numpy()
+    sums = np.cumsum(probs, axis=1, dtype=np.float64)
+    expected = [
+        int(np.searchsorted(sums[r], u, side="right")) for r, u in zip(rows, uniform, strict=True)
+    ]
+    assert chosen.dtype == np.int32
+    assert chosen.shape == (500,)
+    # A sum in float32 may fall to the other side of u.
+    assert (chosen == np.array(expected)).mean() > 0.98
 
 
 def test_looking_probabilities_up(machine: Any) -> None:
