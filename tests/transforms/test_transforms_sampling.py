@@ -88,10 +88,10 @@ def test_drawing_without_top_p(machine: Any) -> None:
     chosen = call(machine, "multinomial_from_uniform", probs, uniform, rows).numpy()
     sums = np.cumsum(probs, axis=1, dtype=np.float64)
     expected = [
-        int(np.searchsorted(sums[r], u, side="right")) for r, u in zip(rows, uniform, strict=True)
+        int(np.searchsorted(sums[row], u, side="right"))
+        for row, u in zip(rows, uniform, strict=True)
     ]
-    assert chosen.dtype == np.int32
-    assert chosen.shape == (500,)
+    assert (chosen.dtype, chosen.shape) == (np.int32, (500,))
     # A sum in float32 may fall to the other side of u.
     assert (chosen == np.array(expected)).mean() > 0.98
 

@@ -34,7 +34,16 @@ _KERNEL = re.compile(
 _ALIGNED = r"(?:(?:alignas|__align__)\(\d+\) )?"
 _SHARED = re.compile(rf"{_ALIGNED}__shared__ {_ALIGNED}(\w+) (\w+)\[(\d+)\];")
 _DYNAMIC = re.compile(rf"extern __shared__ {_ALIGNED}(\w+) (\w+)\[\];")
-_SIZES = {"half": 2, "float": 4, "uint": 4, "int": 4, "uchar": 1, "int64_t": 8, "ushort": 2}
+_SIZES = {
+    "bool": 1,
+    "half": 2,
+    "float": 4,
+    "uint": 4,
+    "int": 4,
+    "uchar": 1,
+    "int64_t": 8,
+    "ushort": 2,
+}
 
 
 def run(function: str, *args: Any, backwards: bool = False, timeout: float = 600) -> Any:
