@@ -138,10 +138,13 @@ def _limits(options: argparse.Namespace) -> Speeds:
 
 
 def _ours(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
-    import mlc_rwkv_world
-    from mlc_rwkv_world.cli.bench import work
+    from mlc_rwkv_world.runtime.start import start_light
 
-    engine = mlc_rwkv_world.load(path, "cpu", threads=options.threads)
+    start_light()
+    from mlc_rwkv_world.cli.bench import work
+    from mlc_rwkv_world.runtime import load
+
+    engine = load(path, "cpu", threads=options.threads)
     state = engine.new_state()
     speeds = _timed(
         lambda token: engine.decode(token, state),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -71,7 +70,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.model is None:
         raise UsageError("Which model? Give --model NAME, or the path of an artifact.")
-    _make_start_light()
+    from mlc_rwkv_world.runtime.start import start_light
+
+    start_light()
     # A model may say what the terminal's encoding cannot.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -82,14 +83,6 @@ def _run(options: argparse.Namespace) -> int:
         _show(chat.ask(options.prompt))
         return 0
     return _converse(chat, options)
-
-
-def _make_start_light() -> None:
-    """Chatting needs TVM's runtime alone, and none of what tvm_ffi imports where it can."""
-    if "tvm" not in sys.modules:
-        os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
-        # None makes `import torch` fail at once; else it takes seconds.
-        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def _open_chat(options: argparse.Namespace, model: str) -> Chat:

@@ -16,11 +16,10 @@ from mlc_rwkv_world.artifact.search import find
 # The interpreter, numpy and TVM's runtime; PyTorch, which TVM loads where it is, does without.
 PROGRAM = 120_000_000
 CHILD = """
-import json, os, sys
-sys.modules["torch"] = None
-os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+import json, sys
+from mlc_rwkv_world.runtime.start import start_light
+start_light()
 import mlc_rwkv_world
-import mlc_rwkv_world.runtime
 from tvm.runtime import vm
 # Not getrusage, whose peak begins with the parent's.
 status = lambda: open("/proc/self/status").read()
