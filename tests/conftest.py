@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from support.once import once
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("RWKV_JIT_ON", "0")
 os.environ.setdefault("RWKV_V7_ON", "0")
+# A shell's background jobs start with it ignored, and would pass that on to the tests' processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
