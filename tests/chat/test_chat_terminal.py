@@ -235,6 +235,16 @@ def test_lines_from_a_pipe(model: str) -> None:
     assert len(output) == 3
 
 
+def test_a_line_of_a_megabyte(model: str) -> None:
+    """It is read whole, 13108 tokens of it, and what follows is answered as ever."""
+    message = "-" * (1 << 20)
+    lines = f"{message}\n/stats\n/reset\n{FRANCE}\n/exit\n"
+    result = run("--model", model, *GREEDY, "--max-tokens", "8", input=lines)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert PARIS in result.stdout
+    assert message[:200] not in result.stdout
+
+
 def test_a_bad_line_in_a_pipe(model: str) -> None:
     lines = b"\xff\xfe\n" + FRANCE.encode() + b"\n/dance\n"
     result = run("--model", model, *GREEDY, input=lines, text=False, encoding=None)
