@@ -143,7 +143,7 @@ def test_library_of_another_model_is_not_reused(
     other_config = tmp_path / "tiny"
     other_config.mkdir()
     for file in source.iterdir():
-        (other_config / file.name).symlink_to(file)
+        (other_config / file.name).hardlink_to(file)
     config = json.loads((source / "config.json").read_text())
     (other_config / "config.json").unlink()
     (other_config / "config.json").write_text(json.dumps({**config, "rescale_every": 1}))
@@ -215,7 +215,7 @@ def test_weights_and_libraries_of_different_configurations_do_not_mix(
     config = json.loads((source / "config.json").read_text())
     changed = dist / "tiny"
     changed.mkdir()
-    (changed / "model.safetensors").symlink_to(source / "model.safetensors")
+    (changed / "model.safetensors").hardlink_to(source / "model.safetensors")
     (changed / "config.json").write_text(json.dumps({**config, "rescale_every": 1}))
     before = contents(older)
     with pytest.raises(ArtifactError, match=r"another configuration .* without --build-model-only"):
