@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.packing import GROUP_SIZE
-from mlc_rwkv_world.kernels.signature import Signature, TensorType, parallel_if_worth
+from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
 
 RECORD = 10
 SCALE, SUM = 8, 9
@@ -59,9 +59,9 @@ def _vector(first: Any) -> Any:
 @T.inline
 def store_group(values: Any, out: Any, row: Any, group: Any) -> None:
     """Writes the record of 32 float32 values, a local buffer [32], to out[row, group]."""
-    peak = T.alloc_buffer((2 * _LANES,), "float32", scope="local")
-    byte = T.alloc_buffer((GROUP_SIZE,), "int32", scope="local")
-    total = T.alloc_buffer((_LANES,), "int32", scope="local")
+    peak = T.alloc_buffer((2 * _LANES,), "float32", scope=STACK)
+    byte = T.alloc_buffer((GROUP_SIZE,), "int32", scope=STACK)
+    total = T.alloc_buffer((_LANES,), "int32", scope=STACK)
     peak[_vector(0)] = T.Broadcast(T.float32(0), _LANES)
     peak[_vector(_LANES)] = T.Broadcast(T.float32(0), _LANES)
     for j in T.unroll(GROUP_SIZE // _LANES):
@@ -113,7 +113,7 @@ def quantize(sig: Signature) -> tirx.PrimFunc:
         out = T.match_buffer(var_out, (rows, groups, RECORD), "uint32")
         for row in tasks(rows):
             for group in range(groups):
-                values = T.alloc_buffer((GROUP_SIZE,), "float32", scope="local")
+                values = T.alloc_buffer((GROUP_SIZE,), "float32", scope=STACK)
                 for j in T.unroll(GROUP_SIZE // _LANES):
                     values[_vector(j * _LANES)] = x[row, T.Ramp(group * 32 + j * 8, 1, _LANES)]
                 store_group(values, out, row, group)

@@ -34,6 +34,8 @@ class Arithmetic(Protocol):
     lanes: int
     tokens: int
     vectors: int
+    # Blocks of a weight to read side by side where each is used once, as measured.
+    streams: int
     grouped: bool
 
     def steps(self) -> int:
@@ -83,6 +85,7 @@ class _Plain:
     """float32 sums of a plain weight, converted as it is read."""
 
     grouped = False
+    streams = 4
 
     def __init__(self, weight: TensorType, lanes: int, registers: int) -> None:
         self.weight, self.lanes = weight, lanes
@@ -101,6 +104,7 @@ class _Grouped:
     """What every arithmetic on records of a quantized weight shares."""
 
     grouped = True
+    streams = 2
 
     def __init__(self, weight: TensorType, lanes: int) -> None:
         self.weight, self.lanes = weight, lanes

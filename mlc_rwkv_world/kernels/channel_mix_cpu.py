@@ -13,11 +13,12 @@ from mlc_rwkv_world.kernels.mix_cpu import LANES, storing
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.product_cpu import Product
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import STACK, Signature
 
 
-def _vector(first: Any) -> Any:
-    return T.Ramp(first, 1, LANES)
+def _at(block: Any, j: Any) -> Any:
+    """Vector j of a block of 32."""
+    return T.Ramp(block * ROWS + j * LANES, 1, LANES)
 
 
 def _squared_relu(value: Any) -> Any:
@@ -32,11 +33,14 @@ def key_receptance(sig: Signature) -> tirx.PrimFunc:
     width = sig.outs[1].static(1)
     product = Product(x_type, k_type, sig.target)
     multiply, tokens = product.tile(), product.tokens
-    gate_multiply = Product(x_type, r_type, sig.target).tile()
+    gate = Product(x_type, r_type, sig.target)
+    gate_multiply = gate.tile()
     store: Callable[..., None] = storing(out_type)
     x_shape, k_shape, r_shape = x_type.shape[1:], k_type.shape, r_type.shape
     out_shape = out_type.shape[1:]
-    key_blocks, gate_blocks = k_type.static(0), r_type.static(0)
+    key_streams, key_tasks = product.streams, product.tasks
+    gate_streams, gate_tasks = gate.streams, gate.tasks
+    sums = max(key_streams, gate_streams) * tokens * ROWS
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -53,26 +57,25 @@ def key_receptance(sig: Signature) -> tirx.PrimFunc:
         xr = T.match_buffer(var_xr, (rows, *x_shape), x_type.dtype)
         k = T.match_buffer(var_k, (rows, *out_shape), out_type.dtype)
         r = T.match_buffer(var_r, (rows, width), "float32")
-        for block in T.parallel(key_blocks + gate_blocks):
-            total = T.alloc_buffer((tokens * ROWS,), "float32", scope="local")
-            values = T.alloc_buffer((ROWS,), "float32", scope="local")
+        for task in T.parallel(key_tasks + gate_tasks):
+            total = T.alloc_buffer((sums,), "float32", scope=STACK)
+            values = T.alloc_buffer((ROWS,), "float32", scope=STACK)
             for tile in range((rows + tokens - 1) // tokens):
-                if block < key_blocks:
-                    multiply(xk, wk, block, tile, rows, total)
-                    for t in range(T.min(tokens, rows - tile * tokens)):
-                        for j in T.unroll(ROWS // LANES):
-                            values[_vector(j * LANES)] = _squared_relu(
-                                total[_vector(t * ROWS + j * LANES)]
-                            )
-                        store(values, k, tile * tokens + t, block)
+                if task < key_tasks:
+                    multiply(xk, wk, task, tile, rows, total)
+                    for s in range(key_streams):
+                        for t in range(T.min(tokens, rows - tile * tokens)):
+                            for j in T.unroll(ROWS // LANES):
+                                values[_at(0, j)] = _squared_relu(total[_at(s * tokens + t, j)])
+                            store(values, k, tile * tokens + t, task + s * key_tasks)
                 else:
-                    gate_multiply(xr, wr, block - key_blocks, tile, rows, total)
-                    for t in range(T.min(tokens, rows - tile * tokens)):
-                        for j in T.unroll(ROWS // LANES):
-                            r[
-                                tile * tokens + t,
-                                _vector((block - key_blocks) * ROWS + j * LANES),
-                            ] = sigmoid(total[_vector(t * ROWS + j * LANES)], LANES)
+                    gate_multiply(xr, wr, task - key_tasks, tile, rows, total)
+                    for s in range(gate_streams):
+                        for t in range(T.min(tokens, rows - tile * tokens)):
+                            for j in T.unroll(ROWS // LANES):
+                                r[tile * tokens + t, _at(task - key_tasks + s * gate_tasks, j)] = (
+                                    sigmoid(total[_at(s * tokens + t, j)], LANES)
+                                )
 
     return kernel
 
@@ -92,6 +95,7 @@ def _residual(sig: Signature, gated: bool, factor: float) -> tirx.PrimFunc:
     width = sig.outs[0].static(1)
     product = Product(x_type, w_type, sig.target)
     multiply, tokens = product.tile(), product.tokens
+    streams, tasks = product.streams, product.tasks
     x_shape, w_shape = x_type.shape[1:], w_type.shape
 
     @T.prim_func(s_tir=True)
@@ -108,22 +112,23 @@ def _residual(sig: Signature, gated: bool, factor: float) -> tirx.PrimFunc:
         gate = T.match_buffer(var_gate, (rows, width), "float32")
         before = T.match_buffer(var_before, (rows, width), "float32")
         after = T.match_buffer(var_after, (rows, width), "float32")
-        for block in T.parallel(width // ROWS):
-            total = T.alloc_buffer((tokens * ROWS,), "float32", scope="local")
+        for task in T.parallel(tasks):
+            total = T.alloc_buffer((streams * tokens * ROWS,), "float32", scope=STACK)
             for tile in range((rows + tokens - 1) // tokens):
-                multiply(x, w, block, tile, rows, total)
-                for t in range(T.min(tokens, rows - tile * tokens)):
-                    for j in T.unroll(ROWS // LANES):
-                        if gated:
-                            after[tile * tokens + t, _vector(block * ROWS + j * LANES)] = (
-                                before[tile * tokens + t, _vector(block * ROWS + j * LANES)]
-                                + gate[tile * tokens + t, _vector(block * ROWS + j * LANES)]
-                                * total[_vector(t * ROWS + j * LANES)]
-                            ) * T.Broadcast(T.float32(factor), LANES)
-                        else:
-                            after[tile * tokens + t, _vector(block * ROWS + j * LANES)] = (
-                                before[tile * tokens + t, _vector(block * ROWS + j * LANES)]
-                                + total[_vector(t * ROWS + j * LANES)]
-                            )
+                multiply(x, w, task, tile, rows, total)
+                for s in range(streams):
+                    for t in range(T.min(tokens, rows - tile * tokens)):
+                        for j in T.unroll(ROWS // LANES):
+                            if gated:
+                                after[tile * tokens + t, _at(task + s * tasks, j)] = (
+                                    before[tile * tokens + t, _at(task + s * tasks, j)]
+                                    + gate[tile * tokens + t, _at(task + s * tasks, j)]
+                                    * total[_at(s * tokens + t, j)]
+                                ) * T.Broadcast(T.float32(factor), LANES)
+                            else:
+                                after[tile * tokens + t, _at(task + s * tasks, j)] = (
+                                    before[tile * tokens + t, _at(task + s * tasks, j)]
+                                    + total[_at(s * tokens + t, j)]
+                                )
 
     return kernel

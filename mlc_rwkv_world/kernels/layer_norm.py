@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.signature import Signature, parallel_if_worth
+from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
 
 Array = NDArray[Any]
 LANES = 16
@@ -47,8 +47,8 @@ def layer_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
         x = T.match_buffer(var_x, (rows, width), "float32")
         out = T.match_buffer(var_out, (rows, width), "float32")
         for row in tasks(rows):
-            part = T.alloc_buffer((LANES,), "float32", scope="local")
-            stat = T.alloc_buffer((2,), "float32", scope="local")
+            part = T.alloc_buffer((LANES,), "float32", scope=STACK)
+            stat = T.alloc_buffer((2,), "float32", scope=STACK)
             for i in T.vectorized(LANES):
                 part[i] = T.float32(0)
             for step in range(steps):

@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.cpu_features import lanes
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import STACK, Signature
 
 # Sums side by side, enough to hide the latency of an addition.
 _CHAINS = 10
@@ -22,7 +22,7 @@ def read(sig: Signature) -> tirx.PrimFunc:
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for task in T.parallel(tasks):
-            total = T.alloc_buffer((width,), "uint32", scope="local")
+            total = T.alloc_buffer((width,), "uint32", scope=STACK)
             for i in T.vectorized(width):
                 total[i] = T.uint32(0)
             for step in range(steps):
@@ -42,7 +42,7 @@ def multiply_add(sig: Signature, steps: int) -> tirx.PrimFunc:
     def kernel(factor: T.Buffer((1,), "float32"), out: T.Buffer((tasks, width), "float32")) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for task in T.parallel(tasks):
-            total = T.alloc_buffer((_CHAINS * width,), "float32", scope="local")
+            total = T.alloc_buffer((_CHAINS * width,), "float32", scope=STACK)
             for c in T.unroll(_CHAINS):
                 total[T.Ramp(c * width, 1, width)] = T.Broadcast(T.cast(c, "float32"), width)
             for _step in range(steps):

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of, unpack, values_per_word
-from mlc_rwkv_world.kernels.signature import Signature, parallel_if_worth
+from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
 
 LANES = 8
 # Rows of W that one task computes; small enough to share work evenly, large enough to amortize it.
@@ -45,8 +45,8 @@ def _matvec_plain(sig: Signature) -> tirx.PrimFunc:
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for block in tasks((outer + ROWS - 1) // ROWS):
-            total = T.alloc_buffer((unrolled, LANES), "float32", scope="local")
-            result = T.alloc_buffer((1,), "float32", scope="local")
+            total = T.alloc_buffer((unrolled, LANES), "float32", scope=STACK)
+            result = T.alloc_buffer((1,), "float32", scope=STACK)
             for r in range(T.min(ROWS, outer - block * ROWS)):
                 for j in T.unroll(unrolled):
                     for i in T.vectorized(LANES):
@@ -93,9 +93,9 @@ def _matvec_grouped(sig: Signature) -> tirx.PrimFunc:
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for block in tasks((outer + ROWS - 1) // ROWS):
-            total = T.alloc_buffer((LANES,), "float32", scope="local")
-            part = T.alloc_buffer((LANES,), "float32", scope="local")
-            result = T.alloc_buffer((1,), "float32", scope="local")
+            total = T.alloc_buffer((LANES,), "float32", scope=STACK)
+            part = T.alloc_buffer((LANES,), "float32", scope=STACK)
+            result = T.alloc_buffer((1,), "float32", scope=STACK)
             for r in range(T.min(ROWS, outer - block * ROWS)):
                 for i in T.vectorized(LANES):
                     total[i] = T.float32(0)
@@ -131,7 +131,7 @@ def _multiply(
     x: Any, strip: Any, y: Any, block: Any, rows: Any, inner: int, outer: int, dtype: str
 ) -> None:
     """Multiplies all rows of x by a strip; rows past the end repeat the last and are dropped."""
-    total = T.alloc_buffer((TOKENS, ROWS), "float32", scope="local")
+    total = T.alloc_buffer((TOKENS, ROWS), "float32", scope=STACK)
     for tile in range((rows + TOKENS - 1) // TOKENS):
         for t in T.unroll(TOKENS):
             for r in T.vectorized(ROWS):

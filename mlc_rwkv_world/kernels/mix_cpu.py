@@ -16,7 +16,7 @@ from mlc_rwkv_world.kernels.activation import store_group
 from mlc_rwkv_world.kernels.arithmetic_cpu import takes_bytes
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.packed_weight import ROWS
-from mlc_rwkv_world.kernels.signature import Signature, TensorType, parallel_if_worth
+from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
 
 LANES = 8
 
@@ -123,11 +123,11 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
         out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
         out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
         for row in tasks(rows):
-            stat = T.alloc_buffer((2,), "float32", scope="local")
-            part = T.alloc_buffer((ROWS,), "float32", scope="local")
-            now = T.alloc_buffer((ROWS,), "float32", scope="local")
-            before = T.alloc_buffer((ROWS,), "float32", scope="local")
-            values = T.alloc_buffer((ROWS,), "float32", scope="local")
+            stat = T.alloc_buffer((2,), "float32", scope=STACK)
+            part = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            now = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            before = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            values = T.alloc_buffer((ROWS,), "float32", scope=STACK)
             _moments(x, row, width, eps, stat, part)
             for group in range(width // ROWS):
                 _normalized(x, row, group * ROWS, stat, weight, bias, now)
@@ -182,9 +182,9 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
         out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
         out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
         for group in T.parallel(width // ROWS):
-            now = T.alloc_buffer((ROWS,), "float32", scope="local")
-            before = T.alloc_buffer((ROWS,), "float32", scope="local")
-            values = T.alloc_buffer((ROWS,), "float32", scope="local")
+            now = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            before = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            values = T.alloc_buffer((ROWS,), "float32", scope=STACK)
             for s in range(batch):
                 for j in T.unroll(ROWS // LANES):
                     before[T.Ramp(j * LANES, 1, LANES)] = state[

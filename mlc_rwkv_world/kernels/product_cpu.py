@@ -11,17 +11,25 @@ from tvm.target import Target
 
 from mlc_rwkv_world.kernels.arithmetic_cpu import Arithmetic, arithmetic_of
 from mlc_rwkv_world.kernels.packed_weight import ROWS
-from mlc_rwkv_world.kernels.signature import Signature, TensorType, parallel_if_worth
+from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
 
-# Bytes of a cache line, and how far ahead of their use weights are asked for: what memory delivers
-# while it answers one request.
-_LINE, _AHEAD = 64, 2048
+# Bytes of a cache line, and how far ahead of their use weights are asked for.
+_LINE, _AHEAD = 64, 1024
+# Cores that a product should be able to keep busy.
+_TASKS = 8
+
+
+def _streams(blocks: int, wanted: int) -> int:
+    """How many distant blocks a task reads side by side: `wanted`, or fewer for more tasks."""
+    return next((s for s in (wanted, 2) if blocks % s == 0 and blocks // s >= _TASKS), 1)
 
 
 class Product:
     """The product of an input and a packed weight of these types, in tiles.
 
-    `tokens` rows of x share each load of a block of W; decoding has one.
+    `tokens` rows of x share each load of a block of W. Decoding has one row, and waits for memory,
+    which answers several streams faster than one: each of its `tasks` computes `streams` blocks,
+    task, task + tasks, ...
     """
 
     def __init__(self, x: TensorType, weight: TensorType, target: Target) -> None:
@@ -29,6 +37,9 @@ class Product:
         self.weight = weight
         single = x.shape[0] == 1
         self.tokens = 1 if single else self.arithmetic.tokens
+        self.streams = _streams(weight.static(0), self.arithmetic.streams) if single else 1
+        # How many tasks share the blocks, and how far apart those of one task are.
+        self.tasks = weight.static(0) // self.streams
         self.vectors = ROWS // self.arithmetic.lanes if single else self.arithmetic.vectors
 
     def _prefetch(self) -> Callable[..., None]:
@@ -59,63 +70,69 @@ class Product:
         return chosen
 
     def tile(self) -> Callable[..., None]:
-        """`multiply(x, w, block, tile, rows, total)` for a kernel's body.
+        """`multiply(x, w, task, tile, rows, total)` for a kernel's body.
 
-        It sets total, a local float32 buffer [tokens * 32], to the sums of rows tile * tokens on;
-        rows past the end repeat the last.
+        It sets total, a local float32 buffer [streams * tokens * 32], to the sums of the task's
+        blocks and of rows tile * tokens on; rows past the end repeat the last.
         """
         fetch = self._prefetch()
         add, lanes, steps = self.arithmetic.add, self.arithmetic.lanes, self.arithmetic.steps()
-        tokens, vectors = self.tokens, self.vectors
+        tokens, vectors, streams, tasks = self.tokens, self.vectors, self.streams, self.tasks
         passes = ROWS // lanes // vectors
         # A group's own sums take all registers, so that its rows come one vector after another.
         by_group = self.arithmetic.grouped
         rows_loop = T.serial if by_group and tokens > 1 else T.unroll
 
-        def vector(t: Any, v: Any) -> Any:
-            return T.Ramp(t * ROWS + v * lanes, 1, lanes)
+        def vector(s: Any, t: Any, v: Any) -> Any:
+            return T.Ramp((s * tokens + t) * ROWS + v * lanes, 1, lanes)
 
         def token(tile: Any, t: Any, rows: Any) -> Any:
             return T.min(tile * tokens + t, rows - 1) if tokens > 1 else tile
 
         @T.inline
-        def by_vectors(x: Any, w: Any, block: Any, tile: Any, rows: Any, total: Any) -> None:
-            for v in T.unroll(passes * vectors):
+        def clear(part: Any, total: Any) -> None:
+            for s in T.unroll(streams):
                 for t in T.unroll(tokens):
-                    total[vector(t, v)] = T.Broadcast(T.float32(0), lanes)
-            for step in range(steps):
-                fetch(w, block, step)
-                for v in rows_loop(passes * vectors):
-                    for t in T.unroll(tokens):
-                        total[vector(t, v)] = add(
-                            total[vector(t, v)],
-                            x,
-                            token(tile, t, rows),
-                            w,
-                            block,
-                            step,
-                            v * lanes,
-                        )
+                    for v in T.unroll(vectors):
+                        total[vector(s, t, part * vectors + v)] = T.Broadcast(T.float32(0), lanes)
 
         @T.inline
-        def by_tokens(x: Any, w: Any, block: Any, tile: Any, rows: Any, total: Any) -> None:
+        def by_vectors(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
             for part in T.unroll(passes):
-                for v in T.unroll(vectors):
-                    for t in T.unroll(tokens):
-                        total[vector(t, part * vectors + v)] = T.Broadcast(T.float32(0), lanes)
-                for step in range(steps):
-                    fetch(w, block, step)
-                    for t in T.unroll(tokens):
-                        for v in T.unroll(vectors):
-                            total[vector(t, part * vectors + v)] = add(
-                                total[vector(t, part * vectors + v)],
+                clear(part, total)
+            for step in range(steps):
+                for s in T.serial(streams):
+                    fetch(w, task + s * tasks, step)
+                    for v in rows_loop(passes * vectors):
+                        for t in T.unroll(tokens):
+                            total[vector(s, t, v)] = add(
+                                total[vector(s, t, v)],
                                 x,
                                 token(tile, t, rows),
                                 w,
-                                block,
+                                task + s * tasks,
                                 step,
-                                (part * vectors + v) * lanes,
+                                v * lanes,
                             )
+
+        @T.inline
+        def by_tokens(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
+            for part in T.unroll(passes):
+                clear(part, total)
+                for step in range(steps):
+                    for s in T.unroll(streams):
+                        fetch(w, task + s * tasks, step)
+                        for t in T.unroll(tokens):
+                            for v in T.unroll(vectors):
+                                total[vector(s, t, part * vectors + v)] = add(
+                                    total[vector(s, t, part * vectors + v)],
+                                    x,
+                                    token(tile, t, rows),
+                                    w,
+                                    task + s * tasks,
+                                    step,
+                                    (part * vectors + v) * lanes,
+                                )
 
         chosen: Callable[..., None] = by_vectors if by_group else by_tokens
         return chosen
@@ -126,8 +143,8 @@ def linear(sig: Signature) -> tirx.PrimFunc:
     x_type, w_type = sig.args
     product = Product(x_type, w_type, sig.target)
     multiply, tokens = product.tile(), product.tokens
+    streams, count = product.streams, product.tasks
     outer = sig.outs[0].static(1)
-    blocks = w_type.static(0)
     known = x_type.shape[0]
     work = outer * w_type.static(1) * (32 if w_type.dtype == "uint32" else 1)
     tasks = parallel_if_worth(work if known == 1 else None)
@@ -139,12 +156,15 @@ def linear(sig: Signature) -> tirx.PrimFunc:
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, *x_shape), x_type.dtype)
         y = T.match_buffer(var_y, (rows, outer), "float32")
-        for block in tasks(blocks):
-            total = T.alloc_buffer((tokens * ROWS,), "float32", scope="local")
+        for task in tasks(count):
+            total = T.alloc_buffer((streams * tokens * ROWS,), "float32", scope=STACK)
             for tile in range((rows + tokens - 1) // tokens):
-                multiply(x, w, block, tile, rows, total)
-                for t in range(T.min(tokens, rows - tile * tokens)):
-                    for r in range(T.min(ROWS, outer - block * ROWS)):
-                        y[tile * tokens + t, block * ROWS + r] = total[t * ROWS + r]
+                multiply(x, w, task, tile, rows, total)
+                for s in range(streams):
+                    for t in range(T.min(tokens, rows - tile * tokens)):
+                        for r in range(T.min(ROWS, outer - (task + s * count) * ROWS)):
+                            y[tile * tokens + t, (task + s * count) * ROWS + r] = total[
+                                (s * tokens + t) * ROWS + r
+                            ]
 
     return kernel

@@ -56,6 +56,11 @@ class Signature:
         return int(digits or 0) >= 80
 
 
+# Where a CPU's kernel keeps the values of one task. TVM takes a buffer of scope "local" from a pool
+# each time, and puts one of scope "global" on the stack, if it has less than 1024 bytes, where LLVM
+# turns it into registers.
+STACK = "global"
+
 # Below this many steps, waking threads costs a CPU more than it saves.
 _WORTH_THREADS = 1 << 15
 

@@ -16,7 +16,7 @@ from mlc_rwkv_world.kernels.exp_cpu import exp, sigmoid
 from mlc_rwkv_world.kernels.mix_cpu import LANES, storing
 from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.product_cpu import Product
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import STACK, Signature
 
 # Rows of a layer's state, and where each lies in a local copy of 32 channels.
 _A, _B, _P = 1, 2, 3
@@ -118,6 +118,8 @@ def time_mix(sig: Signature) -> tirx.PrimFunc:
     layers, state_rows, width = map(int, sig.args[8].shape[1:])
     product = Product(x_type, w_type, sig.target)
     multiply, tokens = product.tile(), product.tokens
+    streams, tasks = product.streams, product.tasks
+    sums = streams * tokens * ROWS
     store: Callable[..., None] = storing(out_type)
     x_shape, w_shape, out_shape = x_type.shape[1:], w_type.shape, out_type.shape[1:]
 
@@ -142,31 +144,45 @@ def time_mix(sig: Signature) -> tirx.PrimFunc:
         xr = T.match_buffer(var_xr, (rows, *x_shape), x_type.dtype)
         state = T.match_buffer(var_state, (rows, layers, state_rows, width), "float32")
         out = T.match_buffer(var_out, (rows, *out_shape), out_type.dtype)
-        for block in T.parallel(width // ROWS):
-            k = T.alloc_buffer((tokens * ROWS,), "float32", scope="local")
-            v = T.alloc_buffer((tokens * ROWS,), "float32", scope="local")
-            r = T.alloc_buffer((tokens * ROWS,), "float32", scope="local")
-            decay = T.alloc_buffer((ROWS,), "float32", scope="local")
-            past = T.alloc_buffer((3 * ROWS,), "float32", scope="local")
-            weights = T.alloc_buffer((2 * LANES,), "float32", scope="local")
-            values = T.alloc_buffer((ROWS,), "float32", scope="local")
-            for j in T.unroll(ROWS // LANES):
-                decay[_vector(j * LANES)] = _decay(time_decay[_vector(block * ROWS + j * LANES)])
+        for task in T.parallel(tasks):
+            k = T.alloc_buffer((sums,), "float32", scope=STACK)
+            v = T.alloc_buffer((sums,), "float32", scope=STACK)
+            r = T.alloc_buffer((sums,), "float32", scope=STACK)
+            decay = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            past = T.alloc_buffer((3 * ROWS,), "float32", scope=STACK)
+            weights = T.alloc_buffer((2 * LANES,), "float32", scope=STACK)
+            values = T.alloc_buffer((ROWS,), "float32", scope=STACK)
             for tile in range((rows + tokens - 1) // tokens):
-                multiply(xk, wk, block, tile, rows, k)
-                multiply(xv, wv, block, tile, rows, v)
-                multiply(xr, wr, block, tile, rows, r)
-                for t in range(T.min(tokens, rows - tile * tokens)):
+                multiply(xk, wk, task, tile, rows, k)
+                multiply(xv, wv, task, tile, rows, v)
+                multiply(xr, wr, task, tile, rows, r)
+                for s in range(streams):
                     for j in T.unroll(ROWS // LANES):
-                        r[_vector(t * ROWS + j * LANES)] = sigmoid(
-                            r[_vector(t * ROWS + j * LANES)], LANES
+                        decay[_vector(j * LANES)] = _decay(
+                            time_decay[_vector((task + s * tasks) * ROWS + j * LANES)]
                         )
-                    _load_past(state, tile * tokens + t, layer, block * ROWS, past)
-                    _advance(
-                        k, v, r, t * ROWS, decay, time_first, block * ROWS, past, weights, values
-                    )
-                    _store_past(past, state, tile * tokens + t, layer, block * ROWS)
-                    store(values, out, tile * tokens + t, block)
+                    for t in range(T.min(tokens, rows - tile * tokens)):
+                        for j in T.unroll(ROWS // LANES):
+                            r[_vector((s * tokens + t) * ROWS + j * LANES)] = sigmoid(
+                                r[_vector((s * tokens + t) * ROWS + j * LANES)], LANES
+                            )
+                        _load_past(state, tile * tokens + t, layer, (task + s * tasks) * ROWS, past)
+                        _advance(
+                            k,
+                            v,
+                            r,
+                            (s * tokens + t) * ROWS,
+                            decay,
+                            time_first,
+                            (task + s * tasks) * ROWS,
+                            past,
+                            weights,
+                            values,
+                        )
+                        _store_past(
+                            past, state, tile * tokens + t, layer, (task + s * tasks) * ROWS
+                        )
+                        store(values, out, tile * tokens + t, task + s * tasks)
 
     return kernel
 
@@ -212,7 +228,7 @@ def products(sig: Signature) -> tirx.PrimFunc:
         v = T.match_buffer(var_v, (rows, width), "float32")
         r = T.match_buffer(var_r, (rows, width), "float32")
         for block in T.parallel(width // ROWS):
-            total = T.alloc_buffer((tokens * ROWS,), "float32", scope="local")
+            total = T.alloc_buffer((tokens * ROWS,), "float32", scope=STACK)
             rows_of(xk, wk, block, rows, total, k, False)
             rows_of(xv, wv, block, rows, total, v, False)
             rows_of(xr, wr, block, rows, total, r, True)
@@ -248,13 +264,13 @@ def recurrence(sig: Signature) -> tirx.PrimFunc:
         state = T.match_buffer(var_state, (batch, layers, state_rows, width), "float32")
         out = T.match_buffer(var_out, (rows, *out_shape), out_type.dtype)
         for block in T.parallel(width // ROWS):
-            decay = T.alloc_buffer((ROWS,), "float32", scope="local")
-            past = T.alloc_buffer((3 * ROWS,), "float32", scope="local")
-            weights = T.alloc_buffer((2 * LANES,), "float32", scope="local")
-            values = T.alloc_buffer((ROWS,), "float32", scope="local")
-            k_now = T.alloc_buffer((ROWS,), "float32", scope="local")
-            v_now = T.alloc_buffer((ROWS,), "float32", scope="local")
-            r_now = T.alloc_buffer((ROWS,), "float32", scope="local")
+            decay = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            past = T.alloc_buffer((3 * ROWS,), "float32", scope=STACK)
+            weights = T.alloc_buffer((2 * LANES,), "float32", scope=STACK)
+            values = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            k_now = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            v_now = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            r_now = T.alloc_buffer((ROWS,), "float32", scope=STACK)
             for j in T.unroll(ROWS // LANES):
                 decay[_vector(j * LANES)] = _decay(time_decay[_vector(block * ROWS + j * LANES)])
             for s in range(batch):

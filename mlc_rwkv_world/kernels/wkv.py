@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.channels import Channels
 from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import STACK, Signature
 
 Array = NDArray[Any]
 
@@ -101,6 +101,7 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
     grid = Channels(width, sig)
     lanes, blocks = grid.lanes, grid.blocks
     one = T.float32(1)
+    scope = STACK if sig.on_cpu else "local"
 
     @T.inline
     def body(k, v, w, u, old, offsets, y, new, batch):  # type: ignore[no-untyped-def]
@@ -108,9 +109,9 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
             for thread in grid.threads():
                 s = grid.row(piece)
                 c = grid.channel(piece, thread)
-                a = T.alloc_buffer((lanes,), "float32", scope="local")
-                b = T.alloc_buffer((lanes,), "float32", scope="local")
-                p = T.alloc_buffer((lanes,), "float32", scope="local")
+                a = T.alloc_buffer((lanes,), "float32", scope=scope)
+                b = T.alloc_buffer((lanes,), "float32", scope=scope)
+                p = T.alloc_buffer((lanes,), "float32", scope=scope)
                 for i in T.vectorized(lanes):
                     a[i] = old[0][s, c + i]
                     b[i] = old[1][s, c + i]
