@@ -8,6 +8,7 @@ ones it is one value.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from tvm.script import tirx as T
@@ -22,7 +23,7 @@ from mlc_rwkv_world.kernels.packed_weight import (
     packed_scale_dtype,
 )
 from mlc_rwkv_world.kernels.packing import GROUP_SIZE
-from mlc_rwkv_world.kernels.signature import TensorType
+from mlc_rwkv_world.kernels.signature import STACK, TensorType
 
 INT8 = "int8"
 FLOAT32 = "float32"
@@ -43,6 +44,13 @@ class Arithmetic(Protocol):
 
     def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
         """`total` (float32 x lanes) and the products of one step for the rows from `row` on."""
+
+    def tile(self, tokens: int) -> Callable[..., None] | None:
+        """`add_group(x, first, last, w, block, step, total)`, or None where `add` is as good.
+
+        It adds one step of a block of W and `tokens` rows of x, from `first` on and at most `last`,
+        to total [tokens * 32].
+        """
 
 
 def takes_bytes(x: TensorType) -> bool:
@@ -94,6 +102,9 @@ class _Plain:
     def steps(self) -> int:
         return self.weight.static(1)
 
+    def tile(self, tokens: int) -> Callable[..., None] | None:
+        return None
+
     def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
         n = self.lanes
         rows = T.Cast(f"float32x{n}", w[block, step, T.Ramp(row, 1, n)])
@@ -113,6 +124,9 @@ class _Grouped:
 
     def steps(self) -> int:
         return self.weight.static(1)
+
+    def tile(self, tokens: int) -> Callable[..., None] | None:
+        return None
 
     def word(self, w: Any, block: Any, step: Any, row: Any, j: int) -> Any:
         """Word j of each row, uint32 x lanes."""
@@ -164,10 +178,16 @@ class _Bytes(_Grouped, abc.ABC):
     """Products of bytes, summed as integers over a group and then scaled."""
 
     def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        whole = self.integers(x, token, w, block, step, row)
+        return self.scaled(total, whole, x, token, w, block, step, row)
+
+    def scaled(
+        self, total: Any, whole: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any
+    ) -> Any:
+        """`total` and a group's exact sums by the scales of both sides."""
         n = self.lanes
         scale = _broadcast(T.reinterpret("float32", x[token, step, SCALE]), n)
-        whole = T.Cast(f"float32x{n}", self.integers(x, token, w, block, step, row))
-        return total + whole * (self.scale(w, block, step, row) * scale)
+        return total + T.Cast(f"float32x{n}", whole) * (self.scale(w, block, step, row) * scale)
 
     @abc.abstractmethod
     def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
@@ -199,7 +219,7 @@ class _Avx2(_Bytes):
     def __init__(self, weight: TensorType) -> None:
         super().__init__(weight, 8)
         # Signs that have moved are no use to another row.
-        self.tokens = 2 if self.bits == 4 else 1
+        self.tokens = 4 if self.bits == 4 else 1
 
     def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
         if self.bits == 4:
@@ -209,7 +229,7 @@ class _Avx2(_Bytes):
                 for i, half in enumerate(halves):
                     two = _pairs(half, self.inputs(x, token, step, 2 * j + i))
                     pairs = two if pairs is None else pairs + two
-            return _widened(pairs) + self.start(x, token, step, OFFSET_4BIT)
+            return self._finished(pairs, x, token, step)
         total = None
         for j in range(8):
             word = T.reinterpret("int8x32", self.word(w, block, step, row, j))
@@ -223,6 +243,55 @@ class _Avx2(_Bytes):
             two = _widened(_pairs(size, moved))
             total = two if total is None else total + two
         return total
+
+    def _finished(self, pairs: Any, x: Any, token: Any, step: Any) -> Any:
+        return _widened(pairs) + self.start(x, token, step, OFFSET_4BIT)
+
+    def tile(self, tokens: int) -> Callable[..., None] | None:
+        """For 4 bits: two vectors of rows side by side, for which all sums stay in registers."""
+        if self.bits == 8:
+            return None
+        n = self.lanes
+
+        @T.inline
+        def add_group(
+            x: Any, first: Any, last: Any, w: Any, block: Any, step: Any, total: Any
+        ) -> None:
+            pairs = T.alloc_buffer((2 * tokens,), "int16x16", scope=STACK)
+            halves = T.alloc_buffer((2,), "uint32x8", scope=STACK)
+            for part in T.unroll(ROWS // n // 2):
+                for i in T.unroll(2 * tokens):
+                    pairs[i] = T.Broadcast(T.int16(0), 16)
+                for j in T.unroll(4):
+                    for v in T.unroll(2):
+                        halves[0] = self.halves(self.word(w, block, step, (2 * part + v) * n, j))[0]
+                        halves[1] = self.halves(self.word(w, block, step, (2 * part + v) * n, j))[1]
+                        for t in T.unroll(tokens):
+                            pairs[v * tokens + t] = (
+                                pairs[v * tokens + t]
+                                + _pairs(
+                                    halves[0], self.inputs(x, T.min(first + t, last), step, 2 * j)
+                                )
+                                + _pairs(
+                                    halves[1],
+                                    self.inputs(x, T.min(first + t, last), step, 2 * j + 1),
+                                )
+                            )
+                for v in T.unroll(2):
+                    for t in T.unroll(tokens):
+                        total[T.Ramp(t * ROWS + (2 * part + v) * n, 1, n)] = self.scaled(
+                            total[T.Ramp(t * ROWS + (2 * part + v) * n, 1, n)],
+                            self._finished(pairs[v * tokens + t], x, T.min(first + t, last), step),
+                            x,
+                            T.min(first + t, last),
+                            w,
+                            block,
+                            step,
+                            (2 * part + v) * n,
+                        )
+
+        chosen: Callable[..., None] = add_group
+        return chosen
 
 
 def _pairs(unsigned: Any, signed: Any) -> Any:

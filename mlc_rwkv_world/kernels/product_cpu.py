@@ -134,7 +134,24 @@ class Product:
                                     (part * vectors + v) * lanes,
                                 )
 
+        # Half a tile for the last rows, of which there may be one or two.
+        whole: Any = self.arithmetic.tile(tokens)
+        half: Any = self.arithmetic.tile(tokens // 2)
+
+        @T.inline
+        def by_groups(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
+            for part in T.unroll(passes):
+                clear(part, total)
+            if rows - tile * tokens > tokens // 2:
+                for step in range(steps):
+                    whole(x, tile * tokens, rows - 1, w, task, step, total)
+            else:
+                for step in range(steps):
+                    half(x, tile * tokens, rows - 1, w, task, step, total)
+
         chosen: Callable[..., None] = by_vectors if by_group else by_tokens
+        if tokens > 1 and whole is not None:
+            chosen = by_groups
         return chosen
 
 
