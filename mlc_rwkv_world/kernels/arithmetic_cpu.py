@@ -257,31 +257,36 @@ class _Avx2(_Bytes):
         def add_group(
             x: Any, first: Any, last: Any, w: Any, block: Any, step: Any, total: Any
         ) -> None:
-            pairs = T.alloc_buffer((2 * tokens,), "int16x16", scope=STACK)
-            halves = T.alloc_buffer((2,), "uint32x8", scope=STACK)
+            pairs = T.alloc_buffer((2 * tokens * 16,), "int16", scope=STACK)
+            halves = T.alloc_buffer((2 * n,), "uint32", scope=STACK)
             for part in T.unroll(ROWS // n // 2):
                 for i in T.unroll(2 * tokens):
-                    pairs[i] = T.Broadcast(T.int16(0), 16)
+                    pairs[T.Ramp(i * 16, 1, 16)] = T.Broadcast(T.int16(0), 16)
                 for j in T.unroll(4):
                     for v in T.unroll(2):
-                        halves[0] = self.halves(self.word(w, block, step, (2 * part + v) * n, j))[0]
-                        halves[1] = self.halves(self.word(w, block, step, (2 * part + v) * n, j))[1]
+                        for i in T.unroll(2):
+                            halves[T.Ramp(i * n, 1, n)] = (
+                                self.word(w, block, step, (2 * part + v) * n, j)
+                                >> T.Broadcast(T.uint32(4) * T.cast(i, "uint32"), n)
+                            ) & self.constant(0x0F0F0F0F)
                         for t in T.unroll(tokens):
-                            pairs[v * tokens + t] = (
-                                pairs[v * tokens + t]
-                                + _pairs(
-                                    halves[0], self.inputs(x, T.min(first + t, last), step, 2 * j)
+                            for i in T.unroll(2):
+                                pairs[T.Ramp((v * tokens + t) * 16, 1, 16)] = pairs[
+                                    T.Ramp((v * tokens + t) * 16, 1, 16)
+                                ] + _pairs(
+                                    halves[T.Ramp(i * n, 1, n)],
+                                    self.inputs(x, T.min(first + t, last), step, 2 * j + i),
                                 )
-                                + _pairs(
-                                    halves[1],
-                                    self.inputs(x, T.min(first + t, last), step, 2 * j + 1),
-                                )
-                            )
                 for v in T.unroll(2):
                     for t in T.unroll(tokens):
                         total[T.Ramp(t * ROWS + (2 * part + v) * n, 1, n)] = self.scaled(
                             total[T.Ramp(t * ROWS + (2 * part + v) * n, 1, n)],
-                            self._finished(pairs[v * tokens + t], x, T.min(first + t, last), step),
+                            self._finished(
+                                pairs[T.Ramp((v * tokens + t) * 16, 1, 16)],
+                                x,
+                                T.min(first + t, last),
+                                step,
+                            ),
                             x,
                             T.min(first + t, last),
                             w,
