@@ -25,7 +25,9 @@ class Layout:
     shards: str
 
 
-SAFETENSORS = Layout("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+SAFETENSORS = Layout(
+    "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
+)
 BINS = Layout(
     "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"
 )  # fmt: skip
@@ -52,11 +54,17 @@ def find_weights(folder: Path, *, prefer_safetensors: bool = True) -> WeightFile
     are not those that the index names.
     """
     for layout in layouts(prefer_safetensors):
+        shards = sorted(path.name for path in folder.glob(layout.shards))
         if (folder / layout.single).exists():
+            if shards:
+                raise CheckpointError(
+                    f"{folder} has {layout.single} and beside it the shards {listed(shards)}: two "
+                    "downloads are mixed. Remove what does not belong here."
+                )
             return WeightFiles((_inside(folder / layout.single),))
         if (folder / layout.index).exists():
             return _sharded(folder, layout)
-        if shards := sorted(path.name for path in folder.glob(layout.shards)):
+        if shards:
             raise CheckpointError(
                 f"{folder} has the shards {listed(shards)} but not their index {layout.index}. "
                 "Download it into the same folder."

@@ -20,6 +20,8 @@ KINDS = ("llvm", "cuda", "metal", "opencl", "vulkan")
 # Limits that TVM would read from a device that is not there.
 _CUDA_LIMITS = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152}
 _CUDA_DEFAULT_ARCH = "sm_80"
+# The first with float16 arithmetic.
+_CUDA_OLDEST_ARCH = 53
 _METAL_LIMITS = {"max_threads_per_block": 256, "max_shared_memory_per_block": 32768}
 
 # What generated code is made of; features that only systems or ciphers use do not matter.
@@ -104,6 +106,7 @@ def resolve(text: str) -> BuildTarget:
     complete = {"llvm": _llvm, "cuda": _cuda, "metal": _metal}.get(str(kind), _other)
     attrs = complete(attrs, notes)
     _require_known_cpu(attrs if kind == "llvm" else attrs.get("host"), text)
+    _require_known_gpu(str(attrs.get("arch", "")), text)
     return BuildTarget(_accepted(attrs, text), tuple(notes))
 
 
@@ -122,6 +125,16 @@ def _require_known_cpu(cpu: Any, text: str) -> None:
     name, triple = cpu.get("mcpu") or "generic", cpu["mtriple"]
     if not codegen.llvm_is_valid_cpu(str(name), str(triple)):
         raise TargetError(f"--target {text!r}: LLVM knows no CPU {name!r} of {triple!r}.")
+
+
+def _require_known_gpu(arch: str, text: str) -> None:
+    # nvcc would say so after a model has been compiled.
+    found = re.fullmatch(r"sm_(\d+)[af]?", arch)
+    if found is not None and int(found[1]) < _CUDA_OLDEST_ARCH:
+        raise TargetError(
+            f"--target {text!r}: models are built for sm_{_CUDA_OLDEST_ARCH} and later, such as "
+            "-arch=sm_80."
+        )
 
 
 def _detect() -> str:

@@ -43,18 +43,19 @@ class Product:
         self.vectors = ROWS // self.arithmetic.lanes if single else self.arithmetic.vectors
 
     def _prefetch(self) -> Callable[..., None]:
-        """`fetch(w, block, step)` asks for the weights that come some steps later, if used once.
+        """`fetch(w, block, step)` asks for the weights that come some steps later.
 
         A CPU's own prefetching looks too few instructions ahead.
         """
         line = 8 * _LINE // int(self.weight.dtype[-2:])
         lines = self.weight.static(2) // line
         ahead = -(-_AHEAD // (lines * _LINE))
-        single = self.tokens == 1
+        # A step of a plain weight with several rows is too short to ask in each.
+        asked = lines if self.arithmetic.grouped or self.tokens == 1 else 0
 
         @T.inline
         def fetch(w: Any, block: Any, step: Any) -> None:
-            for i in T.unroll(lines if single else 0):
+            for i in T.unroll(asked):
                 T.evaluate(
                     T.call_llvm_intrin(
                         "void",
@@ -144,9 +145,11 @@ class Product:
                 clear(part, total)
             if rows - tile * tokens > tokens // 2:
                 for step in range(steps):
+                    fetch(w, task, step)
                     whole(x, tile * tokens, rows - 1, w, task, step, total)
             else:
                 for step in range(steps):
+                    fetch(w, task, step)
                     half(x, tile * tokens, rows - 1, w, task, step, total)
 
         chosen: Callable[..., None] = by_vectors if by_group else by_tokens

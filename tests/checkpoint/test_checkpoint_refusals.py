@@ -374,6 +374,13 @@ def test_shards_missing_and_extra(tmp_path: Path, world: Tensors, write: Any) ->
 
 
 @pytest.mark.parametrize("write", [write_hf_bin, write_hf_safetensors])
+def test_shards_beside_a_whole_file(tmp_path: Path, world: Tensors, write: Any) -> None:
+    folder, other = write(tmp_path / "m", world), write(tmp_path / "o", world, shards=3)
+    shutil.copy(next(other.glob("*00002-of-00003*")), folder)
+    assert re.search("and beside it the shards '.*00002-of-00003.*: two downloads", refusal(folder))
+
+
+@pytest.mark.parametrize("write", [write_hf_bin, write_hf_safetensors])
 def test_index_and_shards_that_do_not_belong_together(
     tmp_path: Path, world: Tensors, write: Any
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_host_that_lacks_its_triple_is_this_system() -> None:
         ("llvm -mtriple=nonsense", "LLVM knows no CPU 'generic' of 'nonsense'"),
         ("cuda -arch='sm_90", "cannot be read: No closing quotation"),
         ("cuda -arch=90", "TVM does not accept it"),
+        ("cuda -arch=sm_1", "models are built for sm_53 and later"),
         ("cuda -host=c", "the host has to be a CPU"),
         ('cuda -host="llvm -mcpu=nonesuch"', "LLVM knows no CPU 'nonesuch'"),
         ('{"kind": "cuda", "host": 5}', "the host has to be a CPU"),

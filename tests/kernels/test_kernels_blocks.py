@@ -22,8 +22,8 @@ from mlc_rwkv_world.kernels.wkv import reference as wkv
 from mlc_rwkv_world.quantization.group import dequantize, quantize
 
 F32, U32 = "float32", "uint32"
-# Three and five blocks of rows; a state of two layers.
-D, HIDDEN, LAYERS, LAYER, EPS, FACTOR = 96, 160, 2, 1, 1e-5, 0.5
+# So many blocks of rows that a task reads two or four streams; a state of two layers.
+D, HIDDEN, LAYERS, LAYER, EPS, FACTOR = 512, 1024, 2, 1, 1e-5, 0.5
 # Rows of a layer's state: previous x, a, b, p, previous x.
 ROWS_OF_STATE, ROW = 5, 4
 ROWS, LENGTHS = 5, [3, 1, 7]

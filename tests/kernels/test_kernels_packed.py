@@ -26,8 +26,9 @@ RATIO = 5e-7
 # Rounding normally distributed inputs to 8 bits in groups of 32.
 ROUNDING_RATIO = 6e-3
 F32, F16, U32 = "float32", "float16", "uint32"
-# (N, K): more than two blocks of rows and a part of one; less than one; whole ones.
-SIZES = [(70, 96), (5, 32), (64, 160)]
+# (N, K): more than two blocks of rows and a part of one; less than one; whole ones; and enough
+# that a task reads several streams.
+SIZES = [(70, 96), (5, 32), (64, 160), (1000, 160)]
 STORED = {
     "q4f16": (4, F16),
     "q4f32": (4, F32),
@@ -168,6 +169,21 @@ def test_product_of_bytes(byte_kernels: Kernels, name: str) -> None:
             (y,) = byte_kernels(f"{kind}_{name}", records, packed, outs=[((rows, n), F32)])
             assert error_ratio(y, rounded) < RATIO, f"{rows} rows"
             assert error_ratio(y, exact) < 2 * ROUNDING_RATIO, f"{rows} rows"
+
+
+@pytest.mark.parametrize(
+    ("stored", "arithmetic", "streams"), [("q4f16", INT8, 2), ("float16", FLOAT32, 4)]
+)
+def test_large_weights_are_read_in_streams(
+    kernels: Kernels, stored: str, arithmetic: str, streams: int
+) -> None:
+    if arithmetic == INT8 and not kernels.multiplies_bytes:
+        pytest.skip("products of bytes need AVX2 or NEON's dot products")
+    for (n, k), expected in zip(SIZES, [1, 1, 1, streams], strict=True):
+        weight = _packed(n, k, stored)
+        product = product_cpu.Product(input_type(1, weight, arithmetic), weight, kernels.target)
+        assert product.streams == expected
+        assert product.streams * product.tasks == weight.static(0)
 
 
 @pytest.mark.parametrize("stored", ["q4f16", "q8f16"])
