@@ -135,14 +135,16 @@ def _pack_grouped(sig: Signature) -> tirx.PrimFunc:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for block in T.parallel(blocks):
             for g in range(groups):
-                for r, j in T.grid(ROWS, bits):
-                    out[block, g, r // width * width * bits + j * width + r % width] = (
-                        T.if_then_else(
-                            block * ROWS + r < rows,
-                            _rearranged(words[block * ROWS + r, g * bits + j], bits),
+                for v, j in T.grid(ROWS // width, bits):
+                    for r in T.vectorized(width):
+                        out[block, g, v * width * bits + j * width + r] = T.Select(
+                            block * ROWS + v * width + r < rows,
+                            _rearranged(
+                                words[T.min(block * ROWS + v * width + r, rows - 1), g * bits + j],
+                                bits,
+                            ),
                             T.uint32(0),
                         )
-                    )
                 for i in range(extra):
                     out[block, g, bits * ROWS + i] = T.uint32(0)
                     for h in range(per_word):
