@@ -13,6 +13,7 @@ stored offset of 7. Of an 8-bit word, byte b holds value 4j + b as a signed byte
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,8 @@ def pack(sig: Signature) -> tirx.PrimFunc:
 def _pack_plain(sig: Signature) -> tirx.PrimFunc:
     rows, inner = sig.args[0].static(0), sig.args[0].static(1)
     dtype, blocks = sig.args[0].dtype, sig.outs[0].static(0)
+    # All of a cache line at once: the same columns of 32 rows share few of the cache's sets.
+    tile = math.gcd(inner, 32)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -95,9 +98,11 @@ def _pack_plain(sig: Signature) -> tirx.PrimFunc:
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for block in T.parallel(blocks):
-            for k, r in T.grid(inner, ROWS):
-                out[block, k, r] = T.if_then_else(
-                    block * ROWS + r < rows, weight[block * ROWS + r, k], T.cast(0, dtype)
+            for step, r, k in T.grid(inner // tile, ROWS, tile):
+                out[block, step * tile + k, r] = T.if_then_else(
+                    block * ROWS + r < rows,
+                    weight[block * ROWS + r, step * tile + k],
+                    T.cast(0, dtype),
                 )
 
     return kernel
