@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from support import checkpoints
 
 import mlc_rwkv_world as world
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.runtime.cpu import missing_features
 
 POSITIONS = 64
 
@@ -47,7 +50,7 @@ def _random_ids(seed: int, count: int = POSITIONS) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(1, 65530, count)]
 
 
-@pytest.fixture(scope="module", params=["2x64", "12x768", "trained"])
+@pytest.fixture(scope="module", params=["2x64", "12x768", "trained", "2x64 haswell", "2x64 x86-64"])
 def case(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -63,11 +66,15 @@ def case(
         )
         ids = (engine.tokenizer.encode(text) * 4)[:POSITIONS]
         return Case(pth, demo_checkpoint, engine, ids)
-    layers, width = map(int, request.param.split("x"))
+    shape, *cpu = request.param.split()
+    target = f"llvm -mcpu={cpu[0]}" if cpu else "llvm"
+    if cpu and (platform.machine() != "x86_64" or missing_features(resolve(target).cpu_features())):
+        pytest.skip(f"this CPU is no {cpu[0]}")
+    layers, width = map(int, shape.split("x"))
     tensors = checkpoints.random_world(layers, width, seed=layers)
     pth = checkpoints.write_pth(root / "random.pth", tensors)
     folder = checkpoints.write_hf_safetensors(root / "random", tensors)
-    artifact = world.build(pth, target="llvm", quantization="q0f32", output=root / "dist")
+    artifact = world.build(pth, target=target, quantization="q0f32", output=root / "dist")
     return Case(pth, folder, world.load(artifact.folder), _random_ids(layers))
 
 
