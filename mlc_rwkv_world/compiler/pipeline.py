@@ -27,6 +27,7 @@ from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
 from mlc_rwkv_world.transforms.fuse_blocks_cpu import FuseBlocksCPU
 from mlc_rwkv_world.transforms.fuse_decode_cuda import FuseDecode
+from mlc_rwkv_world.transforms.order_shapes import OrderShapes
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 from mlc_rwkv_world.tvm_names import name_of
@@ -84,6 +85,7 @@ def run(
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
+            OrderShapes(),
             AttachSymbols(),
         ],
     }
