@@ -144,7 +144,11 @@ def add_admission(engine: ModuleType) -> None:
             return
         queue = queues.setdefault(self, Admission(self.engine_config.max_num_sequence))
         ticket = Ticket(_length(self, prompt), generation_config.n)
-        await queue.enter(ticket)
+        try:
+            await queue.enter(ticket)
+        except UsageError as err:
+            # What the host's server answers with status 400; every other error is its 500.
+            raise _bad_request(str(err)) from err
         try:
             async for outputs in ask_async(self, prompt, generation_config, request_id):
                 queue.has_read(ticket)
@@ -162,6 +166,12 @@ def add_admission(engine: ModuleType) -> None:
 
     generate_async.rwkv_world = generate.rwkv_world = True  # type: ignore[attr-defined]
     asynchronous._generate, synchronous._generate = generate_async, generate
+
+
+def _bad_request(message: str) -> Exception:
+    from mlc_llm.protocol import error_protocol
+
+    return error_protocol.BadRequestError(message)  # type: ignore[no-any-return]
 
 
 def _length(engine: Any, prompt: Any) -> int:
