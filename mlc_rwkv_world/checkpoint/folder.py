@@ -25,9 +25,7 @@ class Layout:
     shards: str
 
 
-SAFETENSORS = Layout(
-    "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
-)
+SAFETENSORS = Layout("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 BINS = Layout(
     "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"
 )  # fmt: skip
@@ -56,9 +54,10 @@ def find_weights(folder: Path, *, prefer_safetensors: bool = True) -> WeightFile
     for layout in layouts(prefer_safetensors):
         shards = sorted(path.name for path in folder.glob(layout.shards))
         if (folder / layout.single).exists():
-            if shards:
+            # Other files of such a name, an adapter's say, may stand beside a whole one.
+            if strays := [name for name in shards if "-of-" in name]:
                 raise CheckpointError(
-                    f"{folder} has {layout.single} and beside it the shards {listed(shards)}: two "
+                    f"{folder} has {layout.single} and beside it the shards {listed(strays)}: two "
                     "downloads are mixed. Remove what does not belong here."
                 )
             return WeightFiles((_inside(folder / layout.single),))
