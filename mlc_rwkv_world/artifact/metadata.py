@@ -55,7 +55,7 @@ class LibraryMetadata:
     what the code needs, empty where the library does not say. `fp32_layers` are the blocks that
     compute in float32 whatever `compute_dtype` is. `tvm` is the version of TVM that compiled the
     library, None where it does not say. `arithmetic` is what products with packed weights compute
-    in by use, "int8" or "float32", outside those blocks.
+    in by use, "int8", "bfloat16" or "float32", outside those blocks.
     """
 
     source: str

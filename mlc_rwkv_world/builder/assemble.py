@@ -90,8 +90,9 @@ def build(
     before for the same model. `prefill_chunk_size` is how many tokens one call of the library reads
     at most, `max_batch_size` of how many sequences. `max_seq_len` is recorded for engines that ask
     for a limit; the model has none. With `debug_dump`, the module after each phase is written to
-    that folder. `arithmetic` is what a CPU multiplies quantized weights in: "int8", "float32" or
-    "auto", or one of them for each use, "decode=int8,batch=int8,prefill=float32".
+    that folder. `arithmetic` is what a CPU multiplies in: "int8" (quantized weights; inputs are
+    rounded to 8 bits), "bfloat16" (other weights; both sides are rounded), "float32" or "auto", or
+    one of them for each use, "decode=int8,batch=int8,prefill=float32".
 
     `compute_dtype` "auto" is the format's type on a GPU and float32 on a CPU; "float16" on a CPU
     rounds every operation's result to float16, as a GPU does, and is slow. `fp32_layers` are the

@@ -118,8 +118,9 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         "--arithmetic",
         default="auto",
         metavar="HOW",
-        help="what a CPU multiplies quantized weights in: auto, int8 (inputs rounded to 8 bits), "
-        "float32, or one for each use: decode=int8,batch=int8,prefill=float32 (default: auto)",
+        help="what a CPU multiplies weights in: auto, int8 (quantized weights; inputs rounded to 8 "
+        "bits), bfloat16 (other weights; both sides rounded), float32, or one for each use: "
+        "decode=int8,batch=int8,prefill=float32 (default: auto)",
     )
     for option in _WITHOUT_MEANING:
         parser.add_argument(option, nargs="?", const="", help=argparse.SUPPRESS)

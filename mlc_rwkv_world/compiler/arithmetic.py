@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.errors import TargetError, UsageError
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.quantization import Format
 
@@ -15,13 +15,16 @@ FUNCTIONS = {
     "prefill": "rwkv_world_prefill",
 }
 AUTO = "auto"
+_ALL = (AUTO, INT8, BFLOAT16, FLOAT32)
 
 
 def resolve(text: str, target: BuildTarget, fmt: Format, compute_dtype: str) -> dict[str, str]:
     """The arithmetic of each use; nothing where no weights are packed.
 
-    `text` is `auto`, one of `int8` and `float32`, or some of both by use, "decode=int8,...".
-    Raises UsageError for other texts and TargetError where the CPU or the format cannot do it.
+    `text` is `auto`; one of `int8`, `bfloat16` and `float32`; or some of them by use,
+    "decode=int8,...". `auto` multiplies quantized weights as bytes where the CPU can, and rounds
+    nothing else. Raises UsageError for other texts and TargetError where the CPU or the format
+    cannot do it.
     """
     if target.kind != "llvm" or compute_dtype != FLOAT32:
         if text != AUTO:
@@ -33,13 +36,15 @@ def resolve(text: str, target: BuildTarget, fmt: Format, compute_dtype: str) -> 
     chosen = dict.fromkeys(FUNCTIONS, AUTO)
     for part in text.split(","):
         use, equals, value = part.partition("=")
-        if value not in (AUTO, INT8, FLOAT32) if equals else use not in (AUTO, INT8, FLOAT32):
-            raise UsageError(f"--arithmetic {text!r}: choose auto, int8 or float32.")
+        if (value if equals else use) not in _ALL:
+            raise UsageError(f"--arithmetic {text!r}: choose auto, int8, bfloat16 or float32.")
         if equals and use not in FUNCTIONS:
             raise UsageError(f"--arithmetic {text!r}: {use!r} is none of {', '.join(FUNCTIONS)}.")
         chosen |= {use: value} if equals else dict.fromkeys(FUNCTIONS, use)
     if INT8 in chosen.values():
         _require_int8(target, fmt)
+    if BFLOAT16 in chosen.values():
+        _require_bfloat16(text, chosen, fmt)
     return {use: best if value == AUTO else value for use, value in chosen.items()}
 
 
@@ -53,6 +58,19 @@ def _require_int8(target: BuildTarget, fmt: Format) -> None:
         raise TargetError(
             "--arithmetic int8: it needs a CPU with AVX2, or with NEON's dot products; "
             f"{target.describe()} has neither. Choose float32."
+        )
+
+
+def _require_bfloat16(text: str, chosen: dict[str, str], fmt: Format) -> None:
+    if fmt.bits:
+        raise UsageError(
+            f"--arithmetic {text}: {fmt.name} stores integers, which int8 multiplies faster; "
+            "choose int8 or float32, or a format that stores none, as q0f16."
+        )
+    if set(chosen.values()) != {BFLOAT16}:
+        raise UsageError(
+            f"--arithmetic {text}: every use reads the same weights in memory, so bfloat16 goes "
+            "for all of them or none."
         )
 
 

@@ -15,6 +15,7 @@ from tvm.target import Target
 from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.metadata import attach
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions
@@ -49,10 +50,15 @@ def run(
     """
     names = [param["name"] for param in metadata.get("params", ())]
     arithmetic = by_function(metadata.get("rwkv_world", {}).get("arithmetic", {}))
+    exact = config.fp32_layers or ()
+    narrow = BFLOAT16 in arithmetic.values()
     phases: dict[str, list[Pass]] = {
-        "precision": [FP32Layers(config.fp32_layers or ())],
+        "precision": [FP32Layers(exact)],
         "weights": (
-            [PackWeights(target, names), ChooseArithmetic(arithmetic, config.fp32_layers or ())]
+            [
+                PackWeights(target, names, narrow=narrow, exact=exact),
+                ChooseArithmetic(arithmetic, exact),
+            ]
             if target.kind.name == "llvm"
             else []
         ),

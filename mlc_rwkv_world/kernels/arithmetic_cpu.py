@@ -2,7 +2,7 @@
 
 An arithmetic adds a step's products to sums of `lanes` rows of a packed weight. For quantized
 inputs and weights a step is a group of 32 values, multiplied as integers and scaled once; for plain
-ones it is one value.
+ones it is one value, or a pair of bfloat16.
 """
 
 from __future__ import annotations
@@ -14,8 +14,21 @@ from typing import Any, Protocol
 from tvm.script import tirx as T
 from tvm.target import Target
 
+from mlc_rwkv_world.kernels import bfloat16
 from mlc_rwkv_world.kernels.activation import SCALE, SUM, quantized_type
-from mlc_rwkv_world.kernels.cpu_features import features, lanes, vector_registers
+from mlc_rwkv_world.kernels.cpu_features import (
+    dots_of_bfloat16,
+    features,
+    lanes,
+    vector_registers,
+)
+from mlc_rwkv_world.kernels.llvm_functions import (
+    DOT_BFLOAT16,
+    KEEP,
+    ORDER,
+    ORDER_IR,
+    dot_bfloat16_ir,
+)
 from mlc_rwkv_world.kernels.packed_weight import (
     OFFSET_4BIT,
     ROWS,
@@ -27,6 +40,7 @@ from mlc_rwkv_world.kernels.signature import STACK, TensorType
 
 INT8 = "int8"
 FLOAT32 = "float32"
+BFLOAT16 = "bfloat16"
 
 
 class Arithmetic(Protocol):
@@ -35,6 +49,8 @@ class Arithmetic(Protocol):
     lanes: int
     tokens: int
     vectors: int
+    # What kernels import, see `llvm_functions`.
+    imports: str
     # Blocks of a weight to read side by side where each is used once, as measured.
     streams: int
     grouped: bool
@@ -60,8 +76,10 @@ def takes_bytes(x: TensorType) -> bool:
 
 def input_type(rows: Any, weight: TensorType, arithmetic: str) -> TensorType:
     """The type in which a product with a packed weight takes its input."""
+    if weight.dtype == bfloat16.BITS:
+        return TensorType((rows, 2 * weight.static(1)), bfloat16.BITS)
     if weight.dtype != "uint32":
-        return TensorType((rows, weight.static(1)), "float32")
+        return TensorType((rows, weight.static(1)), FLOAT32)
     inner = weight.static(1) * GROUP_SIZE
     return quantized_type(rows, inner) if arithmetic == INT8 else TensorType((rows, inner), FLOAT32)
 
@@ -69,6 +87,8 @@ def input_type(rows: Any, weight: TensorType, arithmetic: str) -> TensorType:
 def arithmetic_of(x: TensorType, weight: TensorType, target: Target) -> Arithmetic:
     """The arithmetic for an input and a packed weight of these types."""
     have, wide, registers = features(target), lanes(target), vector_registers(target)
+    if weight.dtype == bfloat16.BITS:
+        return _Bfloat16(weight, wide, registers, dots_of_bfloat16(target))
     if not takes_bytes(x):
         plain = weight.dtype != "uint32"
         return _Plain(weight, wide, registers) if plain else _Unpacked(weight, wide, registers)
@@ -93,6 +113,7 @@ class _Plain:
     """float32 sums of a plain weight, converted as it is read."""
 
     grouped = False
+    imports = ""
     streams = 4
 
     def __init__(self, weight: TensorType, lanes: int, registers: int) -> None:
@@ -111,10 +132,45 @@ class _Plain:
         return total + _broadcast(x[token, step], n) * rows
 
 
+class _Bfloat16:
+    """float32 sums of pairs of bfloat16: by an instruction for them, or else widened."""
+
+    grouped = False
+    streams = 4
+
+    def __init__(self, weight: TensorType, lanes: int, registers: int, dot: str | None) -> None:
+        self.weight, self.lanes = weight, lanes
+        self.tokens, self.vectors = _tile(lanes, registers)
+        self.imports = "" if dot is None else dot_bfloat16_ir(dot, lanes)
+
+    def steps(self) -> int:
+        return self.weight.static(1)
+
+    def tile(self, tokens: int) -> Callable[..., None] | None:
+        return None
+
+    def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
+        n = self.lanes
+        pair = T.reinterpret("uint32", x[token, T.Ramp(2 * step, 1, 2)])
+        rows = T.reinterpret(f"uint32x{n}", w[block, step, T.Ramp(2 * row, 1, 2 * n)])
+        if self.imports:
+            return T.call_extern(f"float32x{n}", DOT_BFLOAT16, total, _broadcast(pair, n), rows)
+        upper = T.uint32(0xFFFF0000)
+        first = T.reinterpret(FLOAT32, pair << T.uint32(16))
+        second = T.reinterpret(FLOAT32, pair & upper)
+        total = total + _broadcast(first, n) * T.reinterpret(
+            f"float32x{n}", rows << _broadcast(T.uint32(16), n)
+        )
+        return total + _broadcast(second, n) * T.reinterpret(
+            f"float32x{n}", rows & _broadcast(upper, n)
+        )
+
+
 class _Grouped:
     """What every arithmetic on records of a quantized weight shares."""
 
     grouped = True
+    imports = ""
     streams = 2
 
     def __init__(self, weight: TensorType, lanes: int) -> None:
@@ -202,10 +258,14 @@ class _Bytes(_Grouped, abc.ABC):
         """Four bytes of x for every lane."""
         return _broadcast(x[token, step, j], self.lanes)
 
+    def half(self, word: Any, i: Any) -> Any:
+        """The bytes in the low (i = 0) or the high (i = 1) halves of 4-bit words."""
+        shift = _broadcast(T.uint32(4) * i, self.lanes)
+        return word >> shift & self.constant(0x0F0F0F0F)
+
     def halves(self, word: Any) -> tuple[Any, Any]:
-        """The bytes in the low and in the high halves of 4-bit words."""
-        mask = self.constant(0x0F0F0F0F)
-        return word & mask, (word >> self.constant(4)) & mask
+        """The bytes in both halves of 4-bit words."""
+        return self.half(word, T.uint32(0)), self.half(word, T.uint32(1))
 
 
 class _Avx2(_Bytes):
@@ -214,6 +274,7 @@ class _Avx2(_Bytes):
     Of 8 bits, two products of signed bytes fit, where the sign moves from one to the other.
     """
 
+    imports = ORDER_IR
     vectors = 4
 
     def __init__(self, weight: TensorType) -> None:
@@ -259,23 +320,27 @@ class _Avx2(_Bytes):
         ) -> None:
             pairs = T.alloc_buffer((2 * tokens * 16,), "int16", scope=STACK)
             halves = T.alloc_buffer((2 * n,), "uint32", scope=STACK)
-            for part in T.unroll(ROWS // n // 2):
+            for part in T.serial(ROWS // n // 2):
                 for i in T.unroll(2 * tokens):
                     pairs[T.Ramp(i * 16, 1, 16)] = T.Broadcast(T.int16(0), 16)
                 for j in T.unroll(4):
-                    for v in T.unroll(2):
-                        for i in T.unroll(2):
-                            halves[T.Ramp(i * n, 1, n)] = (
-                                self.word(w, block, step, (2 * part + v) * n, j)
-                                >> T.Broadcast(T.uint32(4) * T.cast(i, "uint32"), n)
-                            ) & self.constant(0x0F0F0F0F)
+                    for i in T.unroll(2):
+                        T.evaluate(T.call_extern("void", ORDER))
+                        for v in T.unroll(2):
+                            halves[T.Ramp(v * n, 1, n)] = self.half(
+                                self.word(w, block, step, (2 * part + v) * n, j),
+                                T.cast(i, "uint32"),
+                            )
                         for t in T.unroll(tokens):
-                            for i in T.unroll(2):
-                                pairs[T.Ramp((v * tokens + t) * 16, 1, 16)] = pairs[
-                                    T.Ramp((v * tokens + t) * 16, 1, 16)
-                                ] + _pairs(
-                                    halves[T.Ramp(i * n, 1, n)],
-                                    self.inputs(x, T.min(first + t, last), step, 2 * j + i),
+                            for v in T.unroll(2):
+                                pairs[T.Ramp((v * tokens + t) * 16, 1, 16)] = T.call_extern(
+                                    "int16x16",
+                                    KEEP,
+                                    pairs[T.Ramp((v * tokens + t) * 16, 1, 16)]
+                                    + _pairs(
+                                        halves[T.Ramp(v * n, 1, n)],
+                                        self.inputs(x, T.min(first + t, last), step, 2 * j + i),
+                                    ),
                                 )
                 for v in T.unroll(2):
                     for t in T.unroll(tokens):
@@ -327,19 +392,13 @@ class _Dot(_Bytes):
         self._unsigned = unsigned
 
     def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
-        n = self.lanes
         offset = 128 if self._unsigned else 0
         total = self.start(x, token, step, OFFSET_4BIT if self.bits == 4 else offset)
         for j in range(self.bits):
             parts = self._parts(self.word(w, block, step, row, j))
             for i, part in enumerate(parts):
-                total = T.call_llvm_pure_intrin(
-                    f"int32x{n}",
-                    self._name,
-                    total,
-                    T.reinterpret(f"int8x{4 * n}", part),
-                    T.reinterpret(f"int8x{4 * n}", self.inputs(x, token, step, len(parts) * j + i)),
-                )
+                given = self.inputs(x, token, step, len(parts) * j + i)
+                total = dot_bytes(self._name, self.lanes, total, part, given)
         return total
 
     def _parts(self, word: Any) -> tuple[Any, ...]:
@@ -347,3 +406,11 @@ class _Dot(_Bytes):
         if self.bits == 4:
             return self.halves(word)
         return (word ^ self.constant(0x80808080) if self._unsigned else word,)
+
+
+def dot_bytes(name: str, lanes: int, total: Any, weights: Any, given: Any) -> Any:
+    """`total` (int32 x lanes) and four products of bytes in each lane, by an instruction."""
+    kind = f"int8x{4 * lanes}"
+    return T.call_llvm_pure_intrin(
+        f"int32x{lanes}", name, total, T.reinterpret(kind, weights), T.reinterpret(kind, given)
+    )

@@ -25,6 +25,14 @@ def vector_registers(target: Target) -> int:
     return 32 if "avx512f" in have or "neon" in have else 16
 
 
+def dots_of_bfloat16(target: Target) -> str | None:
+    """LLVM's name of the instruction that sums products of bfloat16 in whole vectors, if any."""
+    have = features(target)
+    if "avx512bf16" in have:
+        return f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes(target)}"
+    return "llvm.aarch64.neon.bfdot.v4f32.v8bf16" if {"neon", "bf16"} <= have else None
+
+
 def multiplies_bytes(target: Target) -> bool:
     """Whether bytes are multiplied and summed faster than float32."""
     have = features(target)

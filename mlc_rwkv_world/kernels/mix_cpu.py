@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.activation import store_group
+from mlc_rwkv_world.kernels import activation, bfloat16
 from mlc_rwkv_world.kernels.arithmetic_cpu import takes_bytes
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.packed_weight import ROWS
@@ -29,7 +29,11 @@ def _store_floats(values: Any, out: Any, row: Any, group: Any) -> None:
 
 def storing(out: TensorType) -> Callable[..., None]:
     """`store(values, out, row, group)`: 32 float32 values to an input of a packed product."""
-    chosen: Callable[..., None] = store_group if takes_bytes(out) else _store_floats
+    chosen: Callable[..., None] = _store_floats
+    if takes_bytes(out):
+        chosen = activation.store_group
+    elif out.dtype == bfloat16.BITS:
+        chosen = bfloat16.store_group
     return chosen
 
 

@@ -1,7 +1,8 @@
 """How a matrix W [N, K] lies in memory for a CPU: 32 rows side by side, one stream of bytes.
 
 Rows are blocked by 32, so that they lie across vector lanes and every x[k] is broadcast; rows past
-the end are zeros. A plain matrix becomes [N / 32, K, 32] in its own type. A group-quantized one
+the end are zeros. A plain matrix becomes [N / 32, K, 32] in its own type; or [N / 32, K / 2, 64]
+bits of bfloat16, where an even column and the next one lie side by side. A group-quantized one
 becomes uint32 [N / 32, K / 32, words], one record for each block of rows and group of 32 values:
 
     bits x 32 words    of as many rows as a vector has lanes, word 0 of each, word 1 of each, ...
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.kernels import bfloat16
 from mlc_rwkv_world.kernels.cpu_features import lanes
 from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
@@ -30,9 +32,14 @@ ROWS = 32
 OFFSET_4BIT = 7
 
 
-def packed_type(stored: list[TensorType], inner: int) -> TensorType:
-    """The type of the packed form of a weight with `inner` columns, stored as these tensors."""
+def packed_type(stored: list[TensorType], inner: int, *, narrow: bool = False) -> TensorType:
+    """The type of the packed form of a weight with `inner` columns, stored as these tensors.
+
+    `narrow` plain weights, of an even number of columns, become bfloat16.
+    """
     blocks = -(-stored[0].static(0) // ROWS)
+    if len(stored) == 1 and narrow and inner % 2 == 0:
+        return TensorType((blocks, inner // 2, 2 * ROWS), bfloat16.BITS)
     if len(stored) == 1:
         return TensorType((blocks, inner, ROWS), stored[0].dtype)
     bits = bits_of(stored[0].static(1), inner)
@@ -62,6 +69,14 @@ def reference_plain(weight: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(padded.reshape(-1, ROWS, inner).transpose(0, 2, 1))
 
 
+def reference_narrow(weight: NDArray[Any]) -> NDArray[np.uint16]:
+    """weight: [N, K]."""
+    rows = reference_plain(bfloat16.reference(weight))
+    blocks, inner, _ = rows.shape
+    pairs = rows.reshape(blocks, inner // 2, 2, ROWS).swapaxes(2, 3)
+    return np.ascontiguousarray(pairs).reshape(blocks, inner // 2, 2 * ROWS)
+
+
 def reference_grouped(
     words: NDArray[np.uint32], scales: NDArray[Any], bits: int, lanes: int
 ) -> NDArray[np.uint32]:
@@ -83,7 +98,9 @@ def reference_grouped(
 
 def pack(sig: Signature) -> tirx.PrimFunc:
     """(weight) or (words, scales) -> packed."""
-    return _pack_plain(sig) if len(sig.args) == 1 else _pack_grouped(sig)
+    if len(sig.args) > 1:
+        return _pack_grouped(sig)
+    return _pack_narrow(sig) if sig.outs[0].dtype == bfloat16.BITS else _pack_plain(sig)
 
 
 def _pack_plain(sig: Signature) -> tirx.PrimFunc:
@@ -103,6 +120,30 @@ def _pack_plain(sig: Signature) -> tirx.PrimFunc:
                     block * ROWS + r < rows,
                     weight[block * ROWS + r, step * tile + k],
                     T.cast(0, dtype),
+                )
+
+    return kernel
+
+
+def _pack_narrow(sig: Signature) -> tirx.PrimFunc:
+    rows, inner = sig.args[0].static(0), sig.args[0].static(1)
+    dtype, blocks = sig.args[0].dtype, sig.outs[0].static(0)
+    tile = math.gcd(inner, 32)
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        weight: T.Buffer((rows, inner), dtype),
+        out: T.Buffer((blocks, inner // 2, 2 * ROWS), bfloat16.BITS),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        for block in T.parallel(blocks):
+            for step, r, k in T.grid(inner // tile, ROWS, tile):
+                out[block, (step * tile + k) // 2, 2 * r + k % 2] = T.if_then_else(
+                    block * ROWS + r < rows,
+                    bfloat16.rounded(
+                        T.cast(weight[block * ROWS + r, step * tile + k], "float32"), 1
+                    ),
+                    T.uint16(0),
                 )
 
     return kernel

@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from tvm.target import Target
 
 from mlc_rwkv_world.kernels.arithmetic_cpu import Arithmetic, arithmetic_of
+from mlc_rwkv_world.kernels.llvm_functions import IMPORT
 from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
 
@@ -152,9 +153,17 @@ class Product:
                     fetch(w, task, step)
                     half(x, tile * tokens, rows - 1, w, task, step, total)
 
-        chosen: Callable[..., None] = by_vectors if by_group else by_tokens
+        way: Any = by_vectors if by_group else by_tokens
         if tokens > 1 and whole is not None:
-            chosen = by_groups
+            way = by_groups
+        imports = self.arithmetic.imports
+
+        @T.inline
+        def multiply(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
+            T.attr(T.int32(0), IMPORT, imports)
+            way(x, w, task, tile, rows, total)
+
+        chosen: Callable[..., None] = multiply if imports else way
         return chosen
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from mlc_rwkv_world.artifact.metadata import LibraryMetadata
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import ArtifactError, TargetError, UsageError
-from mlc_rwkv_world.kernels.arithmetic_cpu import INT8
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.numerics.observe import Progress, observe
 from mlc_rwkv_world.numerics.prompts import BUILT_IN, encoded
@@ -81,9 +81,10 @@ class _Asked:
     fault: str | None = None
 
     @property
-    def int8(self) -> bool:
-        """Whether it rounds inputs of products to bytes."""
-        return self.metadata is not None and INT8 in self.metadata.arithmetic.values()
+    def arithmetic(self) -> str:
+        """What its products compute in, of several the least exact."""
+        used = () if self.metadata is None else self.metadata.arithmetic.values()
+        return next((one for one in (INT8, BFLOAT16) if one in used), FLOAT32)
 
 
 def _ask(subject: Subject, prompts: Prompts) -> _Asked | None:
@@ -108,7 +109,7 @@ def _ask(subject: Subject, prompts: Prompts) -> _Asked | None:
 def _rounds(subject: Subject, asked: _Asked | None) -> bool:
     """Whether a CPU rounds the inputs of this model's products to bytes, or would if built here."""
     if asked is not None and asked.metadata is not None:
-        return asked.int8
+        return asked.arithmetic == INT8
     for_cpu = subject.found is None or subject.found.kinds <= {"cpu"}
     quantized = subject.arithmetic.format.bits > 0
     return for_cpu and quantized and multiplies_bytes(resolve("llvm").target)
@@ -127,4 +128,4 @@ def _library(asked: _Asked | None, report: Report, logits: Array) -> Library | N
     )
     comparable = same and not report.needed and not bad and not report.bad_logits
     difference = float(np.abs(asked.logits - logits).max()) if comparable else None
-    return Library(metadata.compute_dtype, metadata.fp32_layers, asked.int8, bad, difference)
+    return Library(metadata.compute_dtype, metadata.fp32_layers, asked.arithmetic, bad, difference)

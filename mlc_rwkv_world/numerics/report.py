@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32
 from mlc_rwkv_world.models.fp32_layers import spelled
 
 FLOAT16_LARGEST = 65504.0
@@ -93,15 +94,15 @@ class Need:
 class Library:
     """What an artifact's own library says to the same prompts.
 
-    `fault` says why it could not be asked, in which case nothing else is known. `int8` says that it
-    rounds inputs of products to bytes outside of `fp32_layers`. `difference` is the largest one
-    between its logits and those found here, None where something was put right here that the
-    library does not put right.
+    `fault` says why it could not be asked, in which case nothing else is known. `arithmetic` is
+    what its products compute in outside of `fp32_layers`, of several the least exact. `difference`
+    is the largest one between its logits and those found here, None where something was put right
+    here that the library does not put right.
     """
 
     compute_dtype: str = ""
     fp32_layers: tuple[int, ...] = ()
-    int8: bool = False
+    arithmetic: str = FLOAT32
     bad_logits: int = 0
     difference: float | None = None
     fault: str | None = None

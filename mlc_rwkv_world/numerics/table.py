@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
 from mlc_rwkv_world.models.fp32_layers import spelled
 from mlc_rwkv_world.numerics.report import Reading, Report
 
+# What a library's products do with values of this arithmetic.
+_ROUNDED = {
+    INT8: "inputs of its products rounded to 8 bits",
+    BFLOAT16: "inputs and weights of its products rounded to bfloat16",
+}
 _HEADINGS = (
     "operation",
     "type",
@@ -78,8 +84,8 @@ def _conclusion(report: Report) -> Iterator[str]:
         text = f"The library here computes in {library.compute_dtype}"
         if library.compute_dtype == "float16":
             text += f" (float32 in blocks: {spelled(library.fp32_layers)})"
-        elif library.int8:
-            text += ", inputs of its products rounded to 8 bits"
+        elif library.arithmetic != FLOAT32:
+            text += f", {_ROUNDED[library.arithmetic]}"
             text += f" (but in blocks: {spelled(library.fp32_layers)})"
         if library.bad_logits:
             text += f"; {library.bad_logits} of its logits are not finite"

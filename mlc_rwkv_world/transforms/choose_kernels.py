@@ -10,7 +10,8 @@ from tvm.target import Target
 
 from mlc_rwkv_world.kernels import product_cpu
 from mlc_rwkv_world.kernels.activation import quantize
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type
+from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type, takes_bytes
+from mlc_rwkv_world.kernels.bfloat16 import round_inputs
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
 from mlc_rwkv_world.kernels.linear import linear
 from mlc_rwkv_world.kernels.table import NAMED
@@ -99,8 +100,9 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         x, weight = call.args[1].fields
         out = tensor_type(call.ty_args[0])
         wanted = input_type(out.shape[0], tensor_type(weight.ty), arithmetic)
-        if wanted.dtype != "float32":
-            func = self._kernels.add("quantize", quantize, [x], [wanted])
+        if wanted.dtype != FLOAT32:
+            convert = quantize if takes_bytes(wanted) else round_inputs
+            func = self._kernels.add(convert.__name__, convert, [x], [wanted])
             ty = relax.TensorType(list(wanted.shape), wanted.dtype)
             x = self.builder_.emit(relax.call_tir(func, relax.Tuple([x]), ty))
         func = self._kernels.add("linear_packed", product_cpu.linear, [x, weight], [out])

@@ -2,13 +2,14 @@
 
 Stock's functions keep stock's parameters. Every weight of a float32 product becomes one packed
 tensor, whatever it is stored as, and `linear(x, stored)` becomes `linear_packed(x, packed)`.
+Where a plain weight is packed as bfloat16, the product rounds x too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import tvm
 from tvm import IRModule, relax
@@ -18,7 +19,7 @@ from tvm.target import Target
 
 from mlc_rwkv_world.kernels.packed_weight import pack, packed_type
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
-from mlc_rwkv_world.models.operations import LINEAR_PACKED, PREFIX
+from mlc_rwkv_world.models.operations import BLOCK_BEGIN, BLOCK_END, LINEAR_PACKED, PREFIX
 from mlc_rwkv_world.transforms.calls import packed_name, tensor_type, with_root_block
 from mlc_rwkv_world.tvm_names import name_of
 
@@ -34,21 +35,37 @@ _DEQUANTIZE = PREFIX + "dequantize"
 
 @dataclasses.dataclass(frozen=True)
 class _Product:
-    """A matmul with a weight that is stored in these parameters, and the values between."""
+    """A matmul with a weight that is stored in these parameters, and the values between.
+
+    `block` is the block that it is in, if any.
+    """
 
     result: relax.Var
     x: relax.Expr
     sources: tuple[int, ...]
     between: tuple[relax.Var, ...]
+    block: int | None
 
 
 @tvm.transform.module_pass(opt_level=0, name="PackWeights")
 class PackWeights:
-    """`names` are those of the parameters, in order."""
+    """`names` are those of the parameters, in order.
 
-    def __init__(self, target: Target, names: Sequence[str]) -> None:
+    With `narrow`, plain weights become bfloat16, except in the blocks `exact`.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        names: Sequence[str],
+        *,
+        narrow: bool = False,
+        exact: Iterable[int] = (),
+    ) -> None:
         self.target = target
         self.names = names
+        self.narrow = narrow
+        self.exact = frozenset(exact)
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         ours = {
@@ -61,7 +78,16 @@ class PackWeights:
         if not weights:
             return mod
         types = next(iter(found.values())).types
-        packed = {sources: self._packed(sources, types) for sources in weights}
+        exact = {
+            product.sources
+            for graph in found.values()
+            for product in graph.products.values()
+            if product.block in self.exact
+        }
+        packed = {
+            sources: self._packed(sources, types, self.narrow and sources not in exact)
+            for sources in weights
+        }
         first = {sources[0]: sources for sources in packed}
         dropped = {index for sources in packed for index in sources[1:]}
         kept = [index for index in range(len(types)) if index not in dropped]
@@ -74,7 +100,7 @@ class PackWeights:
             made_by = ""
             if index in first:
                 stored = [types[source] for source in sources]
-                key = tuple((t.shape, t.dtype) for t in stored)
+                key = tuple((t.shape, t.dtype) for t in (*stored, ty))
                 if key not in functions:
                     functions[key] = f"{_PACK}_{len(functions)}"
                     self._add_pack(builder, functions[key], stored, ty)
@@ -95,10 +121,11 @@ class PackWeights:
             mod[gvar] = _Rewriter(mod, graph, place, new_types, packed).run()
         return mod.with_attr(PACKED_PARAMS, json.dumps(entries))
 
-    def _packed(self, sources: tuple[int, ...], types: Sequence[TensorType]) -> TensorType:
+    @staticmethod
+    def _packed(sources: tuple[int, ...], types: Sequence[TensorType], narrow: bool) -> TensorType:
         stored = [types[index] for index in sources]
         inner = stored[0].static(1) if len(stored) == 1 else stored[1].static(1) * 32
-        return packed_type(stored, inner)
+        return packed_type(stored, inner, narrow=narrow)
 
     def _add_pack(
         self, builder: relax.BlockBuilder, name: str, stored: Sequence[TensorType], ty: TensorType
@@ -127,8 +154,14 @@ class _Graph:
             binding.var: binding.value for block in func.body.blocks for binding in block.bindings
         }
         self.products: dict[relax.Var, _Product] = {}
+        block: int | None = None
         for var, value in self.values.items():
-            product = self._product(var, value)
+            name = packed_name(value)
+            if name == BLOCK_BEGIN:
+                block = int(value.args[2].value)
+            elif name == BLOCK_END:
+                block = None
+            product = self._product(var, value, block)
             if product is not None:
                 self.products[var] = product
 
@@ -148,7 +181,7 @@ class _Graph:
                     if index is not None:
                         yield var, index
 
-    def _product(self, var: relax.Var, value: relax.Expr) -> _Product | None:
+    def _product(self, var: relax.Var, value: relax.Expr, block: int | None) -> _Product | None:
         if not (isinstance(value, relax.Call) and value.op == _MATMUL):
             return None
         x, transposed = value.args
@@ -169,7 +202,7 @@ class _Graph:
         if any(index is None for index in indices):
             return None
         sources = tuple(index for index in indices if index is not None)
-        return _Product(var, x, sources, tuple(between))
+        return _Product(var, x, sources, tuple(between), block)
 
 
 def _variables(expr: relax.Expr) -> list[relax.Var]:

@@ -26,10 +26,11 @@ Build = Callable[[Signature], tirx.PrimFunc]
 Case = tuple[Build, Sequence[tuple[Any, ...]], Sequence[tuple[Any, ...]]]
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-TARGETS = {
-    "host": "auto",
-    **({"haswell": "llvm -mcpu=haswell", "x86-64": "llvm -mcpu=x86-64"} if X86 else {}),
-}
+AVX512 = "avx512 emulated"
+TARGETS = {"host": "auto"}
+if X86:
+    haswell = "llvm -mcpu=haswell"
+    TARGETS |= {"haswell": haswell, "x86-64": "llvm -mcpu=x86-64", AVX512: haswell}
 
 
 def signature(case: Case, target: Target) -> Signature:

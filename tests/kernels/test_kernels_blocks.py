@@ -12,30 +12,35 @@ import tvm
 from compiling import Array, Case, Kernels, error_ratio
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels import activation, channel_mix_cpu, mix_cpu, time_mix_cpu
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type
+from mlc_rwkv_world.kernels import activation, bfloat16, channel_mix_cpu, mix_cpu, time_mix_cpu
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, input_type
 from mlc_rwkv_world.kernels.cpu_features import lanes
 from mlc_rwkv_world.kernels.layer_norm import reference as layer_norm
-from mlc_rwkv_world.kernels.packed_weight import packed_type, reference_grouped, reference_plain
+from mlc_rwkv_world.kernels.packed_weight import (
+    packed_type,
+    reference_grouped,
+    reference_narrow,
+    reference_plain,
+)
 from mlc_rwkv_world.kernels.signature import TensorType
 from mlc_rwkv_world.kernels.wkv import reference as wkv
 from mlc_rwkv_world.quantization.group import dequantize, quantize
 
-F32, U32 = "float32", "uint32"
+F32, U32, U16 = "float32", "uint32", "uint16"
 # So many blocks of rows that a task reads two or four streams; a state of two layers.
 D, HIDDEN, LAYERS, LAYER, EPS, FACTOR = 512, 1024, 2, 1, 1e-5, 0.5
 # Rows of a layer's state: previous x, a, b, p, previous x.
 ROWS_OF_STATE, ROW = 5, 4
 ROWS, LENGTHS = 5, [3, 1, 7]
-# By arithmetic, of root mean squares: float32's rounding, and results rounded to 8 bits.
-RATIO = {FLOAT32: 2e-6, INT8: 8e-3}
-FORMATS = {FLOAT32: "float16", INT8: "q4f16"}
+# By arithmetic, of root mean squares: float32's rounding, and results rounded to 8 bits each or
+# to bfloat16.
+RATIO = {FLOAT32: 2e-6, INT8: 8e-3, BFLOAT16: 2e-3}
 Spec = tuple[Any, ...]
 
 
 def _weight_type(n: int, k: int, arithmetic: str) -> TensorType:
-    if arithmetic == FLOAT32:
-        return packed_type([TensorType((n, k), "float16")], k)
+    if arithmetic != INT8:
+        return packed_type([TensorType((n, k), "float16")], k, narrow=arithmetic == BFLOAT16)
     stored = [TensorType((n, k // 8), U32), TensorType((n, k // 32), "float16")]
     return packed_type(stored, k)
 
@@ -113,6 +118,9 @@ class _Bench:
         dense = self.floats(n, k) / np.float32(k**0.5)
         if self.arithmetic == FLOAT32:
             return reference_plain(dense.astype("float16")), dense.astype("float16").astype(float)
+        if self.arithmetic == BFLOAT16:
+            bits = bfloat16.reference(dense)
+            return reference_narrow(dense), bfloat16.widened(bits).astype(float)
         words, scales = quantize(dense, 4, "float16")
         target: Target = self.kernels.target
         packed = reference_grouped(words, scales, 4, lanes(target))
@@ -123,6 +131,9 @@ class _Bench:
         x = self.floats(rows, k)
         if self.arithmetic == FLOAT32:
             return x, x.astype(float)
+        if self.arithmetic == BFLOAT16:
+            bits = bfloat16.reference(x)
+            return bits, bfloat16.widened(bits).astype(float)
         records = activation.reference(x)
         return records, activation.dequantized(records).astype(float)
 
@@ -130,14 +141,18 @@ class _Bench:
         self, name: str, *args: Any, outs: Sequence[tuple[int, int]], floats: Sequence[int] = ()
     ) -> list[Array]:
         """The results, [rows, K] each: those of `floats` as such, others are inputs of products."""
-        kinds: list[tuple[tuple[int, ...], str]] = [
-            ((rows, k // 32, activation.RECORD), U32)
-            if self.arithmetic == INT8 and i not in floats
-            else ((rows, k), F32)
-            for i, (rows, k) in enumerate(outs)
+        given = {
+            INT8: lambda rows, k: ((rows, k // 32, activation.RECORD), U32),
+            BFLOAT16: lambda rows, k: ((rows, k), U16),
+            FLOAT32: lambda rows, k: ((rows, k), F32),
+        }
+        kinds = [
+            given[FLOAT32 if i in floats else self.arithmetic](*shape)
+            for i, shape in enumerate(outs)
         ]
         found = self.kernels(f"{name}_{self.arithmetic}_{self.rows}", *args, outs=kinds)
-        return [activation.dequantized(out) if out.dtype == U32 else out for out in found]
+        values = {U32: activation.dequantized, U16: bfloat16.widened}
+        return [values.get(str(out.dtype), np.asarray)(out) for out in found]
 
     def close(self, found: Array, exact: Array, ratio: float | None = None) -> None:
         assert error_ratio(found, exact) < (ratio or RATIO[self.arithmetic])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import checkpoints
+from support.peers import rwkv_logits
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve
@@ -80,22 +80,9 @@ def case(
 
 @pytest.fixture(scope="module", params=["rwkv", "transformers"])
 def peer(request: pytest.FixtureRequest, case: Case) -> Peer:
-    logits = {"rwkv": _rwkv_logits, "transformers": _transformers_logits}[request.param](case)
-    return Peer(case, logits)
-
-
-def _rwkv_logits(case: Case) -> np.ndarray:
-    os.environ.update(RWKV_JIT_ON="0", RWKV_V7_ON="0")
-    from rwkv.model import RWKV
-
-    # A float32 file: the reference folds the first normalization into the embedding in the
-    # checkpoint's own type.
-    model = RWKV(model=str(case.pth), strategy="cpu fp32", verbose=False)
-    rows, state = [], None
-    for token in case.ids:
-        out, state = model.forward([token], state)
-        rows.append(out.float().numpy().copy())
-    return np.stack(rows)
+    if request.param == "rwkv":
+        return Peer(case, rwkv_logits(case.pth, case.ids))
+    return Peer(case, _transformers_logits(case))
 
 
 def _transformers_logits(case: Case) -> np.ndarray:

@@ -18,7 +18,7 @@ from mlc_rwkv_world.compiler import arithmetic, metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError, UsageError
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
 from mlc_rwkv_world.models.rwkv4 import INITIAL_ROWS
 from mlc_rwkv_world.quantization import format_named
 from mlc_rwkv_world.transforms.choose_arithmetic import ChooseArithmetic
@@ -46,7 +46,7 @@ def _fused(
     target = resolve("llvm").target
     mod = small_module(quantization, dtype)
     for step in (
-        PackWeights(target, _names(quantization)),
+        PackWeights(target, _names(quantization), narrow=arithmetic == BFLOAT16, exact=exact),
         ChooseArithmetic(dict.fromkeys(FUSED, arithmetic), exact),
         FuseBlocksCPU(target),
     ):
@@ -78,10 +78,16 @@ def test_a_block_becomes_few_kernels(function: str) -> None:
 PRODUCTS = ("time_mix", "residual", "key_receptance", "gated_residual")
 
 
+@pytest.mark.parametrize(
+    ("quantization", "arithmetic", "rounded"),
+    [("q4f16_1", INT8, "uint32"), ("q0f16", BFLOAT16, "uint16")],
+)
 @pytest.mark.parametrize("exact", [(), (0,), (1,), (0, 1)])
-def test_chosen_blocks_multiply_float32(exact: tuple[int, ...]) -> None:
+def test_chosen_blocks_multiply_float32(
+    exact: tuple[int, ...], quantization: str, arithmetic: str, rounded: str
+) -> None:
     """Whatever the others do; no other type in the function changes."""
-    mod = _fused("q4f16_1", arithmetic=INT8, exact=exact)
+    mod = _fused(quantization, arithmetic=arithmetic, exact=exact)
     assert relax.analysis.check_well_formed(mod)
     found: dict[str, list[str]] = {name: [] for name in PRODUCTS}
     for call in calls(functions(mod)["rwkv_world_decode"]):
@@ -89,7 +95,7 @@ def test_chosen_blocks_multiply_float32(exact: tuple[int, ...]) -> None:
             name = name_of(call.args[0]).rstrip("0123456789")
             if name in PRODUCTS:
                 found[name].append(str(call.args[1].fields[0].ty.dtype))
-    expected = ["float32" if block in exact else "uint32" for block in range(LAYERS)]
+    expected = ["float32" if block in exact else rounded for block in range(LAYERS)]
     assert found == dict.fromkeys(PRODUCTS, expected)
 
 
@@ -241,5 +247,11 @@ def test_arithmetic_is_chosen_by_use() -> None:
     assert chosen["decode"] == arithmetic.resolve("auto", target, fmt, "float32")["decode"]
     with pytest.raises(UsageError, match="no integers"):
         arithmetic.resolve("int8", target, format_named("q0f16"), "float32")
+    with pytest.raises(UsageError, match="int8 or float32, or a format"):
+        arithmetic.resolve("bfloat16", target, fmt, "float32")
+    with pytest.raises(UsageError, match="all of them or none"):
+        arithmetic.resolve("prefill=bfloat16", target, format_named("q0f16"), "float32")
+    chosen = arithmetic.resolve("bfloat16", target, format_named("q0f16"), "float32")
+    assert set(chosen.values()) == {BFLOAT16}
     with pytest.raises(TargetError, match="AVX2"):
         arithmetic.resolve("int8", resolve("llvm -mcpu=x86-64"), fmt, "float32")

@@ -1,0 +1,111 @@
+"""Each format in each arithmetic of a CPU, against `rwkv` on the weights that the format keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import checkpoints
+from support.peers import rwkv_logits
+
+import mlc_rwkv_world as world
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.quantization import Format, format_named
+from mlc_rwkv_world.quantization.group import dequantize, quantize
+
+LAYERS, WIDTH, POSITIONS = 3, 128, 40
+# float32's rounding, of the largest logit.
+EXACT = 1e-4
+# Of root mean squares: inputs rounded to 8 bits through three blocks. `rwkv` itself says what
+# rounding to bfloat16 may cost.
+BYTES = 0.02
+MATRICES = ("key", "value", "receptance", "output")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A checkpoint whose values a format keeps exactly, and `rwkv`'s logits on it."""
+
+    pth: Path
+    exact: np.ndarray
+    ids: list[int]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    """`model(format)`."""
+    ids = [int(i) for i in np.random.default_rng(4).integers(1, 65530, POSITIONS)]
+    made: dict[str, Model] = {}
+
+    def make(quantization: str) -> Model:
+        if quantization not in made:
+            fmt = format_named(quantization)
+            tensors = {
+                name: _kept(name, tensor, fmt)
+                for name, tensor in checkpoints.random_world(LAYERS, WIDTH, seed=3).items()
+            }
+            folder = tmp_path_factory.mktemp(quantization)
+            pth = checkpoints.write_pth(folder / "kept.pth", tensors)
+            made[quantization] = Model(pth, rwkv_logits(pth, ids), ids)
+        return made[quantization]
+
+    return make
+
+
+def _kept(name: str, tensor: np.ndarray, fmt: Format) -> np.ndarray:
+    """A tensor after a format has stored it; vectors stay as they are."""
+    if not name.endswith("weight") or tensor.ndim != 2:
+        return tensor
+    if fmt.bits == 0:
+        return tensor.astype(fmt.dtype).astype(np.float32)
+    words, scales = quantize(tensor, fmt.bits, fmt.dtype)
+    return np.asarray(dequantize(words, scales, fmt.bits), np.float32)
+
+
+def _ours(model: Model, quantization: str, arithmetic: str, output: Path) -> list[np.ndarray]:
+    """Logits [T, V] by single steps, by steps of a batch, and the last ones by prompts."""
+    built = world.build(
+        model.pth, target="llvm", quantization=quantization, arithmetic=arithmetic, output=output
+    )
+    engine = world.load(built.folder)
+    ids, one, batch = model.ids, engine.new_state(), [engine.new_state() for _ in range(6)]
+    steps = np.stack([engine.decode(token, one) for token in ids])
+    together = np.stack([engine.decode_batch([token] * 6, batch)[5] for token in ids])
+    prompts = [engine.prefill(ids[:end], engine.new_state()) for end in range(1, POSITIONS + 1)]
+    return [steps, together, np.stack(prompts)]
+
+
+def _error(found: np.ndarray, exact: np.ndarray) -> float:
+    """Of root mean squares."""
+    return float(np.sqrt(np.square(found - exact).mean() / np.square(exact).mean()))
+
+
+@pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1", "q8f16_1"])
+def test_float32_is_exact(quantization: str, model: Callable[[str], Model], tmp_path: Path) -> None:
+    peer = model(quantization)
+    for found in _ours(peer, quantization, "float32", tmp_path):
+        assert np.abs(found - peer.exact).max() <= EXACT * np.abs(peer.exact).max()
+
+
+@pytest.mark.parametrize("quantization", ["q4f16_1", "q8f16_1"])
+def test_int8_rounds_inputs_only(
+    quantization: str, model: Callable[[str], Model], tmp_path: Path
+) -> None:
+    if not multiplies_bytes(resolve("llvm").target):
+        pytest.skip("products of bytes need AVX2 or NEON's dot products")
+    peer = model(quantization)
+    for found in _ours(peer, quantization, "int8", tmp_path):
+        assert EXACT / 10 < _error(found, peer.exact) < BYTES
+
+
+def test_bfloat16_is_closer_than_rwkv_in_bfloat16(
+    model: Callable[[str], Model], tmp_path: Path
+) -> None:
+    peer = model("q0f16")
+    theirs = _error(rwkv_logits(peer.pth, peer.ids, "cpu bf16"), peer.exact)
+    for found in _ours(peer, "q0f16", "bfloat16", tmp_path):
+        assert EXACT / 10 < _error(found, peer.exact) < theirs
