@@ -138,10 +138,9 @@ def _limits(options: argparse.Namespace) -> Speeds:
 
 
 def _ours(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
-    from mlc_rwkv_world.runtime.start import start_light
+    from mlc_rwkv_world.cli.start import start_light
 
     start_light()
-    from mlc_rwkv_world.cli.bench import work
     from mlc_rwkv_world.runtime import load
 
     engine = load(path, "cpu", threads=options.threads)
@@ -151,6 +150,8 @@ def _ours(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
         lambda ids: engine.prefill(ids, engine.new_state()),
         options.prompt,
     )
+    from mlc_rwkv_world.cli.bench import work
+
     return {**speeds, "bytes": work(engine)[0]}
 
 

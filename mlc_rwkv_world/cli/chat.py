@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.model is None:
         raise UsageError("Which model? Give --model NAME, or the path of an artifact.")
-    from mlc_rwkv_world.runtime.start import start_light
+    from mlc_rwkv_world.cli.start import start_light
 
     start_light()
     # A model may say what the terminal's encoding cannot.

@@ -10,7 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tvm_ffi
+
 from mlc_rwkv_world.errors import TargetError, UsageError
+from mlc_rwkv_world.runtime import tvm_runtime
 
 KINDS = ("cuda", "metal", "rocm", "vulkan", "opencl", "cpu")
 
@@ -21,14 +24,12 @@ def open_device(name: str, available: Iterable[str]) -> Any:
     `available` are the kinds that the artifact has a library for. Raises UsageError for a
     name that is none, TargetError for a device that this machine lacks.
     """
-    import tvm
-
     _load_device_runtimes()
     if name == "auto":
         kinds = [kind for kind in KINDS if kind in set(available)]
         for kind in kinds:
-            if tvm.runtime.device(kind, 0).exist:
-                return tvm.runtime.device(kind, 0)
+            if tvm_runtime.exists(tvm_ffi.device(kind, 0)):
+                return tvm_ffi.device(kind, 0)
         raise TargetError(
             f"The model was built for {' and '.join(kinds) or 'no device'}, which this machine "
             "lacks. Build it for this machine, or name a library."
@@ -38,8 +39,8 @@ def open_device(name: str, available: Iterable[str]) -> Any:
         raise UsageError(
             f"{name!r} is no device. Give auto, {', '.join(KINDS)}, or one with an index (cuda:0)."
         )
-    device = tvm.runtime.device(match[1], int(match[2] or 0))
-    if not device.exist:
+    device = tvm_ffi.device(match[1], int(match[2] or 0))
+    if not tvm_runtime.exists(device):
         raise TargetError(f"There is no device {name} on this machine.")
     return device
 
@@ -47,9 +48,7 @@ def open_device(name: str, available: Iterable[str]) -> Any:
 @cache
 def _load_device_runtimes() -> None:
     """TVM has a library for each kind of device, and loads them only beside its compiler."""
-    from tvm.base import _LOADED_LIBS
-
-    folder = Path(_LOADED_LIBS["tvm_runtime"]._name).resolve().parent
+    folder = Path(tvm_runtime.library()._name).resolve().parent
     for path in sorted(folder.glob("libtvm_runtime_*")):
         # A machine without the device lacks the driver that its library needs.
         with suppress(OSError):
@@ -58,9 +57,7 @@ def _load_device_runtimes() -> None:
 
 def release_unused() -> None:
     """Give back the memory of tensors that are gone: TVM and the C library keep it for others."""
-    import tvm
-
-    tvm.get_global_func("vm.builtin.memory_manager.clear")()
+    tvm_runtime.function("vm.builtin.memory_manager.clear")()
     # Only glibc has it, and only glibc keeps as much as a model.
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -15,6 +15,7 @@ from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.search import Found, find
 from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError, VocabularyError
+from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.device import kind_of, open_device
 from mlc_rwkv_world.runtime.generate import Generation
 from mlc_rwkv_world.runtime.library import BATCH_DECODE, DECODE, PREFILL, Library, open_first
@@ -197,9 +198,7 @@ class Engine:
 
     def fresh_tensor(self) -> Any:
         """A tensor [1, L, R, D] on the device with the content of a new state."""
-        import tvm
-
-        return tvm.runtime.tensor(self._fresh, self.device)
+        return tvm_runtime.tensor(self._fresh, self.device)
 
     @cached_property
     def _fresh(self) -> Logits:
@@ -223,29 +222,25 @@ class Engine:
                 raise self.library.failure(function, error) from error
         if len(drafts) > 1:
             for row, draft in zip(self._rows(batch), drafts, strict=True):
-                row.copyto(draft)
+                tvm_runtime.copy(row, draft)
         # On a CPU no copy is needed: nobody else holds this tensor, and the array keeps it alive.
         on_cpu = kind_of(self.device) == "cpu"
-        return cast(Logits, np.from_dlpack(logits) if on_cpu else logits.numpy())
+        return cast(Logits, np.from_dlpack(logits) if on_cpu else tvm_runtime.array(logits))
 
     def _gather(self, drafts: Sequence[Any]) -> Any:
-        import tvm
-
-        batch = tvm.runtime.empty((len(drafts), *self.state_shape), "float32", self.device)
+        batch = tvm_runtime.empty((len(drafts), *self.state_shape), "float32", self.device)
         for row, draft in zip(self._rows(batch), drafts, strict=True):
-            draft.copyto(row)
+            tvm_runtime.copy(draft, row)
         return batch
 
     def _rows(self, batch: Any) -> list[Any]:
         """Views [1, L, R, D] of the rows of a tensor [B, L, R, D]."""
         shape = (1, *self.state_shape)
         nbytes = int(np.prod(shape)) * 4
-        return [batch._create_view(shape, "float32", b * nbytes) for b in range(batch.shape[0])]
+        return [tvm_runtime.view(batch, shape, b * nbytes) for b in range(batch.shape[0])]
 
     def _to_device(self, array: npt.NDArray[np.int32]) -> Any:
-        import tvm
-
-        return tvm.runtime.tensor(array, self.device)
+        return tvm_runtime.tensor(array, self.device)
 
     def _check_ids(self, ids: Ids) -> npt.NDArray[np.int32]:
         try:

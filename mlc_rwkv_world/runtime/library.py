@@ -13,6 +13,7 @@ from mlc_rwkv_world.artifact.identity import belonging
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.metadata import REVISION, LibraryMetadata
 from mlc_rwkv_world.errors import ArtifactError
+from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.runtime.elf import check_library
 
@@ -59,19 +60,15 @@ def open_library(path: Path, device: Any) -> Library:
     Loading a library runs code in it: open none that you would not run. What the file says of
     itself is looked at before.
     """
-    import tvm
-    from tvm.runtime import vm
-
     check_library(path)
     embedded = read_embedded(path)
     if embedded is not None:
         _check_fit(embedded)
     try:
-        module = tvm.runtime.load_module(str(path))
-        machine = vm.VirtualMachine(module, device)
+        machine = tvm_runtime.machine(path, device)
         text = machine["_metadata"]()
     except (AttributeError, RuntimeError, ValueError, OSError) as error:
-        raise _not_loaded(path, embedded, tvm.__version__, error) from error
+        raise _not_loaded(path, embedded, error) from error
     metadata = LibraryMetadata.parse(str(text), str(path))
     _check_fit(metadata)
     return Library(path, device, machine, metadata)
@@ -92,10 +89,10 @@ def _check_fit(metadata: LibraryMetadata) -> None:
         )
 
 
-def _not_loaded(
-    path: Path, embedded: LibraryMetadata | None, version: str, error: Exception
-) -> ArtifactError:
-    """Why TVM `version` did not load a library. Another version may: 0.26 and 0.27 do."""
+def _not_loaded(path: Path, embedded: LibraryMetadata | None, error: Exception) -> ArtifactError:
+    """Why this TVM did not load a library. Another version may: 0.26 and 0.27 do."""
+    from tvm import __version__ as version
+
     reason = _last_words(error, path)
     built_by = None if embedded is None else embedded.tvm
     if built_by is None or built_by == version:

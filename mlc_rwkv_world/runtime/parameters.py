@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tvm_ffi
 
 from mlc_rwkv_world.artifact.index import F32_TO_BF16, ParameterIndex
 from mlc_rwkv_world.artifact.metadata import PackedParameter
 from mlc_rwkv_world.errors import ArtifactError
+from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.device import kind_of, release_unused
 from mlc_rwkv_world.runtime.library import Library, check_parameters
-
-# What TVM's generated code assumes of every tensor's address.
-ALIGNMENT = 64
+from mlc_rwkv_world.runtime.tvm_runtime import ALIGNMENT
 
 
 class MappedShards:
@@ -63,8 +63,6 @@ def load_parameters(index: ParameterIndex, library: Library) -> Any:
 
     Raises ArtifactError where the shards are incomplete, or not those of this library.
     """
-    import tvm_ffi
-
     index.check_files()
     check_parameters(library, index)
     # What a model before this one had would add to it.
@@ -104,8 +102,6 @@ def _pack(entry: PackedParameter, shards: MappedShards, library: Library) -> Any
 
 def to_device(array: npt.NDArray[Any], device: Any) -> Any:
     """`array` as a tensor on `device`; on a CPU the same memory, if compiled code accepts it."""
-    import tvm
-
     if kind_of(device) == "cpu" and array.ctypes.data % ALIGNMENT == 0:
-        return tvm.runtime.from_dlpack(array)
-    return tvm.runtime.tensor(array, device)
+        return tvm_runtime.shared(array)
+    return tvm_runtime.tensor(array, device)

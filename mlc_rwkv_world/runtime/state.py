@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.state_file import StateFile
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class State:
 
     def numpy(self) -> npt.NDArray[np.float32]:
         """A copy of the content, float32 [L, R, D]."""
-        batch: npt.NDArray[np.float32] = self._parts[0].numpy()
+        batch: npt.NDArray[np.float32] = tvm_runtime.array(self._parts[0])
         return batch.reshape(self._engine.state_shape)
 
     def copy(self) -> State:
@@ -57,7 +58,7 @@ class State:
         """Take over the content of `other`, a state of the same engine."""
         value, _, tokens_read = other._parts
         draft = self._parts[1]
-        value.copyto(draft)
+        tvm_runtime.copy(value, draft)
         self.commit(tokens_read)
 
     def reset(self) -> None:
@@ -93,13 +94,13 @@ class State:
 
     def from_file(self, file: StateFile) -> None:
         """Replace the content by that of `file`, which `read_file` gave."""
-        self._parts[1].copyfrom(file.state[None])
+        tvm_runtime.fill(self._parts[1], file.state[None])
         self.commit(file.count(TOKENS_READ))
 
     def draft(self) -> Any:
         """A copy of the content, [1, L, R, D] on the device, for a function to update."""
         value, draft, _ = self._parts
-        value.copyto(draft)
+        tvm_runtime.copy(value, draft)
         return draft
 
     def commit(self, tokens_read: int) -> None:

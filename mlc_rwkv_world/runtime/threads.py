@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.runtime import tvm_runtime
 
 VARIABLE = "TVM_NUM_THREADS"
 # How TVM's pool waits, unless the environment says otherwise. Its threads are free to leave a core
@@ -41,8 +42,6 @@ def use(count: int | None) -> int:
 
     Returns the number asked of TVM; it has fewer where its pool was made smaller before.
     """
-    import tvm_ffi
-
     if count is not None and count < 1:
         raise UsageError(f"{count} threads: there has to be at least 1.")
     if count is None:
@@ -52,5 +51,5 @@ def use(count: int | None) -> int:
         os.environ.setdefault(name, value)
     # More than wanted now, so that another engine can ask for them.
     os.environ.setdefault(VARIABLE, str(max(count, physical_cores())))
-    tvm_ffi.get_global_func("runtime.config_threadpool")(_FASTEST, count)
+    tvm_runtime.function("runtime.config_threadpool")(_FASTEST, count)
     return count

@@ -23,7 +23,7 @@ def content() -> dict[str, Any]:
         "prefill_chunk_size": 64,
         "max_batch_size": 8,
         "rwkv_world": {
-            "revision": 2,
+            "revision": 3,
             "target": "llvm -mcpu=x",
             "compute_dtype": "float32",
             "num_hidden_layers": 2,

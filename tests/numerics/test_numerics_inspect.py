@@ -200,8 +200,8 @@ def test_library_that_cannot_be_asked(
     (library,) = artifact.glob("*.so")
     code = library.read_bytes()
     if fault == "older":
-        assert b'"revision": 2' in code
-        code = code.replace(b'"revision": 2', b'"revision": 1')
+        assert b'"revision": 3' in code
+        code = code.replace(b'"revision": 3', b'"revision": 1')
     else:
         code = code[:5000]
     (folder / library.name).write_bytes(code)

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tvm_ffi
 
 from mlc_rwkv_world.cli import bench, perplexity, verify
 from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.runtime import threads
+from mlc_rwkv_world.runtime import threads, tvm_runtime
 
 Command = Callable[[list[str], str], int]
 
@@ -69,7 +68,7 @@ def test_models_that_are_none(
 def test_threads_that_are_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """TVM reads the variable too; what is no number to us is left out."""
     asked: list[int] = []
-    monkeypatch.setattr(tvm_ffi, "get_global_func", lambda _: lambda _, count: asked.append(count))
+    monkeypatch.setattr(tvm_runtime, "function", lambda _: lambda _, count: asked.append(count))
     monkeypatch.setattr(threads, "physical_cores", lambda: 7)
     for value in ("²", "-1", "0", "9" * 5000, "two"):
         monkeypatch.setitem(os.environ, threads.VARIABLE, value)

@@ -19,7 +19,7 @@ from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.registry import register
 from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.errors import ArtifactError
-from mlc_rwkv_world.runtime import Engine, load
+from mlc_rwkv_world.runtime import Engine, load, tvm_runtime
 from mlc_rwkv_world.runtime.library import Library
 from mlc_rwkv_world.runtime.parameters import load_parameters
 from mlc_rwkv_world.runtime.verify import verify
@@ -110,9 +110,9 @@ def test_a_library_that_does_not_say_which_tvm_built_it(artifact: Path) -> None:
 def test_another_revision_is_refused_before_any_code_of_it_runs(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rewrite(library_of(artifact), lambda data: data.replace(b'"revision": 2', b'"revision": 1'))
-    monkeypatch.setattr(tvm.runtime, "load_module", None)
-    with pytest.raises(ArtifactError, match=r"built by revision 1 .* this is revision 2\. Build"):
+    rewrite(library_of(artifact), lambda data: data.replace(b'"revision": 3', b'"revision": 1'))
+    monkeypatch.setattr(tvm_runtime, "machine", None)
+    with pytest.raises(ArtifactError, match=r"built by revision 1 .* this is revision 3\. Build"):
         load(artifact)
 
 

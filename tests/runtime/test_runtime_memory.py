@@ -17,10 +17,11 @@ from mlc_rwkv_world.artifact.search import find
 PROGRAM = 120_000_000
 CHILD = """
 import json, sys
-from mlc_rwkv_world.runtime.start import start_light
+from mlc_rwkv_world.cli.start import start_light
 start_light()
 import mlc_rwkv_world
-from tvm.runtime import vm
+from mlc_rwkv_world.runtime import tvm_runtime
+tvm_runtime.library()
 # Not getrusage, whose peak begins with the parent's.
 status = lambda: open("/proc/self/status").read()
 peak = lambda: 1024 * int(status().split("VmHWM:")[1].split()[0])
