@@ -25,6 +25,7 @@ from mlc_rwkv_world.kernels.cpu_features import (
 from mlc_rwkv_world.kernels.llvm_functions import (
     DOT_BFLOAT16,
     KEEP,
+    KEEP_IR,
     ORDER,
     ORDER_IR,
     dot_bfloat16_ir,
@@ -62,10 +63,10 @@ class Arithmetic(Protocol):
         """`total` (float32 x lanes) and the products of one step for the rows from `row` on."""
 
     def tile(self, tokens: int) -> Callable[..., None] | None:
-        """`add_group(x, first, last, w, block, step, total)`, or None where `add` is as good.
+        """`add_group(x, first, last, w, block, step, total, at)`, or None where `add` is as good.
 
         It adds one step of a block of W and `tokens` rows of x, from `first` on and at most `last`,
-        to total [tokens * 32].
+        to the tokens * 32 sums in `total` from `at` on.
         """
 
 
@@ -91,7 +92,7 @@ def arithmetic_of(x: TensorType, weight: TensorType, target: Target) -> Arithmet
         return _Bfloat16(weight, wide, registers, dots_of_bfloat16(target))
     if not takes_bytes(x):
         plain = weight.dtype != "uint32"
-        return _Plain(weight, wide, registers) if plain else _Unpacked(weight, wide, registers)
+        return _Plain(weight, wide, registers) if plain else _Unpacked(weight, wide)
     if "avx512vnni" in have or "avxvnni" in have:
         return _Dot(weight, wide, f"llvm.x86.avx512.vpdpbusd.{32 * wide}", unsigned=True)
     if "avx2" in have:
@@ -203,9 +204,8 @@ class _Grouped:
 class _Unpacked(_Grouped):
     """float32 sums of a quantized weight, whose values become float32 as they are read."""
 
-    def __init__(self, weight: TensorType, lanes: int, registers: int) -> None:
-        super().__init__(weight, lanes)
-        self.tokens, self.vectors = 4, min(ROWS // lanes, 2 if registers == 16 else 4)
+    imports = ORDER_IR
+    tokens, vectors = 4, 2
 
     def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
         n = self.lanes
@@ -213,21 +213,64 @@ class _Unpacked(_Grouped):
         for j in range(self.bits):
             word = self.word(w, block, step, row, j)
             for i in range(GROUP_SIZE // self.bits):
-                value = T.Cast(f"float32x{n}", self._value(word, i))
+                value = self._value(word, T.uint32(i))
                 k = step * GROUP_SIZE + j * (GROUP_SIZE // self.bits) + i
                 product = _broadcast(x[token, k], n) * value
                 group = product if group is None else group + product
         return total + group * self.scale(w, block, step, row)
 
-    def _value(self, word: Any, i: int) -> Any:
-        """Value i of each word, int32 x lanes."""
+    def _value(self, word: Any, i: Any) -> Any:
+        """Value i (uint32) of each word, float32 x lanes."""
         n, signed = self.lanes, f"int32x{self.lanes}"
         if self.bits == 8:
-            up = T.reinterpret(signed, word << self.constant(24 - 8 * i) if i < 3 else word)
-            return up >> _broadcast(T.int32(24), n)
-        shift = 8 * (i % 4) + (4 if i >= 4 else 0)
-        low = (word >> self.constant(shift) if shift else word) & self.constant(15)
-        return T.reinterpret(signed, low) - _broadcast(T.int32(OFFSET_4BIT), n)
+            up = T.reinterpret(signed, word << _broadcast(T.uint32(24) - T.uint32(8) * i, n))
+            return T.Cast(f"float32x{n}", up >> _broadcast(T.int32(24), n))
+        shift = T.uint32(8) * (i & T.uint32(3)) + (i & T.uint32(4))
+        low = T.reinterpret(signed, word >> _broadcast(shift, n) & self.constant(15))
+        return T.Cast(f"float32x{n}", low - _broadcast(T.int32(OFFSET_4BIT), n))
+
+    def tile(self, tokens: int) -> Callable[..., None] | None:
+        """Each value of a few vectors of rows becomes float32 once, for all tokens."""
+        n, each = self.lanes, GROUP_SIZE // self.bits
+        side = min(2 if tokens > 1 else 4, ROWS // n)
+
+        @T.inline
+        def add_group(
+            x: Any, first: Any, last: Any, w: Any, block: Any, step: Any, total: Any, at: Any
+        ) -> None:
+            sums = T.alloc_buffer((side * tokens * n,), "float32", scope=STACK)
+            value = T.alloc_buffer((side * n,), "float32", scope=STACK)
+            for part in T.serial(ROWS // n // side):
+                for i in T.unroll(side * tokens):
+                    sums[T.Ramp(i * n, 1, n)] = T.Broadcast(T.float32(0), n)
+                for j in T.unroll(self.bits):
+                    for i in T.unroll(each):
+                        T.evaluate(T.call_extern("void", ORDER))
+                        for v in T.unroll(side):
+                            value[T.Ramp(v * n, 1, n)] = self._value(
+                                self.word(w, block, step, (side * part + v) * n, j),
+                                T.cast(i, "uint32"),
+                            )
+                        for t in T.unroll(tokens):
+                            for v in T.unroll(side):
+                                sums[T.Ramp((v * tokens + t) * n, 1, n)] = (
+                                    sums[T.Ramp((v * tokens + t) * n, 1, n)]
+                                    + T.Broadcast(
+                                        x[T.min(first + t, last), step * GROUP_SIZE + j * each + i],
+                                        n,
+                                    )
+                                    * value[T.Ramp(v * n, 1, n)]
+                                )
+                for v in T.unroll(side):
+                    for t in T.unroll(tokens):
+                        total[T.Ramp(at + t * ROWS + (side * part + v) * n, 1, n)] = total[
+                            T.Ramp(at + t * ROWS + (side * part + v) * n, 1, n)
+                        ] + sums[T.Ramp((v * tokens + t) * n, 1, n)] * self.scale(
+                            w, block, step, (side * part + v) * n
+                        )
+
+        chosen: Callable[..., None] = add_group
+        return chosen
 
 
 class _Bytes(_Grouped, abc.ABC):
@@ -274,7 +317,7 @@ class _Avx2(_Bytes):
     Of 8 bits, two products of signed bytes fit, where the sign moves from one to the other.
     """
 
-    imports = ORDER_IR
+    imports = ORDER_IR + KEEP_IR
     vectors = 4
 
     def __init__(self, weight: TensorType) -> None:
@@ -310,13 +353,13 @@ class _Avx2(_Bytes):
 
     def tile(self, tokens: int) -> Callable[..., None] | None:
         """For 4 bits: two vectors of rows side by side, for which all sums stay in registers."""
-        if self.bits == 8:
+        if self.bits == 8 or tokens == 1:
             return None
         n = self.lanes
 
         @T.inline
         def add_group(
-            x: Any, first: Any, last: Any, w: Any, block: Any, step: Any, total: Any
+            x: Any, first: Any, last: Any, w: Any, block: Any, step: Any, total: Any, at: Any
         ) -> None:
             pairs = T.alloc_buffer((2 * tokens * 16,), "int16", scope=STACK)
             halves = T.alloc_buffer((2 * n,), "uint32", scope=STACK)
@@ -344,8 +387,8 @@ class _Avx2(_Bytes):
                                 )
                 for v in T.unroll(2):
                     for t in T.unroll(tokens):
-                        total[T.Ramp(t * ROWS + (2 * part + v) * n, 1, n)] = self.scaled(
-                            total[T.Ramp(t * ROWS + (2 * part + v) * n, 1, n)],
+                        total[T.Ramp(at + t * ROWS + (2 * part + v) * n, 1, n)] = self.scaled(
+                            total[T.Ramp(at + t * ROWS + (2 * part + v) * n, 1, n)],
                             self._finished(
                                 pairs[T.Ramp((v * tokens + t) * 16, 1, 16)],
                                 x,

@@ -37,6 +37,8 @@ define void @{ORDER}() alwaysinline {{
   call void asm sideeffect "", "~{{memory}}"()
   ret void
 }}
+"""
+KEEP_IR = f"""
 define <16 x i16> @{KEEP}(<16 x i16> %v) alwaysinline {{
   %same = call <16 x i16> asm "", "=x,0"(<16 x i16> %v)
   ret <16 x i16> %same

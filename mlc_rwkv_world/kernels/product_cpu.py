@@ -138,7 +138,7 @@ class Product:
 
         # Half a tile for the last rows, of which there may be one or two.
         whole: Any = self.arithmetic.tile(tokens)
-        half: Any = self.arithmetic.tile(tokens // 2)
+        half: Any = self.arithmetic.tile(max(1, tokens // 2))
 
         @T.inline
         def by_groups(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
@@ -147,15 +147,24 @@ class Product:
             if rows - tile * tokens > tokens // 2:
                 for step in range(steps):
                     fetch(w, task, step)
-                    whole(x, tile * tokens, rows - 1, w, task, step, total)
+                    whole(x, tile * tokens, rows - 1, w, task, step, total, 0)
             else:
                 for step in range(steps):
                     fetch(w, task, step)
-                    half(x, tile * tokens, rows - 1, w, task, step, total)
+                    half(x, tile * tokens, rows - 1, w, task, step, total, 0)
+
+        @T.inline
+        def by_single_groups(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
+            for part in T.unroll(passes):
+                clear(part, total)
+            for step in range(steps):
+                for s in T.serial(streams):
+                    fetch(w, task + s * tasks, step)
+                    whole(x, tile, rows - 1, w, task + s * tasks, step, total, s * ROWS)
 
         way: Any = by_vectors if by_group else by_tokens
-        if tokens > 1 and whole is not None:
-            way = by_groups
+        if whole is not None:
+            way = by_groups if tokens > 1 else by_single_groups
         imports = self.arithmetic.imports
 
         @T.inline
