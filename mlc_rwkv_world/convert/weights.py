@@ -88,8 +88,8 @@ def _by_source(specs: Sequence[ParameterSpec]) -> Iterator[tuple[str, list[Param
 def _rescale(weight: NDArray[np.float32], name: str, config: ModelConfig) -> NDArray[np.float32]:
     """Divides the blocks' two output products as `rescale_every` asks (a power of two)."""
     parts = name.split(".", 2)
-    if config.rescale_every and parts[0] == "blocks":
-        halvings = int(parts[1]) // config.rescale_every
+    if parts[0] == "blocks":
+        halvings = config.halvings(int(parts[1]))
         if halvings and parts[2] in version_of(config.model_version).halved_outputs:
             weight *= np.float32(0.5**halvings)
     return weight

@@ -90,6 +90,10 @@ class ModelConfig:
             )
         return fp32_layers.checked(self.fp32_layers, self.num_hidden_layers)
 
+    def halvings(self, block: int) -> int:
+        """How often the residual has been halved where it enters a block."""
+        return block // self.rescale_every if self.rescale_every else 0
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """From a JSON object; other fields are ignored. Raises UsageError where one is missing."""

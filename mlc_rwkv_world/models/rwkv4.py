@@ -90,6 +90,11 @@ class ChannelMix(nn.Module):  # type: ignore[misc]
         return r * self.value(k, out_dtype=self.dtype)
 
 
+def _epsilon(config: ModelConfig, block: int) -> float:
+    """What a normalization before a block adds to the variance, which each halving quarters."""
+    return config.layer_norm_epsilon * 0.25 ** config.halvings(block)
+
+
 class Block(nn.Module):  # type: ignore[misc]
     """Two residual branches: time mix, then channel mix."""
 
@@ -97,9 +102,10 @@ class Block(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.layer = layer
         self.dtype = dtype
-        self.halve = config.rescale_every > 0 and (layer + 1) % config.rescale_every == 0
-        self.ln1 = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.ln2 = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.halve = config.halvings(layer + 1) > config.halvings(layer)
+        epsilon = _epsilon(config, layer)
+        self.ln1 = LayerNorm(config.hidden_size, epsilon)
+        self.ln2 = LayerNorm(config.hidden_size, epsilon)
         self.attention = TimeMix(config, layer, storage, dtype)
         self.feed_forward = ChannelMix(config, layer, storage, dtype)
 
@@ -124,7 +130,7 @@ class RWKV4(nn.Module):  # type: ignore[misc]
         self.blocks = nn.ModuleList(
             [Block(config, i, storage, dtype) for i in range(config.num_hidden_layers)]
         )
-        self.ln_out = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.ln_out = LayerNorm(config.hidden_size, _epsilon(config, config.num_hidden_layers))
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids int32 [T] to the first residual [T, D] of the compute type."""

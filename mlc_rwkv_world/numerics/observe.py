@@ -147,7 +147,7 @@ class _Observer:
             return 1.0
         block = self.config.num_hidden_layers if block is None else block
         counts = [
-            block // every if (every := model.arithmetic.config.rescale_every) else 0
+            model.arithmetic.config.halvings(block)
             for model in (
                 self.stepwise.models[self.model],
                 self.stepwise.models[self.reference],

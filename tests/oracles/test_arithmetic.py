@@ -17,10 +17,11 @@ from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.quantization import Format, format_named
 from mlc_rwkv_world.quantization.group import dequantize, quantize
 
-LAYERS, WIDTH, POSITIONS = 3, 128, 40
+# The residual is halved on its way, as formats that compute in float16 ask.
+LAYERS, WIDTH, POSITIONS = 7, 96, 40
 # float32's rounding, of the largest logit.
-EXACT = 1e-4
-# Of root mean squares: inputs rounded to 8 bits through three blocks. `rwkv` itself says what
+EXACT = 1e-5
+# Of root mean squares: inputs rounded to 8 bits through seven blocks. `rwkv` itself says what
 # rounding to bfloat16 may cost.
 BYTES = 0.02
 MATRICES = ("key", "value", "receptance", "output")
@@ -84,7 +85,7 @@ def _error(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.sqrt(np.square(found - exact).mean() / np.square(exact).mean()))
 
 
-@pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1", "q8f16_1"])
+@pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
 def test_float32_is_exact(quantization: str, model: Callable[[str], Model], tmp_path: Path) -> None:
     peer = model(quantization)
     for found in _ours(peer, quantization, "float32", tmp_path):
@@ -99,7 +100,7 @@ def test_int8_rounds_inputs_only(
         pytest.skip("products of bytes need AVX2 or NEON's dot products")
     peer = model(quantization)
     for found in _ours(peer, quantization, "int8", tmp_path):
-        assert EXACT / 10 < _error(found, peer.exact) < BYTES
+        assert EXACT < _error(found, peer.exact) < BYTES
 
 
 def test_bfloat16_is_closer_than_rwkv_in_bfloat16(
@@ -108,4 +109,4 @@ def test_bfloat16_is_closer_than_rwkv_in_bfloat16(
     peer = model("q0f16")
     theirs = _error(rwkv_logits(peer.pth, peer.ids, "cpu bf16"), peer.exact)
     for found in _ours(peer, "q0f16", "bfloat16", tmp_path):
-        assert EXACT / 10 < _error(found, peer.exact) < theirs
+        assert EXACT < _error(found, peer.exact) < theirs
