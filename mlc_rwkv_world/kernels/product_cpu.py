@@ -78,7 +78,8 @@ class Product:
         blocks and of rows tile * tokens on; rows past the end repeat the last.
         """
         fetch = self._prefetch()
-        add, lanes, steps = self.arithmetic.add, self.arithmetic.lanes, self.arithmetic.steps()
+        add: Any = self.arithmetic.add
+        lanes, steps = self.arithmetic.lanes, self.arithmetic.steps()
         tokens, vectors, streams, tasks = self.tokens, self.vectors, self.streams, self.tasks
         passes = ROWS // lanes // vectors
         # A group's own sums take all registers, so that its rows come one vector after another.

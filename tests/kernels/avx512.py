@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels import arithmetic_cpu, cpu_features
+from mlc_rwkv_world.kernels import (
+    arithmetic_bytes,
+    arithmetic_cpu,
+    arithmetic_plain,
+    cpu_features,
+)
 from mlc_rwkv_world.kernels.llvm_functions import DOT_BFLOAT16
 
 FEATURES = frozenset({"avx2", "avx512f", "avx512vnni", "avx512bf16"})
@@ -18,8 +23,8 @@ def emulate(patch: pytest.MonkeyPatch) -> None:
     """Makes every target look like a CPU with AVX-512, VNNI and bfloat16."""
     for module in (cpu_features, arithmetic_cpu):
         patch.setattr(module, "features", lambda _target: FEATURES)
-    patch.setattr(arithmetic_cpu, "dot_bytes", _dot_bytes)
-    patch.setattr(arithmetic_cpu, "dot_bfloat16_ir", _dot_bfloat16_ir)
+    patch.setattr(arithmetic_bytes, "dot_bytes", _dot_bytes)
+    patch.setattr(arithmetic_plain, "dot_bfloat16_ir", _dot_bfloat16_ir)
 
 
 def _dot_bytes(name: str, lanes: int, total: Any, unsigned: Any, signed: Any) -> Any:
