@@ -164,10 +164,10 @@ class Reference:
         """ids [T], state [L, 5, D], which it updates; the logits [V] after the last token."""
         model, get = self.model, self.stored
         x = self.matrix("model.embeddings")[ids]
-        x = self._norm(x, "model.pre_ln")
+        x, eps = self._norm(x, "model.pre_ln", model.eps), model.eps
         for i in range(model.layers):
             block, rows = f"model.blocks.{i}.", state[i]
-            n = self._norm(x, block + "ln1")
+            n = self._norm(x, block + "ln1", eps)
             before = np.concatenate([rows[:1], n[:-1]])
             rows[0] = n[-1]
 
@@ -181,7 +181,7 @@ class Reference:
             r = mixed(att + "time_mix_receptance") @ self.matrix(att + "receptance").T
             wkv = self._wkv(k, v, get[att + "time_decay"], get[att + "time_first"], rows)
             x = x + (_sigmoid(r) * wkv) @ self.matrix(att + "output").T
-            n = self._norm(x, block + "ln2")
+            n = self._norm(x, block + "ln2", eps)
             before = np.concatenate([rows[4:5], n[:-1]])
             rows[4] = n[-1]
             ffn = block + "feed_forward."
@@ -189,12 +189,12 @@ class Reference:
             r = mixed(ffn + "time_mix_receptance", n, before) @ self.matrix(ffn + "receptance").T
             x = x + _sigmoid(r) * (np.square(np.maximum(k, 0)) @ self.matrix(ffn + "value").T)
             if model.rescale and (i + 1) % model.rescale == 0:
-                x = x * np.float32(0.5)
-        return self._norm(x[-1:], "model.ln_out")[0] @ self.matrix("head").T
+                x, eps = x * np.float32(0.5), eps / 4
+        return self._norm(x[-1:], "model.ln_out", eps)[0] @ self.matrix("head").T
 
-    def _norm(self, x: Array, name: str) -> Array:
+    def _norm(self, x: Array, name: str, eps: float) -> Array:
         centred = x - x.mean(axis=-1, keepdims=True)
-        deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + self.model.eps)
+        deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + eps)
         return centred / deviation * self.stored[name + ".weight"] + self.stored[name + ".bias"]
 
     def _wkv(self, k: Array, v: Array, decay: Array, u: Array, rows: Array) -> Array:
