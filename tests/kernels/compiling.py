@@ -15,7 +15,7 @@ from tvm.s_tir import dlight
 from tvm.target import Target
 
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.kernels.cpu_features import lanes, multiplies_bytes
+from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
@@ -27,20 +27,11 @@ Case = tuple[Build, Sequence[tuple[Any, ...]], Sequence[tuple[Any, ...]]]
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512 = "avx512 emulated"
-
-
-def _targets() -> dict[str, str]:
-    """This CPU, and others that it can stand in for, unless their kernels are the same."""
-    found = {"host": "auto"}
-    if X86:
-        haswell, host = "llvm -mcpu=haswell", resolve("llvm").target
-        if lanes(host) > 8 or not multiplies_bytes(host):
-            found["haswell"] = haswell
-        found |= {"x86-64": "llvm -mcpu=x86-64", AVX512: haswell}
-    return found
-
-
-TARGETS = _targets()
+# This CPU, and others that it can stand in for.
+TARGETS = {"host": "auto"}
+if X86:
+    haswell = "llvm -mcpu=haswell"
+    TARGETS |= {"haswell": haswell, "x86-64": "llvm -mcpu=x86-64", AVX512: haswell}
 
 
 def signature(case: Case, target: Target) -> Signature:
