@@ -41,22 +41,12 @@ class Plain:
         return total + T.Broadcast(x[token, step], n) * rows
 
 
-class Bfloat16:
+class Bfloat16(Plain):
     """float32 sums of pairs of bfloat16: by an instruction for them, or else widened."""
 
-    grouped = False
-    streams = 4
-
     def __init__(self, weight: TensorType, lanes: int, registers: int, dot: str | None) -> None:
-        self.weight, self.lanes = weight, lanes
-        self.tokens, self.vectors = _tile(lanes, registers)
+        super().__init__(weight, lanes, registers)
         self.imports = "" if dot is None else dot_bfloat16_ir(dot, lanes)
-
-    def steps(self) -> int:
-        return self.weight.static(1)
-
-    def tile(self, tokens: int) -> Callable[..., None] | None:
-        return None
 
     def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
         n = self.lanes

@@ -98,52 +98,33 @@ def reference_grouped(
 
 def pack(sig: Signature) -> tirx.PrimFunc:
     """(weight) or (words, scales) -> packed."""
-    if len(sig.args) > 1:
-        return _pack_grouped(sig)
-    return _pack_narrow(sig) if sig.outs[0].dtype == bfloat16.BITS else _pack_plain(sig)
+    return _pack_plain(sig) if len(sig.args) == 1 else _pack_grouped(sig)
 
 
 def _pack_plain(sig: Signature) -> tirx.PrimFunc:
     rows, inner = sig.args[0].static(0), sig.args[0].static(1)
-    dtype, blocks = sig.args[0].dtype, sig.outs[0].static(0)
+    dtype, out_dtype, blocks = sig.args[0].dtype, sig.outs[0].dtype, sig.outs[0].static(0)
+    # Columns that lie side by side.
+    side = sig.outs[0].static(2) // ROWS
     # All of a cache line at once: the same columns of 32 rows share few of the cache's sets.
     tile = math.gcd(inner, 32)
 
-    @T.prim_func(s_tir=True)
-    def kernel(
-        weight: T.Buffer((rows, inner), dtype), out: T.Buffer((blocks, inner, ROWS), dtype)
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        for block in T.parallel(blocks):
-            for step, r, k in T.grid(inner // tile, ROWS, tile):
-                out[block, step * tile + k, r] = T.if_then_else(
-                    block * ROWS + r < rows,
-                    weight[block * ROWS + r, step * tile + k],
-                    T.cast(0, dtype),
-                )
-
-    return kernel
-
-
-def _pack_narrow(sig: Signature) -> tirx.PrimFunc:
-    rows, inner = sig.args[0].static(0), sig.args[0].static(1)
-    dtype, blocks = sig.args[0].dtype, sig.outs[0].static(0)
-    tile = math.gcd(inner, 32)
+    def converted(value: Any) -> Any:
+        narrow = out_dtype == bfloat16.BITS
+        return bfloat16.rounded(T.Cast("float32", value), 1) if narrow else value
 
     @T.prim_func(s_tir=True)
     def kernel(
         weight: T.Buffer((rows, inner), dtype),
-        out: T.Buffer((blocks, inner // 2, 2 * ROWS), bfloat16.BITS),
+        out: T.Buffer((blocks, inner // side, side * ROWS), out_dtype),
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for block in T.parallel(blocks):
             for step, r, k in T.grid(inner // tile, ROWS, tile):
-                out[block, (step * tile + k) // 2, 2 * r + k % 2] = T.if_then_else(
+                out[block, (step * tile + k) // side, side * r + k % side] = T.if_then_else(
                     block * ROWS + r < rows,
-                    bfloat16.rounded(
-                        T.cast(weight[block * ROWS + r, step * tile + k], "float32"), 1
-                    ),
-                    T.uint16(0),
+                    converted(weight[block * ROWS + r, step * tile + k]),
+                    T.cast(0, out_dtype),
                 )
 
     return kernel
