@@ -13,6 +13,7 @@ from mlc_rwkv_world.models.causal_lm import CausalLM
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.quantization.layers import quantize_layers
+from mlc_rwkv_world.versions import version_of
 
 # Counts changes of what the numbers in the shards mean.
 _STORAGE = 1
@@ -34,7 +35,9 @@ def compute_dtype(fmt: Format, target_kind: str) -> str:
 
 def model(config: ModelConfig, fmt: Format, compute_dtype: str) -> Any:
     """The model as an `nn.Module`, with its weights as the format stores them."""
-    return quantize_layers(CausalLM(config, fmt.dtype, compute_dtype), fmt)
+    version = version_of(config.model_version)
+    plain = CausalLM(config, fmt.dtype, compute_dtype, version.model, version.initial_rows)
+    return quantize_layers(plain, fmt)
 
 
 def parameters(config: ModelConfig, fmt: Format) -> list[ParameterSpec]:
@@ -56,7 +59,7 @@ def build_id(config: ModelConfig, fmt: Format, specs: Sequence[ParameterSpec]) -
 
 
 def export(config: ModelConfig, fmt: Format, compute_dtype: str) -> IRModule:
-    """The model with marked blocks and no kernels chosen."""
+    """The model in parts, with no kernels chosen."""
     module = model(config, fmt, compute_dtype)
     mod, _, _ = module.export_tvm(spec=module.get_default_spec(), allow_extern=True)
     return mod

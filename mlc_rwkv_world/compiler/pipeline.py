@@ -15,23 +15,19 @@ from tvm.target import Target
 from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.metadata import attach
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions
 from mlc_rwkv_world.transforms.add_sampling_functions import AddSamplingFunctions
 from mlc_rwkv_world.transforms.attach_symbols import AttachSymbols
 from mlc_rwkv_world.transforms.capture_decode import CaptureDecode
-from mlc_rwkv_world.transforms.choose_arithmetic import ChooseArithmetic
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
-from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
-from mlc_rwkv_world.transforms.fuse_blocks_cpu import FuseBlocksCPU
-from mlc_rwkv_world.transforms.fuse_decode_cuda import FuseDecode
 from mlc_rwkv_world.transforms.order_shapes import OrderShapes
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 from mlc_rwkv_world.tvm_names import name_of
+from mlc_rwkv_world.versions import version_of
 
 # Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
 _DRAWS_THERE = ("cuda", "vulkan", "metal")
@@ -51,22 +47,13 @@ def run(
     names = [param["name"] for param in metadata.get("params", ())]
     arithmetic = by_function(metadata.get("rwkv_world", {}).get("arithmetic", {}))
     exact = config.fp32_layers or ()
-    narrow = BFLOAT16 in arithmetic.values()
+    version = version_of(config.model_version)
+    on_cpu = target.kind.name == "llvm"
     phases: dict[str, list[Pass]] = {
         "precision": [FP32Layers(exact)],
-        "weights": (
-            [
-                PackWeights(target, names, narrow=narrow, exact=exact),
-                ChooseArithmetic(arithmetic, exact),
-            ]
-            if target.kind.name == "llvm"
-            else []
-        ),
-        "blocks": [FuseBlocksCPU(target)] if target.kind.name == "llvm" else [],
+        "weights": [PackWeights(target, names, arithmetic, exact)] if on_cpu else [],
         "kernels": [
-            FuseDecode(target),
-            EraseBlockMarks(),
-            ChooseKernels(target),
+            ChooseKernels(target, version.all_parts(), version.all_rules(target.kind.name)),
             CaptureDecode(target),
         ],
         "fusion": [

@@ -15,9 +15,9 @@ from mlc_rwkv_world.compiler.export import ParameterSpec, build_id
 from mlc_rwkv_world.convert.shards import ShardWriter
 from mlc_rwkv_world.errors import CheckpointError
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.models.versions import version_of
 from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.quantization.group import quantize
+from mlc_rwkv_world.versions import version_of
 
 Progress = Callable[[str, int], None]
 

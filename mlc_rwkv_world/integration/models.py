@@ -133,11 +133,11 @@ def _complete(config: Any) -> None:
 
 
 def _plain_model(config: Any) -> Any:
-    from mlc_rwkv_world.models.causal_lm import CausalLM
+    from mlc_rwkv_world.compiler.export import model
     from mlc_rwkv_world.quantization import format_named
 
     fmt = format_named("q0f32")
-    return CausalLM(model_config(config, fmt), fmt.dtype, fmt.dtype)
+    return model(model_config(config, fmt), fmt, fmt.dtype)
 
 
 def quantized_model(config: Any, quantization: Any) -> tuple[Any, Any]:

@@ -177,7 +177,7 @@ class Product:
         return chosen
 
 
-def linear(sig: Signature) -> tirx.PrimFunc:
+def linear_packed(sig: Signature) -> tirx.PrimFunc:
     """(x, packed weight) -> [T, N] float32."""
     x_type, w_type = sig.args
     product = Product(x_type, w_type, sig.target)

@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from mlc_rwkv_world.kernels import embedding, offsets, state, token_shift, wkv, wkv_cuda
+from mlc_rwkv_world.kernels import embedding, offsets, state, token_shift, wkv_cuda
+from mlc_rwkv_world.kernels import wkv as wkv_anywhere
 from mlc_rwkv_world.kernels.signature import Signature
 
 Kernel = Callable[[Signature], tirx.PrimFunc]
 
 
-def _wkv(sig: Signature) -> tirx.PrimFunc:
-    return wkv_cuda.wkv(sig) if wkv_cuda.suits(sig) else wkv.wkv(sig)
+def wkv(sig: Signature) -> tirx.PrimFunc:
+    """The recurrence over whole sequences."""
+    return wkv_cuda.wkv(sig) if wkv_cuda.suits(sig) else wkv_anywhere.wkv(sig)
 
 
 NAMED: dict[str, Kernel] = {
@@ -25,6 +27,6 @@ NAMED: dict[str, Kernel] = {
     "state_set": state.state_set,
     "token_shift": token_shift.token_shift,
     "whole_offsets": offsets.whole_offsets,
-    "wkv": _wkv,
-    "wkv_step": wkv.wkv_step,
+    "wkv": wkv,
+    "wkv_step": wkv_anywhere.wkv_step,
 }

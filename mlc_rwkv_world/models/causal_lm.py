@@ -6,6 +6,7 @@ Stock names are those that mlc_llm's engine calls; they take its embeddings and 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -18,18 +19,28 @@ from mlc_rwkv_world.models.layers import Linear
 from mlc_rwkv_world.models.rnn_state import RNNState, RNNStateObject, create_rnn_state
 from mlc_rwkv_world.models.segments import Ragged, Segments, Steps
 from mlc_rwkv_world.models.state import State, TensorState
-from mlc_rwkv_world.models.versions import version_of
 
 
 class CausalLM(nn.Module):  # type: ignore[misc]
-    """Model and head. Weights are stored in `storage`, products computed in `dtype`."""
+    """Model and head. Weights are stored in `storage`, products computed in `dtype`.
 
-    def __init__(self, config: ModelConfig, storage: str, dtype: str) -> None:
+    `model(config, storage, dtype)` makes what is below the head; `initial_rows` are the values that
+    fill each row of a layer in a fresh state.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        storage: str,
+        dtype: str,
+        model: Callable[[ModelConfig, str, str], Any],
+        initial_rows: Sequence[float],
+    ) -> None:
         super().__init__()
         self.config = config
         self.dtype = dtype
-        self.version = version_of(config.model_version)
-        self.model = self.version.model(config, storage, dtype)
+        self.initial_rows = initial_rows
+        self.model = model(config, storage, dtype)
         self.head = Linear(config.hidden_size, config.vocab_size, storage)
 
     def _logits(self, x: Tensor, segments: Segments, state: State) -> Tensor:
@@ -82,7 +93,7 @@ class CausalLM(nn.Module):  # type: ignore[misc]
             max_history,
             self.config.num_hidden_layers,
             self.config.hidden_size,
-            self.version.initial_rows,
+            self.initial_rows,
         )
 
     # Our own names.
@@ -113,7 +124,7 @@ class CausalLM(nn.Module):  # type: ignore[misc]
 
         def state(batch: int | str) -> nn.spec.Tensor:
             layers = self.config.num_hidden_layers
-            return nn.spec.Tensor([batch, layers, len(self.version.initial_rows), size], "float32")
+            return nn.spec.Tensor([batch, layers, len(self.initial_rows), size], "float32")
 
         arguments: dict[str, dict[str, Any]] = {
             "embed": {"input_ids": ids},

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.models import operations as ops
+from mlc_rwkv_world.models.shared_parts import layer_norm, linear
 
 
 class Linear(nn.Module):  # type: ignore[misc]
     """`x W^T` without bias; `weight` [out_features, in_features] in its storage type.
 
-    Quantization replaces this layer by one that stores the weight in another way and overrides
-    `dense_weight`.
+    Quantization replaces this layer by one that stores the weight in another way.
     """
 
     def __init__(self, in_features: int, out_features: int, dtype: str) -> None:
@@ -21,14 +21,13 @@ class Linear(nn.Module):  # type: ignore[misc]
         self.out_features = out_features
         self.weight = nn.Parameter((out_features, in_features), dtype)
 
-    def dense_weight(self, dtype: str) -> Tensor:
-        """The weight [out_features, in_features] in the type that the product computes in."""
-        return op.astype(self.weight, dtype)
+    def stored(self) -> list[Tensor]:
+        """The tensors in which the weight is stored."""
+        return [self.weight]
 
     def forward(self, x: Tensor, out_dtype: str) -> Tensor:
         """x [T, in_features] of the compute type to [T, out_features] of `out_dtype`."""
-        weight = self.dense_weight(x.dtype)
-        return op.matmul(x, op.permute_dims(weight), out_dtype=out_dtype)
+        return linear(x, self.stored(), self.out_features, out_dtype, block=None)
 
 
 class Embedding(nn.Module):  # type: ignore[misc]
@@ -54,8 +53,10 @@ class LayerNorm(nn.Module):  # type: ignore[misc]
         self.weight = nn.Parameter((dim,), "float32")
         self.bias = nn.Parameter((dim,), "float32")
 
+    def stored(self) -> list[Tensor]:
+        """Weight and bias."""
+        return [self.weight, self.bias]
+
     def forward(self, x: Tensor) -> Tensor:
         """x [T, dim] of any type to float32 [T, dim]."""
-        return op.layer_norm(
-            op.astype(x, "float32"), self.weight.shape, self.weight, self.bias, self.eps
-        )
+        return layer_norm(x, self.stored(), self.eps)

@@ -1,8 +1,8 @@
-"""The named operations that a model emits, and the marks around its blocks.
+"""The operations that parts decompose into beside Relax's: each has a kernel on every target.
 
-A named operation is a Relax call of a packed function whose name starts with `rwkv_world.`.
-It carries no kernel and no schedule: its types say whether it computes in float32 or float16,
-passes may change them, and `transforms.ChooseKernels` replaces it by TIR for one target.
+An operation is a Relax call of a packed function whose name starts with `rwkv_world.`. Its types
+say all that there is to say of it, and `transforms.ChooseKernels` replaces it by TIR for one
+target.
 
 Shapes: T tokens of B sequences, laid one after another; D channels. Sequence b owns the rows
 `offsets[b] .. offsets[b + 1]` of a [T, D] tensor.
@@ -16,15 +16,9 @@ from typing import Any
 from tvm import relax
 from tvm.relax.frontend.nn import Tensor, op
 
-PREFIX = "rwkv_world."
-BLOCK_BEGIN = PREFIX + "block_begin"
-BLOCK_END = PREFIX + "block_end"
-STATE_SET = PREFIX + "state_set"
-# Made by passes, not by models: (x [T, K], packed weight) -> [T, N], both float32. The second
-# rounds x to bytes.
-LINEAR_PACKED = PREFIX + "linear_packed"
-LINEAR_PACKED_INT8 = PREFIX + "linear_packed_int8"
+from mlc_rwkv_world.models.parts import PREFIX
 
+STATE_SET = PREFIX + "state_set"
 Shape = Sequence[Any]
 TensorSpec = tuple[Shape, str]
 
@@ -37,11 +31,6 @@ def named(name: str, args: Sequence[Any], out: TensorSpec | Sequence[TensorSpec]
     types = [relax.TensorType(list(shape), dtype) for shape, dtype in specs]
     call = relax.call_dps_packed(PREFIX + name, exprs, out_ty=types[0] if single else types)
     return op.wrap_nested(call, name)
-
-
-def dequantize(q_weight: Tensor, q_scale: Tensor, shape: Shape, dtype: str) -> Tensor:
-    """Group-quantized words and scales to a [N, K] weight of `dtype`."""
-    return named("dequantize", [q_weight, q_scale], (shape, dtype))
 
 
 def embedding_dequantize(q_weight: Tensor, q_scale: Tensor, ids: Tensor, width: int) -> Tensor:
@@ -121,20 +110,3 @@ def state_set(state: Tensor, layer: int, row: int, value: Tensor) -> Tensor:
         ty_args=[relax.TensorType(state.shape, state.dtype)],
     )
     return op.wrap_nested(call, "state_set")
-
-
-def _mark(name: str, x: Tensor, block: int) -> Tensor:
-    call = relax.call_pure_packed(
-        name, x._expr, relax.prim_value(block), ty_args=[relax.TensorType(x.shape, x.dtype)]
-    )
-    return op.wrap_nested(call, name.rpartition(".")[2])
-
-
-def block_begin(x: Tensor, block: int) -> Tensor:
-    """Marks x as the input of block `block`; an identity that a pass erases."""
-    return _mark(BLOCK_BEGIN, x, block)
-
-
-def block_end(x: Tensor, block: int) -> Tensor:
-    """Marks x as the residual output of block `block`; an identity that a pass erases."""
-    return _mark(BLOCK_END, x, block)

@@ -15,6 +15,9 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.models.parts import Part
+from mlc_rwkv_world.models.state import emit_with_rows
+
 
 class RNNStateObject(nn.Object):  # type: ignore[misc]
     """The handle that an engine passes to `prefill` and `decode`."""
@@ -48,6 +51,9 @@ class RNNState:
             ty_args=[relax.ObjectType()],
         )
         self.handle = RNNStateObject(_expr=builder.emit(call), _name="state")
+
+    def emit(self, part: Part, layer: int, rows: Sequence[int]) -> list[Tensor]:
+        return emit_with_rows(self, part, layer, rows)
 
 
 def create_rnn_state(

@@ -1,23 +1,23 @@
 """How the rows of a forward pass divide into sequences.
 
-A model asks its segments for all that crosses rows: the previous token, the last token, the
-recurrence. So one definition of a model serves prefill, decode and batches.
+A model asks its segments for all that crosses rows: the previous token, the last token. So one
+definition of a model serves prefill, decode and batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.models import operations as ops
-
-Recurrence = tuple[Tensor, Tensor, Tensor, Tensor]
+from mlc_rwkv_world.models.parts import OFFSETS, Part
 
 
 class Segments(Protocol):
-    """T rows that belong to B sequences."""
+    """T rows that belong to B sequences; `offsets` int32 [B + 1], None where each has one."""
+
+    offsets: Tensor | None
 
     def previous(self, x: Tensor, last: Tensor) -> Tensor:
         """The row before each row of x [T, D], `last` [B, D] before each sequence's first."""
@@ -25,14 +25,11 @@ class Segments(Protocol):
     def last(self, x: Tensor) -> Tensor:
         """The last row of each sequence, [B, D]."""
 
-    def wkv(
-        self, k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Sequence[Tensor]
-    ) -> Recurrence:
-        """The RWKV-4 recurrence along each sequence: output [T, D] and new a, b, p [B, D]."""
-
 
 class Steps:
     """Each row is the next token of a sequence of its own (decode)."""
+
+    offsets = None
 
     def previous(self, x: Tensor, last: Tensor) -> Tensor:
         return last
@@ -40,14 +37,9 @@ class Steps:
     def last(self, x: Tensor) -> Tensor:
         return x
 
-    def wkv(
-        self, k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Sequence[Tensor]
-    ) -> Recurrence:
-        return ops.wkv_step(k, v, decay, first, state)
-
 
 class Ragged:
-    """`count` sequences of any lengths, one after another (prefill); offsets is int32 [B + 1]."""
+    """`count` sequences of any lengths, one after another (prefill)."""
 
     def __init__(self, offsets: Tensor, count: Any) -> None:
         self.offsets = offsets
@@ -59,7 +51,7 @@ class Ragged:
     def last(self, x: Tensor) -> Tensor:
         return ops.last_token(x, self.offsets, self.count)
 
-    def wkv(
-        self, k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Sequence[Tensor]
-    ) -> Recurrence:
-        return ops.wkv(k, v, decay, first, state, self.offsets)
+
+def segments_of(part: Part, count: Any) -> Segments:
+    """Those of a part that is being decomposed, for `count` sequences."""
+    return Ragged(part.tensor(OFFSETS), count) if OFFSETS in part else Steps()

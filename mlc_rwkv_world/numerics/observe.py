@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mlc_rwkv_world.models.versions import version_of
 from mlc_rwkv_world.numerics.report import (
     FLOAT16_LARGEST,
     LARGEST,
@@ -19,6 +18,7 @@ from mlc_rwkv_world.numerics.steps import RESIDUAL, Row
 from mlc_rwkv_world.numerics.stepwise import Array, Rows, Seen, Stepwise, finish
 from mlc_rwkv_world.numerics.subject import Subject
 from mlc_rwkv_world.tokenizer import WorldTokenizer
+from mlc_rwkv_world.versions import version_of
 
 Progress = Callable[[int, int], None]
 

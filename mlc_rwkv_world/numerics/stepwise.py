@@ -16,7 +16,6 @@ from mlc_rwkv_world.compiler import pipeline
 from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.models.versions import version_of
 from mlc_rwkv_world.numerics import byte_inputs
 from mlc_rwkv_world.numerics.steps import (
     Item,
@@ -31,6 +30,7 @@ from mlc_rwkv_world.numerics.weights import Weights
 from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.runtime.parameters import to_device
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
+from mlc_rwkv_world.versions import version_of
 
 Array = NDArray[Any]
 FUNCTION = "rwkv_world_prefill"

@@ -33,9 +33,8 @@ class GroupQuantizedLinear(Linear):
         self.out_features = plain.out_features
         self.q_weight, self.q_scale = _parameters(self.out_features, self.in_features, fmt)
 
-    def dense_weight(self, dtype: str) -> Tensor:
-        shape = (self.out_features, self.in_features)
-        return ops.dequantize(self.q_weight, self.q_scale, shape, dtype)
+    def stored(self) -> list[Tensor]:
+        return [self.q_weight, self.q_scale]
 
 
 class GroupQuantizedEmbedding(Embedding):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tvm import relax, tirx
 from tvm.ir import Op
 
-from mlc_rwkv_world.kernels.signature import TensorType
 from mlc_rwkv_world.tvm_names import SBlock, SBlockRealize
 
 _DPS_PACKED = Op.get("relax.call_dps_packed")
@@ -19,12 +18,6 @@ def packed_name(call: relax.Expr) -> str | None:
         if isinstance(callee, relax.ExternFunc):
             return str(callee.global_symbol)
     return None
-
-
-def tensor_type(ty: relax.TensorType) -> TensorType:
-    """A tensor's type as kernels are told it."""
-    dims = [int(d) if isinstance(d, tirx.IntImm) else d for d in ty.shape.values]
-    return TensorType(tuple(dims), str(ty.dtype))
 
 
 def with_root_block(func: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -7,9 +7,10 @@ from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
+from mlc_rwkv_world.kernels.emitter import tensor_type
 from mlc_rwkv_world.kernels.signature import Signature
 from mlc_rwkv_world.kernels.state import state_load, state_store
-from mlc_rwkv_world.transforms.calls import tensor_type, with_root_block
+from mlc_rwkv_world.transforms.calls import with_root_block
 from mlc_rwkv_world.tvm_names import name_of
 
 _STATE = "state"
@@ -81,5 +82,7 @@ class _Copier(PyExprMutator):  # type: ignore[misc]
         return relax.SeqExpr(with_copies, relax.Tuple([output, stored]))
 
     def _results(self, body: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
-        value = self.lookup_binding(self.visit_expr(body))
+        value = self.visit_expr(body)
+        while isinstance(value, relax.Var):
+            value = self.lookup_binding(value)
         return value.fields[0], value.fields[1]

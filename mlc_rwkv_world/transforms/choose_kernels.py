@@ -1,127 +1,132 @@
-"""Replaces named operations, linear layers and normalizations by TIR kernels for one target."""
+"""Replaces parts and named operations by TIR kernels for one target."""
 
 from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
 
 import tvm
 from tvm import IRModule, relax
 from tvm.ir import Op
-from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.relax.frontend.nn import Tensor
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels import product_cpu
-from mlc_rwkv_world.kernels.activation import quantize
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type, takes_bytes
-from mlc_rwkv_world.kernels.bfloat16 import round_inputs
+from mlc_rwkv_world.kernels.emitter import Rule, tensor_type
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
-from mlc_rwkv_world.kernels.linear import linear
 from mlc_rwkv_world.kernels.table import NAMED
-from mlc_rwkv_world.models.operations import (
-    LINEAR_PACKED,
-    LINEAR_PACKED_INT8,
-    PREFIX,
-    STATE_SET,
-)
-from mlc_rwkv_world.transforms.calls import packed_name, tensor_type
+from mlc_rwkv_world.models.operations import STATE_SET
+from mlc_rwkv_world.models.parts import PREFIX, Part, read
+from mlc_rwkv_world.models.shared_parts import Decomposition
+from mlc_rwkv_world.transforms.calls import packed_name
 from mlc_rwkv_world.transforms.kernel_table import KernelTable
+from mlc_rwkv_world.transforms.rewrite import Rewriter
+from mlc_rwkv_world.tvm_names import name_of
 
-_MATMUL = Op.get("relax.matmul")
-_PERMUTE_DIMS = Op.get("relax.permute_dims")
-_ASTYPE = Op.get("relax.astype")
 _LAYER_NORM = Op.get("relax.nn.layer_norm")
-_DEQUANTIZE = PREFIX + "dequantize"
+# What the pass leaves behind, as JSON: by function, how many parts of each name had no kernels.
+DECOMPOSED = "rwkv_world_decomposed_parts"
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
 class ChooseKernels:
-    """Every operation whose types are settled gets the kernel for those types and this target.
+    """Each part becomes the kernels that `rules` has for it, else what `parts` says it means.
 
-    A weight is read as it is stored: the `dequantize` or cast in front of a product becomes part
-    of the product's kernel.
+    That may hold smaller parts, and operations whose types are settled, which get their kernels in
+    turn. Parts without kernels of their own are counted in an attribute of the module.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(
+        self, target: Target, parts: Mapping[str, Decomposition], rules: Mapping[str, Rule]
+    ) -> None:
         self.target = target
+        self.parts = parts
+        self.rules = rules
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
-        chooser = _Chooser(mod, self.target)
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function):
-                chooser.builder_.update_func(gvar, chooser.visit_expr(func))
-        return relax.transform.DeadCodeElimination()(chooser.builder_.get())
+        decomposed: dict[str, Counter[str]] = {}
+        # A decomposition's own parts and operations are looked at in the next round.
+        while _unsettled(mod):
+            chooser = _Chooser(mod, self)
+            mod = chooser.run()
+            for function, counts in chooser.decomposed.items():
+                decomposed.setdefault(function, Counter()).update(counts)
+        mod = relax.transform.DeadCodeElimination()(mod)
+        return mod.with_attr(DECOMPOSED, json.dumps(decomposed, sort_keys=True))
 
 
-@mutator
-class _Chooser(PyExprMutator):  # type: ignore[misc]
-    def __init__(self, mod: IRModule, target: Target) -> None:
+def _unsettled(mod: IRModule) -> bool:
+    """Whether there is a part or a named operation left."""
+    for _, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            for block in func.body.blocks:
+                for binding in block.bindings:
+                    if (packed_name(binding.value) or "").startswith(PREFIX):
+                        return True
+    return False
+
+
+class _Chooser(Rewriter):
+    def __init__(self, mod: IRModule, chosen: ChooseKernels) -> None:
         super().__init__(mod)
-        self.target = target
-        self._kernels = KernelTable(self.builder_, target)
+        self.target = chosen.target
+        self.chosen = chosen
+        self.kernels = KernelTable(self.builder, chosen.target)
+        self.decomposed: dict[str, Counter[str]] = {}
+        self._function_name = ""
 
-    def visit_call_(self, call: relax.Call) -> relax.Expr:
-        call = super().visit_call_(call)
-        name = packed_name(call)
+    def parameters(self, name: str, func: relax.Function) -> list[relax.Var]:
+        self._function_name = name
+        return list(super().parameters(name, func))
+
+    def binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr:
+        new = self.substituted(value)
+        part = read(new)
+        if part is not None:
+            return _bundled(self._part(part))
+        name = packed_name(new)
         if name == STATE_SET:
-            return self._state_set(call)
-        if name == LINEAR_PACKED:
-            return self._linear_packed(call, FLOAT32)
-        if name == LINEAR_PACKED_INT8:
-            return self._linear_packed(call, INT8)
-        if name is not None and name.startswith(PREFIX) and name != _DEQUANTIZE:
-            return self._named(call, name.removeprefix(PREFIX))
-        if call.op == _MATMUL:
-            return self._linear(call)
-        if call.op == _LAYER_NORM and self.target.kind.name == "llvm":
-            return self._layer_norm(call)
-        return call
+            return self._state_set(new)
+        if name is not None and name.startswith(PREFIX):
+            return self._named(new, name.removeprefix(PREFIX))
+        is_norm = isinstance(new, relax.Call) and new.op == _LAYER_NORM
+        if is_norm and self.target.kind.name == "llvm":
+            return self._layer_norm(new, var)
+        if isinstance(new, relax.TupleGetItem) and isinstance(new.tuple_value, relax.Tuple):
+            return new.tuple_value.fields[new.index]
+        return self.emit(new, name_of(var))
+
+    def _part(self, part: Part) -> list[Tensor]:
+        rule = self.chosen.rules.get(part.name)
+        found = rule(part, self.kernels) if rule is not None else None
+        if found is not None:
+            return list(found)
+        if part.name not in self.chosen.parts:
+            raise ValueError(f"the part {part.name} has neither kernels nor a decomposition")
+        self.decomposed.setdefault(self._function_name, Counter())[part.name] += 1
+        return list(self.chosen.parts[part.name](part))
 
     def _named(self, call: relax.Call, name: str) -> relax.Expr:
         args = list(call.args[1].fields)
         out = call.ty_args[0]
         outs = list(out.fields) if isinstance(out, relax.TupleType) else [out]
-        func = self._kernels.add(name, NAMED[name], args, [tensor_type(ty) for ty in outs])
-        return relax.call_tir(func, relax.Tuple(args), outs if len(outs) > 1 else outs[0])
+        func = self.kernels.add(NAMED[name], args, [tensor_type(ty) for ty in outs])
+        types = outs if len(outs) > 1 else outs[0]
+        return self.emit(relax.call_tir(func, relax.Tuple(args), types), name)
 
     def _state_set(self, call: relax.Call) -> relax.Expr:
         _, state, layer, row, value = call.args
-        func = self._kernels.add("state_set", NAMED["state_set"], [state, value], [])
+        func = self.kernels.add(NAMED["state_set"], [state, value], [])
         args = relax.Tuple([state, layer, row, value])
-        return relax.call_tir_inplace(func, args, 0, state.ty)
+        return self.emit(relax.call_tir_inplace(func, args, 0, state.ty), "state")
 
-    def _linear(self, call: relax.Call) -> relax.Expr:
-        x, transposed = call.args
-        permute = self._binding(transposed)
-        if not (isinstance(permute, relax.Call) and permute.op == _PERMUTE_DIMS):
-            return call
-        args = [x, *self._stored(permute.args[0])]
-        func = self._kernels.add("linear", linear, args, [tensor_type(call.ty)])
-        return relax.call_tir(func, relax.Tuple(args), call.ty)
-
-    def _linear_packed(self, call: relax.Call, arithmetic: str) -> relax.Expr:
-        x, weight = call.args[1].fields
-        out = tensor_type(call.ty_args[0])
-        wanted = input_type(out.shape[0], tensor_type(weight.ty), arithmetic)
-        if wanted.dtype != FLOAT32:
-            convert = quantize if takes_bytes(wanted) else round_inputs
-            func = self._kernels.add(convert.__name__, convert, [x], [wanted])
-            ty = relax.TensorType(list(wanted.shape), wanted.dtype)
-            x = self.builder_.emit(relax.call_tir(func, relax.Tuple([x]), ty))
-        func = self._kernels.add("linear_packed", product_cpu.linear, [x, weight], [out])
-        return relax.call_tir(func, relax.Tuple([x, weight]), call.ty_args[0])
-
-    def _layer_norm(self, call: relax.Call) -> relax.Expr:
+    def _layer_norm(self, call: relax.Call, var: relax.Var) -> relax.Expr:
         args = list(call.args)
-        eps = float(call.attrs.epsilon)
-        func = self._kernels.add("layer_norm", layer_norm, args, [], eps=eps)
-        return relax.call_tir(func, relax.Tuple(args), call.ty)
+        func = self.kernels.add(layer_norm, args, [], eps=float(call.attrs.epsilon))
+        return self.emit(relax.call_tir(func, relax.Tuple(args), var.ty), name_of(var))
 
-    def _stored(self, weight: relax.Expr) -> list[relax.Expr]:
-        """The tensors in which a dense weight is stored."""
-        value = self._binding(weight)
-        if packed_name(value) == _DEQUANTIZE:
-            return list(value.args[1].fields)
-        if isinstance(value, relax.Call) and value.op == _ASTYPE:
-            return [value.args[0]]
-        return [weight]
 
-    def _binding(self, expr: relax.Expr) -> relax.Expr:
-        return self.lookup_binding(expr) if isinstance(expr, relax.Var) else expr
+def _bundled(results: list[Tensor]) -> relax.Expr:
+    """A part's results as the value of its call."""
+    exprs = [result._expr for result in results]
+    return exprs[0] if len(exprs) == 1 else relax.Tuple(exprs)

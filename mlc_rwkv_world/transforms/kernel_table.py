@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from tvm import relax, tirx
+from tvm.relax.frontend.nn import Tensor
 from tvm.target import Target
 
+from mlc_rwkv_world.kernels.emitter import tensor_type
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
-from mlc_rwkv_world.transforms.calls import tensor_type, with_root_block
+from mlc_rwkv_world.transforms.calls import with_root_block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +30,40 @@ class KernelTable:
     """Kernels for one target in the module of one builder."""
 
     def __init__(self, builder: relax.BlockBuilder, target: Target) -> None:
+        self.target = target
         self._builder = builder
-        self._target = target
         self._added: dict[_Kernel, relax.GlobalVar] = {}
+
+    def call(
+        self,
+        build: Callable[..., tirx.PrimFunc],
+        args: Sequence[Tensor | int],
+        outs: Sequence[TensorType],
+        *,
+        state: Tensor | None = None,
+        **options: float,
+    ) -> list[Tensor]:
+        """Emits a call, see `kernels.emitter.Emitter`."""
+        given = [arg._expr if isinstance(arg, Tensor) else relax.prim_value(arg) for arg in args]
+        func = self.add(build, given, outs, **options)
+        types = [relax.TensorType(list(out.shape), out.dtype) for out in outs]
+        if state is None:
+            call = relax.call_tir(func, relax.Tuple(given), types if len(types) > 1 else types[0])
+        else:
+            place = next(i for i, expr in enumerate(given) if expr.same_as(state._expr))
+            indices = [-1] * len(types) + [place]
+            call = relax.call_tir_inplace(
+                func, relax.Tuple(given), indices, [*types, state._expr.ty]
+            )
+        result = self._builder.emit(call)
+        count = len(types) + (state is not None)
+        if count == 1:
+            return [Tensor(_expr=result)]
+        items = [relax.TupleGetItem(result, index) for index in range(count)]
+        return [Tensor(_expr=self._builder.emit(item)) for item in items]
 
     def add(
         self,
-        name: str,
         build: Callable[..., tirx.PrimFunc],
         args: Sequence[relax.Expr],
         outs: Sequence[TensorType],
@@ -47,10 +76,10 @@ class KernelTable:
         tensors = [tensor_type(arg.ty) for arg in args if isinstance(arg.ty, relax.TensorType)]
         # What divides arguments from results matters too.
         types = (*map(_type_key, tensors), (), *map(_type_key, outs))
-        signature = Signature(tensors, outs, self._target)
-        kernel = _Kernel(build, types, str(self._target), tuple(options.items()), signature)
+        signature = Signature(tensors, outs, self.target)
+        kernel = _Kernel(build, types, str(self.target), tuple(options.items()), signature)
         if kernel not in self._added:
-            self._added[kernel] = self._builder.add_func(_built(kernel), name)
+            self._added[kernel] = self._builder.add_func(_built(kernel), build.__name__)
         return self._added[kernel]
 
 

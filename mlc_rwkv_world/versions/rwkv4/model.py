@@ -1,7 +1,8 @@
 """RWKV-4: time mix, channel mix, block, model.
 
 Formulas follow BlinkDL's reference, RWKV-LM `RWKV-v4neo`. Vectors and the recurrence are float32;
-the products compute in the model's compute type, float32 or float16.
+the products compute in the model's compute type, float32 or float16. Each branch of a block is one
+part, see `parts`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
-from mlc_rwkv_world.models import operations as ops
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.layers import Embedding, LayerNorm, Linear
+from mlc_rwkv_world.models.parts import OFFSETS, make
 from mlc_rwkv_world.models.segments import Segments
 from mlc_rwkv_world.models.state import State
 
@@ -22,12 +23,8 @@ ATT_X, ATT_A, ATT_B, ATT_P, FFN_X = range(5)
 INITIAL_ROWS = (0.0, 0.0, 0.0, -1e30, 0.0)
 
 
-def _mix(x: Tensor, previous: Tensor, ratio: Tensor, dtype: str) -> Tensor:
-    return op.astype(x * ratio + previous * (1.0 - ratio), dtype)
-
-
 class TimeMix(nn.Module):  # type: ignore[misc]
-    """`Wo (sigmoid(Wr xr) * wkv(Wk xk, Wv xv))`."""
+    """`x + Wo (sigmoid(Wr xr) * wkv(Wk xk, Wv xv))`."""
 
     def __init__(self, config: ModelConfig, layer: int, storage: str, dtype: str) -> None:
         super().__init__()
@@ -46,48 +43,69 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         self.receptance = Linear(size, size, storage)
         self.output = Linear(size, size, storage)
 
-    def forward(self, x: Tensor, segments: Segments, state: State) -> Tensor:
-        """x float32 [T, D] (normalized) to [T, D] of the compute type."""
-        previous = segments.previous(x, state.get(self.layer, ATT_X))
-        xk = _mix(x, previous, self.time_mix_key, self.dtype)
-        xv = _mix(x, previous, self.time_mix_value, self.dtype)
-        xr = _mix(x, previous, self.time_mix_receptance, self.dtype)
-        k = op.astype(self.key(xk, out_dtype=self.key_dtype), "float32")
-        v = op.astype(self.value(xv, out_dtype=self.key_dtype), "float32")
-        r = op.sigmoid(op.astype(self.receptance(xr, out_dtype=self.dtype), "float32"))
-        recurrence = [state.get(self.layer, row) for row in (ATT_A, ATT_B, ATT_P)]
-        decay = op.negative(op.exp(self.time_decay))
-        wkv, a, b, p = segments.wkv(k, v, decay, self.time_first, recurrence)
-        state.set(self.layer, ATT_X, segments.last(x))
-        state.set(self.layer, ATT_A, a)
-        state.set(self.layer, ATT_B, b)
-        state.set(self.layer, ATT_P, p)
-        return self.output(op.astype(r * wkv, self.dtype), out_dtype=self.dtype)
+    def forward(self, x: Tensor, norm: LayerNorm, segments: Segments, state: State) -> Tensor:
+        """The residual [T, D] of the compute type, before and after."""
+        part = make(
+            "rwkv4.time_mix",
+            {
+                "x": x,
+                "norm": norm.stored(),
+                "mix": [self.time_mix_key, self.time_mix_value, self.time_mix_receptance],
+                "decay": self.time_decay,
+                "first": self.time_first,
+                "key": self.key.stored(),
+                "value": self.value.stored(),
+                "receptance": self.receptance.stored(),
+                "output": self.output.stored(),
+                OFFSETS: segments.offsets,
+            },
+            [(x.shape, self.dtype)],
+            block=self.layer,
+            compute=self.dtype,
+            weights=["key", "value", "receptance", "output"],
+            eps=norm.eps,
+            key_dtype=self.key_dtype,
+        )
+        return state.emit(part, self.layer, [ATT_X, ATT_A, ATT_B, ATT_P])[0]
 
 
 class ChannelMix(nn.Module):  # type: ignore[misc]
-    """`sigmoid(Wr xr) * (Wv relu(Wk xk)^2)`."""
+    """`factor * (x + sigmoid(Wr xr) * (Wv relu(Wk xk)^2))`."""
 
     def __init__(self, config: ModelConfig, layer: int, storage: str, dtype: str) -> None:
         super().__init__()
         size, hidden = config.hidden_size, config.intermediate_size
         self.layer = layer
         self.dtype = dtype
+        self.factor = 0.5 if config.halvings(layer + 1) > config.halvings(layer) else 1.0
         self.time_mix_key = nn.Parameter((size,), "float32")
         self.time_mix_receptance = nn.Parameter((size,), "float32")
         self.key = Linear(size, hidden, storage)
         self.receptance = Linear(size, size, storage)
         self.value = Linear(hidden, size, storage)
 
-    def forward(self, x: Tensor, segments: Segments, state: State) -> Tensor:
-        """x float32 [T, D] (normalized) to [T, D] of the compute type."""
-        previous = segments.previous(x, state.get(self.layer, FFN_X))
-        xk = _mix(x, previous, self.time_mix_key, self.dtype)
-        xr = _mix(x, previous, self.time_mix_receptance, self.dtype)
-        state.set(self.layer, FFN_X, segments.last(x))
-        r = op.sigmoid(self.receptance(xr, out_dtype=self.dtype))
-        k = op.square(op.relu(self.key(xk, out_dtype=self.dtype)))
-        return r * self.value(k, out_dtype=self.dtype)
+    def forward(self, x: Tensor, norm: LayerNorm, segments: Segments, state: State) -> Tensor:
+        """The residual [T, D] of the compute type, before and after."""
+        part = make(
+            "rwkv4.channel_mix",
+            {
+                "x": x,
+                "norm": norm.stored(),
+                "mix": [self.time_mix_key, self.time_mix_receptance],
+                "key": self.key.stored(),
+                "receptance": self.receptance.stored(),
+                "value": self.value.stored(),
+                OFFSETS: segments.offsets,
+            },
+            [(x.shape, self.dtype)],
+            block=self.layer,
+            compute=self.dtype,
+            weights=["key", "receptance", "value"],
+            eps=norm.eps,
+            hidden=self.key.out_features,
+            factor=self.factor,
+        )
+        return state.emit(part, self.layer, [FFN_X])[0]
 
 
 def _epsilon(config: ModelConfig, block: int) -> float:
@@ -100,9 +118,6 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def __init__(self, config: ModelConfig, layer: int, storage: str, dtype: str) -> None:
         super().__init__()
-        self.layer = layer
-        self.dtype = dtype
-        self.halve = config.halvings(layer + 1) > config.halvings(layer)
         epsilon = _epsilon(config, layer)
         self.ln1 = LayerNorm(config.hidden_size, epsilon)
         self.ln2 = LayerNorm(config.hidden_size, epsilon)
@@ -111,12 +126,8 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor, segments: Segments, state: State) -> Tensor:
         """The residual [T, D] of the compute type, before and after."""
-        x = ops.block_begin(x, self.layer)
-        x = x + self.attention(self.ln1(x), segments, state)
-        x = x + self.feed_forward(self.ln2(x), segments, state)
-        if self.halve:
-            x = x * 0.5
-        return ops.block_end(x, self.layer)
+        x = self.attention(x, self.ln1, segments, state)
+        return self.feed_forward(x, self.ln2, segments, state)
 
 
 class RWKV4(nn.Module):  # type: ignore[misc]

@@ -1,0 +1,150 @@
+"""Parts: the operations that a model consists of, as calls in an exported function.
+
+A part is a Relax call of a packed function `rwkv_world.<name>` whose last argument is a string: its
+attributes as JSON. They say what the call alone does not show: which argument plays which role, the
+block that it belongs to, the type that it computes in, how its weights lie. Passes read and change
+them; `transforms.ExpandParts` replaces each part by kernels that suit, or else by its
+decomposition: what it means, in operators and smaller parts.
+
+Attributes that every part has: `args`, how many tensors each role takes, in order. That most have:
+`block`; `compute`, what it computes in, float32 or float16; `weights`, the roles whose tensors are
+stored weights of products. A part that reads and writes rows of the recurrent state has `rows`,
+their numbers, and `layer`; the state is its last argument and its last result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from tvm import relax
+from tvm.ir import Op
+from tvm.relax.frontend.nn import Tensor, op
+
+from mlc_rwkv_world.tvm_names import StringImm
+
+PREFIX = "rwkv_world."
+# The role of the state: our tensor, which is updated in place, or rows [B, D] by themselves.
+STATE, ROWS = "state", "old_rows"
+# What divides rows into sequences, see `segments`.
+OFFSETS = "offsets"
+
+_DPS_PACKED = Op.get("relax.call_dps_packed")
+
+# What a smaller part has of the part that it belongs to.
+_INHERITED = ("block", "compute", "arithmetic")
+
+Tensors = Tensor | Sequence[Tensor]
+TensorSpec = tuple[Sequence[Any], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part as an exported function holds it: tensors by role, attributes, types of results."""
+
+    name: str
+    args: Mapping[str, tuple[relax.Expr, ...]]
+    attrs: Mapping[str, Any]
+    outs: tuple[relax.TensorType, ...]
+
+    def __contains__(self, role: str) -> bool:
+        return bool(self.args.get(role))
+
+    def tensors(self, role: str) -> list[Tensor]:
+        """The tensors of a role, none where the part lacks it."""
+        return [Tensor(_expr=expr) for expr in self.args.get(role, ())]
+
+    def tensor(self, role: str) -> Tensor:
+        """The only tensor of a role."""
+        (found,) = self.tensors(role)
+        return found
+
+    @cached_property
+    def block(self) -> int | None:
+        """The block that it belongs to, None for what is outside of all."""
+        return self.attrs.get("block")
+
+    @property
+    def compute(self) -> str:
+        """The type that its products compute in."""
+        return str(self.attrs["compute"])
+
+    @property
+    def weights(self) -> Sequence[str]:
+        """The roles whose tensors are stored weights of products."""
+        return list(self.attrs.get("weights", ()))
+
+    @property
+    def packed(self) -> str | None:
+        """What products with its packed weights compute in; None where they lie as stored."""
+        return self.attrs.get("arithmetic")
+
+    def smaller(
+        self,
+        name: str,
+        args: Mapping[str, Tensors | str | None],
+        outs: Sequence[TensorSpec],
+        **attrs: Any,
+    ) -> Part:
+        """A part that this one consists of, of the same block, compute type and arithmetic.
+
+        A name among `args` stands for the tensors of that role of this part; where they are a
+        weight's, they are a weight of the smaller part.
+        """
+        weights = [
+            role for role, given in args.items() if isinstance(given, str) and given in self.weights
+        ]
+        given = {role: self.tensors(t) if isinstance(t, str) else t for role, t in args.items()}
+        kept = {key: self.attrs[key] for key in _INHERITED if key in self.attrs}
+        return make(name, given, outs, **kept, weights=weights, **attrs)
+
+    def call(self) -> relax.Call:
+        """The part as a call."""
+        counts = {role: len(exprs) for role, exprs in self.args.items() if exprs}
+        text = StringImm(json.dumps({"args": counts, **self.attrs}))
+        flat = [expr for exprs in self.args.values() for expr in exprs]
+        types = list(self.outs)
+        return relax.call_dps_packed(
+            PREFIX + self.name, [*flat, text], out_ty=types if len(types) > 1 else types[0]
+        )
+
+    def emit(self) -> list[Tensor]:
+        """Emits the call; its results."""
+        found = op.wrap_nested(self.call(), self.name.rpartition(".")[2])
+        return list(found) if isinstance(found, tuple) else [found]
+
+
+def make(
+    name: str,
+    args: Mapping[str, Tensors | None],
+    outs: Sequence[TensorSpec],
+    **attrs: Any,
+) -> Part:
+    """A part of these tensors by role; `outs` are shapes and dtypes of its results."""
+    exprs = {
+        role: tuple(t._expr for t in ([given] if isinstance(given, Tensor) else given))
+        for role, given in args.items()
+        if given is not None
+    }
+    types = tuple(relax.TensorType(list(shape), dtype) for shape, dtype in outs)
+    return Part(name, exprs, attrs, types)
+
+
+def read(expr: relax.Expr) -> Part | None:
+    """The part that a call is; None for any other expression."""
+    if not (isinstance(expr, relax.Call) and expr.op == _DPS_PACKED):
+        return None
+    name, fields = str(expr.args[0].global_symbol), list(expr.args[1].fields)
+    if not (name.startswith(PREFIX) and fields and isinstance(fields[-1], StringImm)):
+        return None
+    attrs = json.loads(str(fields[-1].value))
+    args, at = {}, 0
+    for role, count in attrs.pop("args").items():
+        args[role] = tuple(fields[at : at + count])
+        at += count
+    (out,) = expr.ty_args
+    outs = tuple(out.fields) if isinstance(out, relax.TupleType) else (out,)
+    return Part(name.removeprefix(PREFIX), args, attrs, outs)
