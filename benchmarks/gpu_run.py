@@ -50,6 +50,7 @@ class Model:
         self.specs = described["params"]
         self.values = _Random(seed, self.rescale)
         self.weights = tvm_ffi.convert([self._upload(spec) for spec in self.specs])
+        self.pool: Any = None
 
     def _upload(self, spec: dict[str, Any]) -> Any:
         return self.tensor(self.values.of(spec), self.device)
@@ -68,20 +69,50 @@ class Model:
         """Multiplications of one token in the blocks' products."""
         return 13 * self.layers * self.width**2
 
-    def state(self, batch: int) -> Any:
-        fresh = np.empty((batch, self.layers, ROWS, self.width), np.float32)
-        fresh[:] = FRESH[:, None]
-        return self.tensor(fresh, self.device)
+    def states(self, count: int) -> States:
+        """So many states that have read nothing; those that were given before are gone."""
+        # A captured graph holds the pool's address.
+        if self.pool is None:
+            fresh = np.empty((2 * self.most, self.layers, ROWS, self.width), np.float32)
+            fresh[:] = FRESH[:, None]
+            self.fresh = self.tensor(fresh, self.device)
+            self.pool = self.tensor(fresh, self.device)
+        self.fresh.copyto(self.pool)
+        return States(self, count)
 
     def ids(self, values: Array) -> Any:
         return self.tensor(values.astype(np.int32), self.device)
 
-    def prefill(self, ids: Any, offsets: Any, state: Any) -> Any:
-        return self.machine["rwkv_world_prefill"](ids, offsets, state, self.weights)[0]
+    def prefill(self, ids: Any, offsets: Any, states: States) -> Any:
+        function = self.machine["rwkv_world_prefill"]
+        return function(ids, offsets, states.slots, self.pool, self.weights)[0]
 
-    def decode(self, ids: Any, state: Any) -> Any:
+    def decode(self, ids: Any, states: States) -> Any:
         name = "rwkv_world_decode" if ids.shape[0] == 1 else "rwkv_world_batch_decode"
-        return self.machine[name](ids, state, self.weights)[0]
+        return self.machine[name](ids, states.slots, self.pool, self.weights)[0]
+
+
+class States:
+    """Slots of a model's pool, which are written where they are read until they `move`."""
+
+    def __init__(self, model: Model, count: int) -> None:
+        self.model, self.count, self.at = model, count, 0
+        self.slots = self._moving(0)
+
+    def move(self) -> None:
+        """Lets the next call write other slots than it reads."""
+        self.slots = self._moving(self.model.most if self.at == 0 else 0)
+
+    def numpy(self) -> Array:
+        """The states [B, L, R, D] that the last call has written."""
+        content: Array = self.model.pool.numpy()[self.at : self.at + self.count]
+        return content
+
+    def _moving(self, to: int) -> Any:
+        numbers = np.arange(self.count)
+        slots = np.stack([self.at + numbers, to + numbers], axis=1)
+        self.at = to
+        return self.model.ids(slots)
 
 
 class _Random:
@@ -232,7 +263,7 @@ def check(path: Path, device: Any, poison: int, lengths: list[int]) -> bool:
         print(f"  {'ok  ' if fine else 'FAIL'} {path.stem} {what}: error {error**0.5:.1e}")
 
     for length in lengths:
-        state = model.state(1)
+        state = model.states(1)
         exact = state.numpy()[0]
         offsets = model.ids(np.array([0, length]))
         wanted = reference.run(tokens[:length], exact)
@@ -240,16 +271,15 @@ def check(path: Path, device: Any, poison: int, lengths: list[int]) -> bool:
             f"prefill {length}", model.prefill(model.ids(tokens[:length]), offsets, state), wanted
         )
         compare(f"state after prefill {length}", state, exact)
-        # The second step replays what the first one captured, with a state of its own.
+        # The second step replays what the first one captured, between other slots.
         for step in range(3):
             token = tokens[length : length + 1] + step
-            moved = model.tensor(state.numpy(), device)
-            logits = model.decode(model.ids(token), moved)
+            state.move()
+            logits = model.decode(model.ids(token), state)
             compare(f"decode step {step}", logits, reference.run(token, exact))
-            state = moved
         compare("state after decode", state, exact)
     for batch in (b for b in (2, 9, 17, 64) if b <= model.most):
-        state = model.state(batch)
+        state = model.states(batch)
         exact = state.numpy()
         ids = (np.arange(batch) * 53 + 5) % model.vocabulary
         logits = model.decode(model.ids(ids), state)
@@ -257,7 +287,7 @@ def check(path: Path, device: Any, poison: int, lengths: list[int]) -> bool:
         compare(f"batch of {batch}", logits, wanted)
         compare(f"state after a batch of {batch}", state, exact)
     ends = np.array([0, 1, 4, 4 + longest // 4])
-    state = model.state(len(ends) - 1)
+    state = model.states(len(ends) - 1)
     exact = state.numpy()
     ids = tokens[: ends[-1]]
     logits = model.prefill(model.ids(ids), model.ids(ends), state)
@@ -320,15 +350,15 @@ def measure(path: Path, device: Any, options: Any, bandwidth: float, peak: float
     name = path.stem
     ids = model.ids(np.array([7]))
     for batch in (b for b in options.batches if b <= model.most):
-        state, ids = model.state(batch), model.ids(np.arange(batch) + 7)
+        state, ids = model.states(batch), model.ids(np.arange(batch) + 7)
         taken = seconds(lambda s=state, i=ids: model.decode(i, s), device, options.seconds)
-        # A sequence's state is read and written, once each by the step and by each copy of it.
-        moved = model.nbytes + 4 * batch * model.layers * ROWS * model.width * 4
+        # A sequence's state is read once and written once.
+        moved = model.nbytes + 2 * batch * model.layers * ROWS * model.width * 4
         row(name, f"decode, batch {batch}", batch, taken, moved, 2 * batch * model.products)
         share = moved / taken / bandwidth
         print(f"    {share:.0%} of the measured copy bandwidth")
     for length in (n for n in options.prefills if n <= model.chunk):
-        state, tokens = model.state(1), model.ids(np.arange(length) % model.vocabulary)
+        state, tokens = model.states(1), model.ids(np.arange(length) % model.vocabulary)
         offsets = model.ids(np.array([0, length]))
         taken = seconds(
             lambda s=state, t=tokens, o=offsets: model.prefill(t, o, s), device, options.seconds

@@ -13,7 +13,7 @@ from mlc_rwkv_world.artifact.layout import MODEL_TYPE
 from mlc_rwkv_world.errors import ArtifactError
 
 # Counts changes of what the exported functions mean; a library of another revision is refused.
-REVISION = 3
+REVISION = 4
 # Tokens that the functions with stock names take in one call; mlc_llm's engine gives them whole
 # prompts, and several at a time, whatever the chunk is that the library was built for.
 ENGINE_PREFILL_TOKENS = 8192

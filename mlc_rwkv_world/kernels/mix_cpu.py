@@ -17,6 +17,7 @@ from mlc_rwkv_world.kernels.arithmetic_cpu import takes_bytes
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
+from mlc_rwkv_world.kernels.state import read_slot, write_slot
 
 LANES = 8
 
@@ -92,13 +93,13 @@ def _normalized(x: Any, row: Any, base: Any, stat: Any, weight: Any, bias: Any, 
 
 
 def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
-    """(x [B, D], weight, bias, ratios..., state, layer, row) -> blends.
+    """(x [B, D], weight, bias, ratios..., state, slots, layer, row) -> blends.
 
     Row i is the next token of sequence i. There are two or three ratios; the state's row, which
     holds the normalized row before, becomes the normalized row.
     """
     width, count = sig.args[0].static(1), len(sig.outs)
-    layers, state_rows = sig.args[-1].static(1), sig.args[-1].static(2)
+    layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
     out_type = sig.outs[0]
     store, out_shape = storing(out_type), out_type.shape[1:]
     single = sig.args[0].shape[0] == 1
@@ -113,6 +114,7 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
         ratio_b: T.Buffer((width,), "float32"),
         ratio_c: T.Buffer((width,), "float32"),
         var_state: T.handle,
+        var_slots: T.handle,
         layer: T.int64,
         state_row: T.int64,
         var_a: T.handle,
@@ -120,9 +122,10 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
         var_c: T.handle,
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        rows = T.int64()
+        rows, places = T.int64(), T.int64()
         x = T.match_buffer(var_x, (rows, width), "float32")
-        state = T.match_buffer(var_state, (rows, layers, state_rows, width), "float32")
+        state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
+        slots = T.match_buffer(var_slots, (rows, 2), "int32")
         out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
         out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
         out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
@@ -137,11 +140,17 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
                 _normalized(x, row, group * ROWS, stat, weight, bias, now)
                 for j in T.unroll(ROWS // LANES):
                     before[T.Ramp(j * LANES, 1, LANES)] = state[
-                        row, layer, state_row, T.Ramp(group * ROWS + j * LANES, 1, LANES)
+                        read_slot(slots, row),
+                        layer,
+                        state_row,
+                        T.Ramp(group * ROWS + j * LANES, 1, LANES),
                     ]
-                    state[row, layer, state_row, T.Ramp(group * ROWS + j * LANES, 1, LANES)] = now[
-                        T.Ramp(j * LANES, 1, LANES)
-                    ]
+                    state[
+                        write_slot(slots, row),
+                        layer,
+                        state_row,
+                        T.Ramp(group * ROWS + j * LANES, 1, LANES),
+                    ] = now[T.Ramp(j * LANES, 1, LANES)]
                 _blend(now, before, ratio_a, group * ROWS, values)
                 store(values, out_a, row, group)
                 _blend(now, before, ratio_b, group * ROWS, values)
@@ -154,12 +163,12 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
 
 
 def shift_mix(sig: Signature) -> tirx.PrimFunc:
-    """(x [T, D], offsets, ratios..., state, layer, row) -> blends, x being normalized.
+    """(x [T, D], offsets, ratios..., state, slots, layer, row) -> blends, x being normalized.
 
     There are two or three ratios. Tasks divide channels, and walk along the sequences.
     """
     width, count = sig.args[0].static(1), len(sig.outs)
-    layers, state_rows = sig.args[-1].static(1), sig.args[-1].static(2)
+    layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
     out_type = sig.outs[0]
     store, out_shape = storing(out_type), out_type.shape[1:]
 
@@ -171,6 +180,7 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
         ratio_b: T.Buffer((width,), "float32"),
         ratio_c: T.Buffer((width,), "float32"),
         var_state: T.handle,
+        var_slots: T.handle,
         layer: T.int64,
         state_row: T.int64,
         var_a: T.handle,
@@ -178,10 +188,11 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
         var_c: T.handle,
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        rows, batch = T.int64(), T.int64()
+        rows, batch, places = T.int64(), T.int64(), T.int64()
         x = T.match_buffer(var_x, (rows, width), "float32")
         offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
-        state = T.match_buffer(var_state, (batch, layers, state_rows, width), "float32")
+        state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
+        slots = T.match_buffer(var_slots, (batch, 2), "int32")
         out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
         out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
         out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
@@ -192,7 +203,10 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
             for s in range(batch):
                 for j in T.unroll(ROWS // LANES):
                     before[T.Ramp(j * LANES, 1, LANES)] = state[
-                        s, layer, state_row, T.Ramp(group * ROWS + j * LANES, 1, LANES)
+                        read_slot(slots, s),
+                        layer,
+                        state_row,
+                        T.Ramp(group * ROWS + j * LANES, 1, LANES),
                     ]
                 for step in range(offsets[s + 1] - offsets[s]):
                     _step(x, offsets[s] + step, group * ROWS, now)
@@ -205,8 +219,11 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
                         store(values, out_c, offsets[s] + step, group)
                     _step(x, offsets[s] + step, group * ROWS, before)
                 for j in T.unroll(ROWS // LANES):
-                    state[s, layer, state_row, T.Ramp(group * ROWS + j * LANES, 1, LANES)] = before[
-                        T.Ramp(j * LANES, 1, LANES)
-                    ]
+                    state[
+                        write_slot(slots, s),
+                        layer,
+                        state_row,
+                        T.Ramp(group * ROWS + j * LANES, 1, LANES),
+                    ] = before[T.Ramp(j * LANES, 1, LANES)]
 
     return kernel if count > 2 else without(kernel, "ratio_c", "out_c")

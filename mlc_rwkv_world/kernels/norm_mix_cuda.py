@@ -16,6 +16,7 @@ from mlc_rwkv_world.kernels.dot_cuda import LANES
 from mlc_rwkv_world.kernels.layer_norm import reference as layer_norm
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.state import read_slot, write_slot
 
 Array = NDArray[Any]
 _MOST_THREADS = 1024
@@ -46,12 +47,12 @@ def _sum_over_block(value, parts, warps, warp, lane):  # type: ignore[no-untyped
 
 
 def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
-    """(x [B, D], weight, bias, 2 or 3 ratios [D], state, layer, row) -> as many mixed [B, D].
+    """(x [B, D], weight, bias, 2 or 3 ratios [D], state, slots, layer, row) -> as many [B, D].
 
     Row `row` of the state's layer is read, and replaced by the normalized x.
     """
     width, x_type, y_type = sig.args[0].static(1), sig.args[0].dtype, sig.outs[0].dtype
-    layers, state_rows = (sig.args[-1].static(axis) for axis in (1, 2))
+    layers, state_rows = (sig.args[-2].static(axis) for axis in (1, 2))
     threads = min(_MOST_THREADS, -(-width // LANES) * LANES)
     warps = threads // LANES
     each = -(-width // threads)
@@ -92,6 +93,7 @@ def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
         m1: T.Buffer((width,), "float32"),
         m2: T.Buffer((width,), "float32"),
         var_state: T.handle,
+        var_slots: T.handle,
         layer: T.int64,
         row: T.int64,
         var_y0: T.handle,
@@ -99,9 +101,10 @@ def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
         var_y2: T.handle,
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        batch = T.int64()
+        batch, places = T.int64(), T.int64()
         x = T.match_buffer(var_x, (batch, width), x_type)
-        state = T.match_buffer(var_state, (batch, layers, state_rows, width), "float32")
+        state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
+        slots = T.match_buffer(var_slots, (batch, 2), "int32")
         y0 = T.match_buffer(var_y0, (batch, width), y_type)
         y1 = T.match_buffer(var_y1, (batch, width), y_type)
         y2 = T.match_buffer(var_y2, (batch, width), y_type)
@@ -115,11 +118,11 @@ def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
                     c = T.meta_var(i * threads + thread)
                     if whole or c < width:
                         values[i] = values[i] * values[each] * weight[c] + bias[c]
-                        last[0] = state[block, layer, row, c]
+                        last[0] = state[read_slot(slots, block), layer, row, c]
                         y0[block, c] = mix(values[i], last[0], m0[c])
                         y1[block, c] = mix(values[i], last[0], m1[c])
                         if count > 2:
                             y2[block, c] = mix(values[i], last[0], m2[c])
-                        state[block, layer, row, c] = values[i]
+                        state[write_slot(slots, block), layer, row, c] = values[i]
 
     return kernel if count > 2 else without(kernel, "m2", "y2")

@@ -15,7 +15,7 @@ from mlc_rwkv_world.kernels.dot_cuda import Stored
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type, type_of
 from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
 from mlc_rwkv_world.kernels.signature import Signature
-from mlc_rwkv_world.models.parts import OFFSETS, STATE, Part
+from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
 
 
 def linear(part: Part, emit: Emitter) -> Sequence[Tensor]:
@@ -52,14 +52,14 @@ def pair(weight: Sequence[Tensor]) -> list[Tensor]:
 
 def _norm_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     """The blends of one step of each sequence, on CUDA."""
-    suits = STATE in part and OFFSETS not in part
+    suits = POOL in part and OFFSETS not in part
     if not (suits and Signature([], [], emit.target).has_async_copies):
         return None
-    state = part.tensor(STATE)
+    state = part.tensor(POOL)
     (row,) = part.attrs["rows"]
-    tensors = [part.tensor("x"), *part.tensors("norm"), *part.tensors("mix"), state]
+    given = [part.tensor("x"), *part.tensors("norm"), *part.tensors("mix")]
     outs = [tensor_type(ty) for ty in part.outs[:-1]]
-    args = [*tensors, part.attrs["layer"], row]
+    args = [*given, state, part.tensor(SLOTS), part.attrs["layer"], row]
     return emit.call(norm_mix_step, args, outs, state=state, eps=part.attrs["eps"])
 
 

@@ -17,6 +17,7 @@ from mlc_rwkv_world.kernels.mix_cpu import LANES, storing
 from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.product_cpu import Product
 from mlc_rwkv_world.kernels.signature import STACK, Signature
+from mlc_rwkv_world.kernels.state import read_slot, write_slot
 
 # Rows of a layer's state, and where each lies in a local copy of 32 channels.
 _A, _B, _P = 1, 2, 3
@@ -92,25 +93,25 @@ def _advance(
 
 
 @T.inline
-def _load_past(state: Any, s: Any, layer: Any, base: Any, past: Any) -> None:
+def _load_past(state: Any, slot: Any, layer: Any, base: Any, past: Any) -> None:
     for row in T.unroll(3):
         for j in T.unroll(ROWS // LANES):
             past[_vector(row * ROWS + j * LANES)] = state[
-                s, layer, row + 1, _vector(base + j * LANES)
+                slot, layer, row + 1, _vector(base + j * LANES)
             ]
 
 
 @T.inline
-def _store_past(past: Any, state: Any, s: Any, layer: Any, base: Any) -> None:
+def _store_past(past: Any, state: Any, slot: Any, layer: Any, base: Any) -> None:
     for row in T.unroll(3):
         for j in T.unroll(ROWS // LANES):
-            state[s, layer, row + 1, _vector(base + j * LANES)] = past[
+            state[slot, layer, row + 1, _vector(base + j * LANES)] = past[
                 _vector(row * ROWS + j * LANES)
             ]
 
 
 def time_mix(sig: Signature) -> tirx.PrimFunc:
-    """(xk, xv, xr, Wk, Wv, Wr, time_decay, time_first, state, layer) -> gated.
+    """(xk, xv, xr, Wk, Wv, Wr, time_decay, time_first, state, slots, layer) -> gated.
 
     Row i is the next token of sequence i; the state's rows a, b and p move on.
     """
@@ -134,15 +135,17 @@ def time_mix(sig: Signature) -> tirx.PrimFunc:
         time_decay: T.Buffer((width,), "float32"),
         time_first: T.Buffer((width,), "float32"),
         var_state: T.handle,
+        var_slots: T.handle,
         layer: T.int64,
         var_out: T.handle,
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        rows = T.int64()
+        rows, places = T.int64(), T.int64()
         xk = T.match_buffer(var_xk, (rows, *x_shape), x_type.dtype)
         xv = T.match_buffer(var_xv, (rows, *x_shape), x_type.dtype)
         xr = T.match_buffer(var_xr, (rows, *x_shape), x_type.dtype)
-        state = T.match_buffer(var_state, (rows, layers, state_rows, width), "float32")
+        state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
+        slots = T.match_buffer(var_slots, (rows, 2), "int32")
         out = T.match_buffer(var_out, (rows, *out_shape), out_type.dtype)
         for task in T.parallel(tasks):
             k = T.alloc_buffer((sums,), "float32", scope=STACK)
@@ -166,7 +169,13 @@ def time_mix(sig: Signature) -> tirx.PrimFunc:
                             r[_vector((s * tokens + t) * ROWS + j * LANES)] = sigmoid(
                                 r[_vector((s * tokens + t) * ROWS + j * LANES)], LANES
                             )
-                        _load_past(state, tile * tokens + t, layer, (task + s * tasks) * ROWS, past)
+                        _load_past(
+                            state,
+                            read_slot(slots, tile * tokens + t),
+                            layer,
+                            (task + s * tasks) * ROWS,
+                            past,
+                        )
                         _advance(
                             k,
                             v,
@@ -180,7 +189,11 @@ def time_mix(sig: Signature) -> tirx.PrimFunc:
                             values,
                         )
                         _store_past(
-                            past, state, tile * tokens + t, layer, (task + s * tasks) * ROWS
+                            past,
+                            state,
+                            write_slot(slots, tile * tokens + t),
+                            layer,
+                            (task + s * tasks) * ROWS,
                         )
                         store(values, out, tile * tokens + t, task + s * tasks)
 
@@ -237,7 +250,7 @@ def products(sig: Signature) -> tirx.PrimFunc:
 
 
 def recurrence(sig: Signature) -> tirx.PrimFunc:
-    """(k, v, r, time_decay, time_first, offsets, state, layer) -> gated, over whole sequences."""
+    """(k, v, r, time_decay, time_first, offsets, state, slots, layer) -> gated, over sequences."""
     out_type = sig.outs[0]
     layers, state_rows, width = map(int, sig.args[6].shape[1:])
     store: Callable[..., None] = storing(out_type)
@@ -252,16 +265,18 @@ def recurrence(sig: Signature) -> tirx.PrimFunc:
         time_first: T.Buffer((width,), "float32"),
         var_offsets: T.handle,
         var_state: T.handle,
+        var_slots: T.handle,
         layer: T.int64,
         var_out: T.handle,
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
-        rows, batch = T.int64(), T.int64()
+        rows, batch, places = T.int64(), T.int64(), T.int64()
         k = T.match_buffer(var_k, (rows, width), "float32")
         v = T.match_buffer(var_v, (rows, width), "float32")
         r = T.match_buffer(var_r, (rows, width), "float32")
         offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
-        state = T.match_buffer(var_state, (batch, layers, state_rows, width), "float32")
+        state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
+        slots = T.match_buffer(var_slots, (batch, 2), "int32")
         out = T.match_buffer(var_out, (rows, *out_shape), out_type.dtype)
         for block in T.parallel(width // ROWS):
             decay = T.alloc_buffer((ROWS,), "float32", scope=STACK)
@@ -274,7 +289,7 @@ def recurrence(sig: Signature) -> tirx.PrimFunc:
             for j in T.unroll(ROWS // LANES):
                 decay[_vector(j * LANES)] = _decay(time_decay[_vector(block * ROWS + j * LANES)])
             for s in range(batch):
-                _load_past(state, s, layer, block * ROWS, past)
+                _load_past(state, read_slot(slots, s), layer, block * ROWS, past)
                 for step in range(offsets[s + 1] - offsets[s]):
                     for j in T.unroll(ROWS // LANES):
                         k_now[_vector(j * LANES)] = k[
@@ -299,6 +314,6 @@ def recurrence(sig: Signature) -> tirx.PrimFunc:
                         values,
                     )
                     store(values, out, offsets[s] + step, block)
-                _store_past(past, state, s, layer, block * ROWS)
+                _store_past(past, state, write_slot(slots, s), layer, block * ROWS)
 
     return kernel

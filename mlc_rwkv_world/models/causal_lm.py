@@ -1,7 +1,8 @@
 """A language model's exported functions: one definition of the model under two sets of names.
 
 Stock names are those that mlc_llm's engine calls; they take its embeddings and its RNNState.
-`rwkv_world_*` names take token ids and one state tensor [B, L, R, D] that they update in place.
+`rwkv_world_*` names take token ids, a pool of states [S, L, R, D] that they update in place, and
+the slots int32 [B, 2] that each sequence reads and writes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.layers import Linear
 from mlc_rwkv_world.models.rnn_state import RNNState, RNNStateObject, create_rnn_state
 from mlc_rwkv_world.models.segments import Ragged, Segments, Steps
-from mlc_rwkv_world.models.state import State, TensorState
+from mlc_rwkv_world.models.state import Pool, State
 
 
 class CausalLM(nn.Module):  # type: ignore[misc]
@@ -99,18 +100,22 @@ class CausalLM(nn.Module):  # type: ignore[misc]
     # Our own names.
 
     def rwkv_world_prefill(
-        self, ids: Tensor, offsets: Tensor, state: Tensor
+        self, ids: Tensor, offsets: Tensor, slots: Tensor, pool: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self._ours(ids, Ragged(offsets, state.shape[0]), state)
+        return self._ours(ids, Ragged(offsets, slots.shape[0]), slots, pool)
 
-    def rwkv_world_decode(self, ids: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self._ours(ids, Steps(), state)
+    def rwkv_world_decode(self, ids: Tensor, slots: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+        return self._ours(ids, Steps(), slots, pool)
 
-    def rwkv_world_batch_decode(self, ids: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self._ours(ids, Steps(), state)
+    def rwkv_world_batch_decode(
+        self, ids: Tensor, slots: Tensor, pool: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self._ours(ids, Steps(), slots, pool)
 
-    def _ours(self, ids: Tensor, segments: Segments, tensor: Tensor) -> tuple[Tensor, Tensor]:
-        state = TensorState(tensor)
+    def _ours(
+        self, ids: Tensor, segments: Segments, slots: Tensor, pool: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        state = Pool(pool, slots)
         logits = self._logits(self.model.embed(ids), segments, state)
         return logits, state.tensor
 
@@ -122,9 +127,12 @@ class CausalLM(nn.Module):  # type: ignore[misc]
         steps = nn.spec.Tensor(["batch_size", 1, size], self.dtype)
         handle = nn.spec.Object(object_type=RNNStateObject)
 
-        def state(batch: int | str) -> nn.spec.Tensor:
-            layers = self.config.num_hidden_layers
-            return nn.spec.Tensor([batch, layers, len(self.initial_rows), size], "float32")
+        def states(batch: int | str) -> dict[str, nn.spec.Tensor]:
+            shape = ["num_slots", self.config.num_hidden_layers, len(self.initial_rows), size]
+            return {
+                "slots": nn.spec.Tensor([batch, 2], "int32"),
+                "pool": nn.spec.Tensor(shape, "float32"),
+            }
 
         arguments: dict[str, dict[str, Any]] = {
             "embed": {"input_ids": ids},
@@ -140,12 +148,12 @@ class CausalLM(nn.Module):  # type: ignore[misc]
             "rwkv_world_prefill": {
                 "ids": ids,
                 "offsets": nn.spec.Tensor(["num_offsets"], "int32"),
-                "state": state("batch_size"),
+                **states("batch_size"),
             },
-            "rwkv_world_decode": {"ids": nn.spec.Tensor([1], "int32"), "state": state(1)},
+            "rwkv_world_decode": {"ids": nn.spec.Tensor([1], "int32"), **states(1)},
             "rwkv_world_batch_decode": {
                 "ids": nn.spec.Tensor(["batch_size"], "int32"),
-                "state": state("batch_size"),
+                **states("batch_size"),
             },
         }
         methods = {

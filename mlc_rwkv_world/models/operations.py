@@ -89,24 +89,25 @@ def offsets_from_positions(positions: Tensor) -> Tensor:
     return named("offsets_from_positions", [positions], ((count + 1,), "int32"))
 
 
-def state_get(state: Tensor, layer: int, row: int) -> Tensor:
-    """Row `row` of layer `layer` of a state [B, L, R, D], as [B, D]."""
-    batch, _, _, width = state.shape
+def state_get(pool: Tensor, slots: Tensor, layer: int, row: int) -> Tensor:
+    """Row `row` of layer `layer` of the states that are read, [B, D]; see `kernels.state`."""
     index = [relax.prim_value(layer), relax.prim_value(row)]
-    return named("state_get", [state, *index], ((batch, width), "float32"))
+    out = ((slots.shape[0], pool.shape[3]), "float32")
+    return named("state_get", [pool, slots, *index], out)
 
 
-def state_set(state: Tensor, layer: int, row: int, value: Tensor) -> Tensor:
-    """Writes `value` [B, D] into the state in place; the result is the same tensor.
+def state_set(pool: Tensor, slots: Tensor, layer: int, row: int, value: Tensor) -> Tensor:
+    """Writes `value` [B, D] into the states that are written; the result is the same pool.
 
-    The result has to be used in place of `state` from then on, which keeps the writes in order.
+    The result has to be used in place of `pool` from then on, which keeps the writes in order.
     """
     call = relax.call_pure_packed(
         STATE_SET,
-        state._expr,
+        pool._expr,
+        slots._expr,
         relax.prim_value(layer),
         relax.prim_value(row),
         value._expr,
-        ty_args=[relax.TensorType(state.shape, state.dtype)],
+        ty_args=[relax.TensorType(pool.shape, pool.dtype)],
     )
     return op.wrap_nested(call, "state_set")

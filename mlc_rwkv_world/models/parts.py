@@ -9,7 +9,7 @@ decomposition: what it means, in operators and smaller parts.
 Attributes that every part has: `args`, how many tensors each role takes, in order. That most have:
 `block`; `compute`, what it computes in, float32 or float16; `weights`, the roles whose tensors are
 stored weights of products. A part that reads and writes rows of the recurrent state has `rows`,
-their numbers, and `layer`; the state is its last argument and its last result.
+their numbers, and `layer`; its last result is the pool, or its last ones are the new rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 from tvm import relax
 from tvm.ir import Op
@@ -27,8 +27,9 @@ from tvm.relax.frontend.nn import Tensor, op
 from mlc_rwkv_world.tvm_names import StringImm
 
 PREFIX = "rwkv_world."
-# The role of the state: our tensor, which is updated in place, or rows [B, D] by themselves.
-STATE, ROWS = "state", "old_rows"
+# Roles of the state: our pool, which is updated in place, and the slots in it that each sequence
+# reads and writes; or the rows [B, D] of a state of another kind.
+POOL, SLOTS, ROWS = "pool", "slots", "old_rows"
 # What divides rows into sequences, see `segments`.
 OFFSETS = "offsets"
 
@@ -37,7 +38,8 @@ _DPS_PACKED = Op.get("relax.call_dps_packed")
 # What a smaller part has of the part that it belongs to.
 _INHERITED = ("block", "compute", "arithmetic")
 
-Tensors = Tensor | Sequence[Tensor]
+# A tensor, or several of one role.
+Tensors: TypeAlias = Any
 TensorSpec = tuple[Sequence[Any], str]
 
 
@@ -85,7 +87,7 @@ class Part:
     def smaller(
         self,
         name: str,
-        args: Mapping[str, Tensors | str | None],
+        args: Mapping[str, Tensors],
         outs: Sequence[TensorSpec],
         **attrs: Any,
     ) -> Part:
@@ -119,7 +121,7 @@ class Part:
 
 def make(
     name: str,
-    args: Mapping[str, Tensors | None],
+    args: Mapping[str, Tensors],
     outs: Sequence[TensorSpec],
     **attrs: Any,
 ) -> Part:

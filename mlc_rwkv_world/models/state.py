@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from tvm import relax
 from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.models import operations as ops
-from mlc_rwkv_world.models.parts import ROWS, STATE, Part
+from mlc_rwkv_world.models.parts import POOL, ROWS, SLOTS, Part
 
 
 class State(Protocol):
@@ -26,31 +26,38 @@ class State(Protocol):
         """Emits a part that reads and writes these rows; its other results."""
 
 
-def _with_rows(part: Part, role: str, given: Sequence[Tensor], **attrs: Any) -> Part:
-    """The part with what it takes of a state, and gives back of the same types."""
-    exprs = tuple(tensor._expr for tensor in given)
+def _with_state(
+    part: Part, args: Mapping[str, Sequence[Tensor]], changed: Sequence[Tensor], **attrs: Any
+) -> Part:
+    """The part with what it takes of a state, and gives back changed, of the same types."""
+    exprs = {role: tuple(tensor._expr for tensor in given) for role, given in args.items()}
     return dataclasses.replace(
         part,
-        args={**part.args, role: exprs},
+        args={**part.args, **exprs},
         attrs={**part.attrs, **attrs},
-        outs=(*part.outs, *(relax.TensorType(t.shape, t.dtype) for t in given)),
+        outs=(*part.outs, *(relax.TensorType(t.shape, t.dtype) for t in changed)),
     )
 
 
-class TensorState:
-    """One float32 tensor [B, L, R, D] that is updated in place."""
+class Pool:
+    """Slots of a float32 tensor [S, L, R, D], which is updated in place.
 
-    def __init__(self, tensor: Tensor) -> None:
+    `slots` int32 [B, 2] are those that each sequence reads and writes, see `kernels.state`.
+    """
+
+    def __init__(self, tensor: Tensor, slots: Tensor) -> None:
         self.tensor = tensor
+        self.slots = slots
 
     def get(self, layer: int, row: int) -> Tensor:
-        return ops.state_get(self.tensor, layer, row)
+        return ops.state_get(self.tensor, self.slots, layer, row)
 
     def set(self, layer: int, row: int, value: Tensor) -> None:
-        self.tensor = ops.state_set(self.tensor, layer, row, value)
+        self.tensor = ops.state_set(self.tensor, self.slots, layer, row, value)
 
     def emit(self, part: Part, layer: int, rows: Sequence[int]) -> list[Tensor]:
-        whole = _with_rows(part, STATE, [self.tensor], layer=layer, rows=list(rows))
+        args = {POOL: [self.tensor], SLOTS: [self.slots]}
+        whole = _with_state(part, args, [self.tensor], layer=layer, rows=list(rows))
         *results, self.tensor = whole.emit()
         return results
 
@@ -75,7 +82,7 @@ class Rows:
 def emit_with_rows(state: State, part: Part, layer: int, rows: Sequence[int]) -> list[Tensor]:
     """Emits a part that gets each row as a tensor of its own, and gives the new ones."""
     given = [state.get(layer, row) for row in rows]
-    results = _with_rows(part, ROWS, given, layer=layer, rows=list(rows)).emit()
+    results = _with_state(part, {ROWS: given}, given, layer=layer, rows=list(rows)).emit()
     split = len(results) - len(rows)
     for row, value in zip(rows, results[split:], strict=True):
         state.set(layer, row, value)
@@ -88,9 +95,9 @@ class PartState:
     def __init__(self, part: Part) -> None:
         self.layer: int = part.attrs["layer"]
         self.rows: list[int] = part.attrs["rows"]
-        self._tensor = TensorState(part.tensor(STATE)) if STATE in part else None
-        self._rows = None if STATE in part else Rows(self.layer, self.rows, part.tensors(ROWS))
-        self._state: Any = self._tensor or self._rows
+        pooled = POOL in part
+        self._pool = Pool(part.tensor(POOL), part.tensor(SLOTS)) if pooled else None
+        self._state: Any = self._pool or Rows(self.layer, self.rows, part.tensors(ROWS))
 
     def get(self, place: int) -> Tensor:
         """Row `place` of those of the part."""
@@ -109,11 +116,11 @@ class PartState:
     @property
     def batch(self) -> Any:
         """How many sequences there are."""
-        given = self._tensor.tensor if self._tensor is not None else self._state.held[self.rows[0]]
+        given = self._pool.slots if self._pool is not None else self._state.held[self.rows[0]]
         return given.shape[0]
 
     def results(self) -> list[Tensor]:
         """The state as the part gives it back."""
-        if self._tensor is not None:
-            return [self._tensor.tensor]
+        if self._pool is not None:
+            return [self._pool.tensor]
         return [self._state.held[row] for row in self.rows]

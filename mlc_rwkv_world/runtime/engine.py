@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ from mlc_rwkv_world.runtime.device import kind_of, open_device
 from mlc_rwkv_world.runtime.generate import Generation
 from mlc_rwkv_world.runtime.library import BATCH_DECODE, DECODE, PREFILL, Library, open_first
 from mlc_rwkv_world.runtime.parameters import load_parameters
+from mlc_rwkv_world.runtime.pool import Pool, Slot
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
 from mlc_rwkv_world.runtime.state import State
 from mlc_rwkv_world.runtime.threads import use as use_threads
@@ -82,6 +82,7 @@ class Engine:
             name: self.library.function(name) for name in (PREFILL, DECODE, BATCH_DECODE)
         }
         self._lock = threading.Lock()
+        self._pool = Pool(self._fresh(), self.device)
 
     @property
     def vocab_size(self) -> int:
@@ -115,7 +116,8 @@ class Engine:
         sequences = [self._check_ids(one) for one in ids]
         self._check_states(states, len(sequences))
         logits = np.empty((len(states), self.vocab_size), np.float32)
-        drafts = [state.draft() for state in states]
+        before = [state.slot for state in states]
+        after = self._take(len(states))
         for step in _schedule(
             [len(one) for one in sequences],
             self.metadata.prefill_chunk_size,
@@ -124,9 +126,13 @@ class Engine:
             pieces = [sequences[b][start:end] for b, start, end in step]
             rows = [b for b, _, _ in step]
             # The last step of a sequence leaves the logits that count.
-            logits[rows] = self._read(PREFILL, pieces, [drafts[b] for b in rows])
-        for state, sequence in zip(states, sequences, strict=True):
-            state.commit(state.tokens_read + len(sequence))
+            slots = [(before[b], after[b]) for b in rows]
+            logits[rows] = self._read(PREFILL, pieces, slots)
+            # What follows of a sequence continues from there, and may replace it.
+            for b in rows:
+                before[b] = after[b]
+        for state, slot, sequence in zip(states, after, sequences, strict=True):
+            state.commit(slot, state.tokens_read + len(sequence))
         return logits
 
     def decode_batch(self, tokens: Ids, states: Sequence[State]) -> Logits:
@@ -136,10 +142,11 @@ class Engine:
         size = self.metadata.max_batch_size
         groups = [slice(start, start + size) for start in range(0, len(ids), size)]
         function = DECODE if len(ids) == 1 else BATCH_DECODE
-        drafts = [state.draft() for state in states]
-        logits = [self._read(function, [ids[group]], drafts[group]) for group in groups]
-        for state in states:
-            state.commit(state.tokens_read + 1)
+        after = self._take(len(states))
+        slots = [(state.slot, new) for state, new in zip(states, after, strict=True)]
+        logits = [self._read(function, [ids[group]], slots[group]) for group in groups]
+        for state, slot in zip(states, after, strict=True):
+            state.commit(slot, state.tokens_read + 1)
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def generate(
@@ -196,48 +203,51 @@ class Engine:
                 f"The text is not valid UTF-8 (near character {error.start}). Give valid UTF-8."
             ) from None
 
-    def fresh_tensor(self) -> Any:
-        """A tensor [1, L, R, D] on the device with the content of a new state."""
-        return tvm_runtime.tensor(self._fresh, self.device)
+    def fresh_slot(self) -> Slot:
+        """The slot with the content of a new state."""
+        return self._pool.fresh
 
-    @cached_property
+    def read_slot(self, slot: Slot) -> npt.NDArray[np.float32]:
+        """A copy of a slot's content, float32 [L, R, D]."""
+        with self._lock:
+            return self._pool.read(slot)
+
+    def slot_of(self, content: npt.NDArray[np.float32]) -> Slot:
+        """A slot with this content, float32 [L, R, D]."""
+        with self._lock:
+            slot = self._pool.take()
+            self._pool.write(slot, content)
+        return slot
+
+    def _take(self, count: int) -> list[Slot]:
+        with self._lock:
+            return [self._pool.take() for _ in range(count)]
+
     def _fresh(self) -> Logits:
-        array = np.empty((1, *self.state_shape), np.float32)
-        array[:] = np.array(self.metadata.initial_rows, np.float32)[:, None]
-        return array
+        content = np.empty(self.state_shape, np.float32)
+        content[:] = np.array(self.metadata.initial_rows, np.float32)[:, None]
+        return content
 
     def _read(
-        self, function: str, pieces: Sequence[npt.NDArray[np.int32]], drafts: Sequence[Any]
+        self,
+        function: str,
+        pieces: Sequence[npt.NDArray[np.int32]],
+        slots: Sequence[tuple[Slot, Slot]],
     ) -> Logits:
-        """Run `function` on the drafts [1, L, R, D], which it updates; the logits [B, V]."""
-        arguments = [self._to_device(np.concatenate(pieces) if len(pieces) > 1 else pieces[0])]
+        """Run `function` on sequences, each from one slot to another; the logits [B, V]."""
+        arguments = [np.concatenate(pieces) if len(pieces) > 1 else pieces[0]]
         if function == PREFILL:
-            ends = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
-            arguments.append(self._to_device(ends))
-        batch = drafts[0] if len(drafts) == 1 else self._gather(drafts)
+            arguments.append(np.cumsum([0, *map(len, pieces)], dtype=np.int32))
+        arguments.append(np.array([(a.index, b.index) for a, b in slots], np.int32))
+        given = [self._to_device(argument) for argument in arguments]
         with self._lock:
             try:
-                logits, _ = self._functions[function](*arguments, batch, self._parameters)
+                logits, _ = self._functions[function](*given, self._pool.tensor, self._parameters)
             except Exception as error:
                 raise self.library.failure(function, error) from error
-        if len(drafts) > 1:
-            for row, draft in zip(self._rows(batch), drafts, strict=True):
-                tvm_runtime.copy(row, draft)
         # On a CPU no copy is needed: nobody else holds this tensor, and the array keeps it alive.
         on_cpu = kind_of(self.device) == "cpu"
         return cast(Logits, np.from_dlpack(logits) if on_cpu else tvm_runtime.array(logits))
-
-    def _gather(self, drafts: Sequence[Any]) -> Any:
-        batch = tvm_runtime.empty((len(drafts), *self.state_shape), "float32", self.device)
-        for row, draft in zip(self._rows(batch), drafts, strict=True):
-            tvm_runtime.copy(draft, row)
-        return batch
-
-    def _rows(self, batch: Any) -> list[Any]:
-        """Views [1, L, R, D] of the rows of a tensor [B, L, R, D]."""
-        shape = (1, *self.state_shape)
-        nbytes = int(np.prod(shape)) * 4
-        return [tvm_runtime.view(batch, shape, b * nbytes) for b in range(batch.shape[0])]
 
     def _to_device(self, array: npt.NDArray[np.int32]) -> Any:
         return tvm_runtime.tensor(array, self.device)

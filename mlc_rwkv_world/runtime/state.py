@@ -1,22 +1,22 @@
 """The recurrent state: all that the model remembers of what it has read.
 
-A state is a value. It is one float32 tensor [1, L, R, D] on the engine's device and the
-number of tokens that it has read; it can be copied, saved, loaded and compared by content.
+A state is a value. It is one slot of the engine's pool and the number of tokens that it has read;
+it can be copied, saved, loaded and compared by content.
 
-Compiled functions update their state in place, so the engine lets them work on a draft,
-and a finished draft becomes the state in one assignment. A read that fails or is
-interrupted, wherever that happens, therefore leaves the state as it was.
+A call writes what a state becomes to another slot, which then becomes the state's in one
+assignment. A read that fails or is interrupted, wherever that happens, therefore leaves the state
+as it was.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from mlc_rwkv_world.runtime import tvm_runtime
+from mlc_rwkv_world.runtime.pool import Slot
 from mlc_rwkv_world.runtime.state_file import StateFile
 
 if TYPE_CHECKING:
@@ -30,13 +30,17 @@ class State:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # The state, a draft of the same size, and the number of tokens read.
-        self._parts: tuple[Any, Any, int] = (engine.fresh_tensor(), engine.fresh_tensor(), 0)
+        self._content: tuple[Slot, int] = (engine.fresh_slot(), 0)
+
+    @property
+    def slot(self) -> Slot:
+        """The slot that holds the content, which nobody may write."""
+        return self._content[0]
 
     @property
     def tokens_read(self) -> int:
         """How many tokens this state has read since it was new."""
-        return self._parts[2]
+        return self._content[1]
 
     @property
     def engine(self) -> Engine:
@@ -45,8 +49,7 @@ class State:
 
     def numpy(self) -> npt.NDArray[np.float32]:
         """A copy of the content, float32 [L, R, D]."""
-        batch: npt.NDArray[np.float32] = tvm_runtime.array(self._parts[0])
-        return batch.reshape(self._engine.state_shape)
+        return self._engine.read_slot(self.slot)
 
     def copy(self) -> State:
         """An independent state with the same content."""
@@ -56,10 +59,7 @@ class State:
 
     def assign(self, other: State) -> None:
         """Take over the content of `other`, a state of the same engine."""
-        value, _, tokens_read = other._parts
-        draft = self._parts[1]
-        tvm_runtime.copy(value, draft)
-        self.commit(tokens_read)
+        self._content = other._content
 
     def reset(self) -> None:
         """Forget everything, as a new state."""
@@ -94,16 +94,8 @@ class State:
 
     def from_file(self, file: StateFile) -> None:
         """Replace the content by that of `file`, which `read_file` gave."""
-        tvm_runtime.fill(self._parts[1], file.state[None])
-        self.commit(file.count(TOKENS_READ))
+        self.commit(self._engine.slot_of(file.state), file.count(TOKENS_READ))
 
-    def draft(self) -> Any:
-        """A copy of the content, [1, L, R, D] on the device, for a function to update."""
-        value, draft, _ = self._parts
-        tvm_runtime.copy(value, draft)
-        return draft
-
-    def commit(self, tokens_read: int) -> None:
-        """Make the draft the content: one assignment, so that nothing can come between."""
-        value, draft, _ = self._parts
-        self._parts = (draft, value, tokens_read)
+    def commit(self, slot: Slot, tokens_read: int) -> None:
+        """Make a slot the content: one assignment, so that nothing can come between."""
+        self._content = (slot, tokens_read)

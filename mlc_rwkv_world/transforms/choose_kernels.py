@@ -115,10 +115,10 @@ class _Chooser(Rewriter):
         return self.emit(relax.call_tir(func, relax.Tuple(args), types), name)
 
     def _state_set(self, call: relax.Call) -> relax.Expr:
-        _, state, layer, row, value = call.args
-        func = self.kernels.add(NAMED["state_set"], [state, value], [])
-        args = relax.Tuple([state, layer, row, value])
-        return self.emit(relax.call_tir_inplace(func, args, 0, state.ty), "state")
+        _, pool, slots, layer, row, value = call.args
+        func = self.kernels.add(NAMED["state_set"], [pool, slots, value], [])
+        args = relax.Tuple([pool, slots, layer, row, value])
+        return self.emit(relax.call_tir_inplace(func, args, 0, pool.ty), "pool")
 
     def _layer_norm(self, call: relax.Call, var: relax.Var) -> relax.Expr:
         args = list(call.args)

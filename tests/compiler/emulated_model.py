@@ -24,6 +24,8 @@ Answers = dict[str, list[Array]]
 RAGGED = [0, 5, 6, 23]
 LONG = 140
 STEPS = 3
+# Of the pool, enough for every state that is written.
+SLOTS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,49 +75,56 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
     held = tvm_ffi.convert(taken(machine, stored))
     counts: dict[str, Any] = {}
 
-    def call(name: str, ids: list[int], *rest: Any) -> Array:
-        arguments = [np.array(ids, np.int32), *rest[:-1]]
+    pool = tvm.runtime.tensor(_fresh_pool(model), device)
+    slots = iter(range(1, SLOTS))
+
+    def call(name: str, ids: list[int], moves: list[tuple[int, int]], *rest: Array) -> list[Array]:
+        """Logits, and the states that were written."""
+        arguments = [np.array(ids, np.int32), *rest, np.array(moves, np.int32)]
         given = [tvm.runtime.tensor(a, device) for a in arguments]
         before = _launches(target.kind)
-        logits, _ = machine[name](*given, rest[-1], held)
+        logits, _ = machine[name](*given, pool, held)
         counts.setdefault(name, []).append(
             [b - a for a, b in zip(before, _launches(target.kind), strict=True)]
         )
-        return logits.numpy()
-
-    def state(batch: int) -> Any:
-        shape = (batch, model.config.num_hidden_layers, 5, model.config.hidden_size)
-        fresh = np.zeros(shape, np.float32)
-        fresh[:, :, 3] = -1e30
-        return tvm.runtime.tensor(fresh, device)
+        return [logits.numpy(), pool.numpy()[[write for _, write in moves]]]
 
     vocabulary = model.config.vocab_size
     tokens = [(7 * i + 3) % vocabulary for i in range(LONG)]
     answers: Answers = {}
     for name, offsets in (("ragged", RAGGED), ("long", [0, LONG])):
-        kept = state(len(offsets) - 1)
+        moves = [(0, next(slots)) for _ in offsets[1:]]
         ids = tokens[: offsets[-1]]
-        logits = call("rwkv_world_prefill", ids, np.array(offsets, np.int32), kept)
-        answers[name] = [logits, kept.numpy()]
+        answers[name] = call("rwkv_world_prefill", ids, moves, np.array(offsets, np.int32))
         if name == "ragged":
             for step in range(STEPS):
                 batch = [(step + 11 * i) % vocabulary for i in range(len(offsets) - 1)]
-                logits = call("rwkv_world_batch_decode", batch, kept)
-                answers[f"batch {step}"] = [logits, kept.numpy()]
+                moves = [(held_in, next(slots)) for _, held_in in moves]
+                answers[f"batch {step}"] = call("rwkv_world_batch_decode", batch, moves)
     # Another number of sequences, and then the first again.
     for turn, count in enumerate((2, 3)):
-        kept = state(count)
-        logits = call("rwkv_world_batch_decode", list(range(9, 9 + count)), kept)
-        answers[f"batch of {count}, {turn}"] = [logits, kept.numpy()]
-    # Each step brings a tensor of its own, and two sequences take turns.
-    sequences = [state(1), state(1)]
+        moves = [(0, next(slots)) for _ in range(count)]
+        found = call("rwkv_world_batch_decode", list(range(9, 9 + count)), moves)
+        answers[f"batch of {count}, {turn}"] = found
+    # Each step has slots of its own, and two sequences take turns.
+    sequences = [0, 0]
     for step in range(STEPS):
         for number in range(2):
-            logits = call("rwkv_world_decode", [5 + number + step], sequences[number])
-            after = sequences[number].numpy()
-            answers[f"decode {step} {number}"] = [logits, after]
-            sequences[number] = tvm.runtime.tensor(after, device)
+            moves = [(sequences[number], next(slots))]
+            found = call("rwkv_world_decode", [5 + number + step], moves)
+            answers[f"decode {step} {number}"] = found
+            sequences[number] = moves[0][1]
+    answers["the fresh state"] = [pool.numpy()[:1]]
     return answers, counts
+
+
+def _fresh_pool(model: Model) -> Array:
+    """Slot 0 is a state that has read nothing; nobody may read the others before writing them."""
+    shape = (SLOTS, model.config.num_hidden_layers, 5, model.config.hidden_size)
+    pool = np.full(shape, np.nan, np.float32)
+    pool[0] = 0
+    pool[0, :, 3] = -1e30
+    return pool
 
 
 def _launches(kind: str) -> tuple[int, int, int]:

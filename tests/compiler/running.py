@@ -27,12 +27,13 @@ def logits(module: Any) -> np.ndarray:
     params = taken(machine, stored)
     rows = np.array(ours["initial_rows"], np.float32)[:, None]
     shape = (1, ours["num_hidden_layers"], len(rows), ours["hidden_size"])
-    state = tvm.runtime.tensor(np.broadcast_to(rows, shape).copy())
+    pool = tvm.runtime.tensor(np.broadcast_to(rows, shape).copy())
+    slots = tvm.runtime.tensor(np.zeros((1, 2), np.int32))
     ids = tvm.runtime.tensor(np.array(TOKENS[:3], np.int32))
     offsets = tvm.runtime.tensor(np.array([0, 3], np.int32))
-    first = machine["rwkv_world_prefill"](ids, offsets, state, params)[0].numpy()
+    first = machine["rwkv_world_prefill"](ids, offsets, slots, pool, params)[0].numpy()
     step = tvm.runtime.tensor(np.array(TOKENS[3:], np.int32))
-    second = machine["rwkv_world_decode"](step, state, params)[0].numpy()
+    second = machine["rwkv_world_decode"](step, slots, pool, params)[0].numpy()
     return np.concatenate([first, second])
 
 

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 LAYERS = 2
-# Kernels of a decode step before, in and after the blocks: the state's copy, the embedding; its
-# normalization, five or six a block, the last normalization; the head and the state's way back.
-OUTSIDE = 4
+# Kernels of a decode step before, in and after the blocks: the slots' copy, the embedding; its
+# normalization, five or six a block, the last normalization; the head.
+OUTSIDE = 3
 
 
 @pytest.fixture(scope="module")

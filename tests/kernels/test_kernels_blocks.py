@@ -57,15 +57,16 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
         return _spec(input_type(rows, _weight_type(D, k, arithmetic), arithmetic))
 
     row, vector = (rows, D, F32), (D, F32)
-    state, batch = (rows, LAYERS, ROWS_OF_STATE, D, F32), ("b", LAYERS, ROWS_OF_STATE, D, F32)
+    pool = ("s", LAYERS, ROWS_OF_STATE, D, F32)
+    state, batch = [pool, (rows, 2, "int32")], [pool, ("b", 2, "int32")]
     offsets, square = ("o", "int32"), weight(D, D)
     norm, inputs = partial(mix_cpu.norm_mix, eps=EPS), [given(D)] * 3
     cases: dict[str, Case] = {
-        "norm2": (norm, [row, *[vector] * 4, state], inputs[:2]),
-        "norm3": (norm, [row, *[vector] * 5, state], inputs),
+        "norm2": (norm, [row, *[vector] * 4, *state], inputs[:2]),
+        "norm3": (norm, [row, *[vector] * 5, *state], inputs),
         "step": (
             time_mix_cpu.time_mix,
-            [*inputs, *[square] * 3, vector, vector, state],
+            [*inputs, *[square] * 3, vector, vector, *state],
             inputs[:1],
         ),
         "key": (
@@ -82,16 +83,36 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
     }
     if rows != 1:
         cases |= {
-            "shift2": (mix_cpu.shift_mix, [row, offsets, vector, vector, batch], inputs[:2]),
-            "shift3": (mix_cpu.shift_mix, [row, offsets, *[vector] * 3, batch], inputs),
+            "shift2": (mix_cpu.shift_mix, [row, offsets, vector, vector, *batch], inputs[:2]),
+            "shift3": (mix_cpu.shift_mix, [row, offsets, *[vector] * 3, *batch], inputs),
             "products": (time_mix_cpu.products, [*inputs, *[square] * 3], [row] * 3),
             "recurrence": (
                 time_mix_cpu.recurrence,
-                [row, row, row, vector, vector, offsets, batch],
+                [row, row, row, vector, vector, offsets, *batch],
                 inputs[:1],
             ),
         }
     return {f"{name}_{arithmetic}_{rows}": case for name, case in cases.items()}
+
+
+class _Pool:
+    """A pool before and after a kernel, with slots in no order, of which one has no part in it."""
+
+    def __init__(self, before: Array, slots: Array) -> None:
+        self.before, self.slots = before, slots.astype(np.int32)
+        self.after = tvm.runtime.tensor(before)
+
+    def read(self) -> Array:
+        """What the layer's rows were, [B, R, D]."""
+        return self.before[self.slots[:, 0], LAYER]
+
+    def written(self, *rows: int) -> list[Array]:
+        """What these rows are now, [B, D] each; nothing else has changed."""
+        after, expected = self.after.numpy(), self.before.copy()
+        for row in rows:
+            expected[self.slots[:, 1], LAYER, row] = after[self.slots[:, 1], LAYER, row]
+        np.testing.assert_array_equal(after, expected)
+        return [after[self.slots[:, 1], LAYER, row] for row in rows]
 
 
 class _Bench:
@@ -108,10 +129,10 @@ class _Bench:
     def ratios(self, count: int) -> list[Array]:
         return [self.rng.uniform(0, 1, D).astype(F32) for _ in range(count)]
 
-    def state(self, batch: int) -> Array:
-        state = self.floats(batch, LAYERS, ROWS_OF_STATE, D)
+    def pool(self, batch: int) -> _Pool:
+        state = self.floats(2 * batch + 1, LAYERS, ROWS_OF_STATE, D)
         state[:, :, 2] = np.abs(state[:, :, 2]) + 1
-        return state
+        return _Pool(state, self.rng.permutation(2 * batch + 1)[: 2 * batch].reshape(batch, 2))
 
     def weight(self, n: int, k: int) -> tuple[Array, Array]:
         """A packed weight, and its values."""
@@ -186,48 +207,43 @@ def _offsets() -> Array:
 @pytest.mark.parametrize("count", [2, 3])
 def test_norm_mix(bench: _Bench, count: int) -> None:
     x, weight, bias = bench.floats(bench.count, D) + 3, bench.floats(D), bench.floats(D)
-    ratios, state = bench.ratios(count), bench.state(bench.count)
-    after = tvm.runtime.tensor(state)
-    args = [x, weight, bias, *ratios, after, LAYER, ROW]
+    ratios, pool = bench.ratios(count), bench.pool(bench.count)
+    args = [x, weight, bias, *ratios, pool.after, pool.slots, LAYER, ROW]
     outs = bench.run(f"norm{count}", *args, outs=[(bench.count, D)] * count)
     normal = layer_norm(x.astype(float), weight.astype(float), bias.astype(float), EPS)
     for out, ratio in zip(outs, ratios, strict=True):
-        bench.close(out, normal * ratio + state[:, LAYER, ROW] * (1 - ratio.astype(float)))
-    state[:, LAYER, ROW] = after.numpy()[:, LAYER, ROW]
-    np.testing.assert_array_equal(after.numpy(), state)
-    bench.close(after.numpy()[:, LAYER, ROW], normal, RATIO[FLOAT32])
+        bench.close(out, normal * ratio + pool.read()[:, ROW] * (1 - ratio.astype(float)))
+    bench.close(pool.written(ROW)[0], normal, RATIO[FLOAT32])
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_shift_mix(kernels: Kernels, arithmetic: str, count: int) -> None:
     bench, tokens = _Bench(kernels, arithmetic, "m"), sum(LENGTHS)
-    x, ratios, state = bench.floats(tokens, D), bench.ratios(count), bench.state(len(LENGTHS))
-    after = tvm.runtime.tensor(state)
-    args = [x, _offsets(), *ratios, after, LAYER, ROW]
+    x, ratios, pool = bench.floats(tokens, D), bench.ratios(count), bench.pool(len(LENGTHS))
+    args = [x, _offsets(), *ratios, pool.after, pool.slots, LAYER, ROW]
     outs = bench.run(f"shift{count}", *args, outs=[(tokens, D)] * count)
     before = np.roll(x, 1, axis=0)
-    before[_offsets()[:-1]] = state[:, LAYER, ROW]
+    before[_offsets()[:-1]] = pool.read()[:, ROW]
     for out, ratio in zip(outs, ratios, strict=True):
         bench.close(out, x.astype(float) * ratio + before * (1 - ratio.astype(float)))
-    state[:, LAYER, ROW] = x[_offsets()[1:] - 1]
-    np.testing.assert_array_equal(after.numpy(), state)
+    np.testing.assert_array_equal(pool.written(ROW)[0], x[_offsets()[1:] - 1])
 
 
 def test_time_mix_of_a_step(bench: _Bench) -> None:
     inputs = [bench.given(bench.count, D) for _ in range(3)]
     weights = [bench.weight(D, D) for _ in range(3)]
-    decay, first, state = bench.floats(D) - 1, bench.floats(D), bench.state(bench.count)
-    after = tvm.runtime.tensor(state)
+    decay, first, pool = bench.floats(D) - 1, bench.floats(D), bench.pool(bench.count)
     stored = [*(x for x, _ in inputs), *(w for w, _ in weights)]
-    (gated,) = bench.run("step", *stored, decay, first, after, LAYER, outs=[(bench.count, D)])
+    args = [*stored, decay, first, pool.after, pool.slots, LAYER]
+    (gated,) = bench.run("step", *args, outs=[(bench.count, D)])
     k, v, r = (x @ w.T for (_, x), (_, w) in zip(inputs, weights, strict=True))
-    rows = state[:, LAYER].astype(float)
+    rows = pool.read().astype(float)
     offsets = np.arange(bench.count + 1)
     vectors = [-np.exp(decay.astype(float)), first.astype(float)]
     y, *new = wkv(k, v, *vectors, *rows[:, 1:4].swapaxes(0, 1), offsets)
     bench.close(gated, _sigmoid(r) * y)
-    for row, exact in zip((1, 2, 3), new, strict=True):
-        bench.close(after.numpy()[:, LAYER, row], exact, 5e-6)
+    for found, exact in zip(pool.written(1, 2, 3), new, strict=True):
+        bench.close(found, exact, 5e-6)
 
 
 def test_products_and_recurrence_of_prompts(kernels: Kernels, arithmetic: str) -> None:
@@ -240,17 +256,16 @@ def test_products_and_recurrence_of_prompts(kernels: Kernels, arithmetic: str) -
     exact[2] = _sigmoid(exact[2])
     for out, wanted in zip(found, exact, strict=True):
         bench.close(out, wanted, RATIO[FLOAT32])
-    decay, first, state = bench.floats(D) - 1, bench.floats(D), bench.state(len(LENGTHS))
-    after = tvm.runtime.tensor(state)
-    args = [*found, decay, first, _offsets(), after, LAYER]
+    decay, first, pool = bench.floats(D) - 1, bench.floats(D), bench.pool(len(LENGTHS))
+    args = [*found, decay, first, _offsets(), pool.after, pool.slots, LAYER]
     (gated,) = bench.run("recurrence", *args, outs=[(tokens, D)])
     k, v, r = (out.astype(float) for out in found)
-    rows = state[:, LAYER].astype(float)
+    rows = pool.read().astype(float)
     vectors = [-np.exp(decay.astype(float)), first.astype(float)]
     y, *new = wkv(k, v, *vectors, *rows[:, 1:4].swapaxes(0, 1), _offsets())
     bench.close(gated, r * y)
-    for row, wanted in zip((1, 2, 3), new, strict=True):
-        bench.close(after.numpy()[:, LAYER, row], wanted, 5e-6)
+    for out, wanted in zip(pool.written(1, 2, 3), new, strict=True):
+        bench.close(out, wanted, 5e-6)
 
 
 def test_key_and_receptance(bench: _Bench) -> None:

@@ -27,7 +27,7 @@ REGISTERS, SHARED = 65536, 100 * 1024
 
 def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
     row, long, vector = ((1, WIDTH), "float16"), ((1, 4 * WIDTH), "float16"), ((WIDTH,), "float32")
-    state = ((1, 32, 5, WIDTH), "float32")
+    state = [((tirx.Var("slots", "int64"), 32, 5, WIDTH), "float32"), ((1, 2), "int32")]
     many = ((tirx.Var("rows", "int64"), WIDTH), "float16")
 
     def weight(outer: int, inner: int, bits: int) -> list[Any]:
@@ -38,12 +38,12 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
     def sig(args: list[Any], outs: list[Any]) -> Signature:
         return Signature([TensorType(*a) for a in args], [TensorType(*o) for o in outs], target)
 
-    kernels = {"norm_mix": norm_mix_step(sig([row, *[vector] * 5, state], [row] * 3), eps=1e-5)}
+    kernels = {"norm_mix": norm_mix_step(sig([row, *[vector] * 5, *state], [row] * 3), eps=1e-5)}
     for bits in (0, 4):
         square, value = weight(WIDTH, WIDTH, bits), weight(WIDTH, 4 * WIDTH, bits)
         key = weight(4 * WIDTH, WIDTH, bits)
         gated = [long, *value, row, *square, row]
-        mixed = [row, row, row, *square * 3, vector, vector, state]
+        mixed = [row, row, row, *square * 3, vector, vector, *state]
         kernels |= {
             f"output_{bits}": matvec_cuda.matvec_add(sig([row, *square, row], [row])),
             f"key_{bits}": matvec_cuda.matvec_relu_square(sig([row, *key], [long])),

@@ -65,8 +65,14 @@ CASES |= {
         [("o", "int32")],
     ),
 }
-CASES |= {f"state_get_{b}": (state.state_get, [(b, *STATE)], [(b, 48, F32)]) for b in ("b", 1)}
-CASES |= {f"state_set_{b}": (state.state_set, [(b, *STATE), (b, 48, F32)], []) for b in ("b", 1)}
+POOL = ("s", *STATE)
+CASES |= {
+    f"state_get_{b}": (state.state_get, [POOL, (b, 2, "int32")], [(b, 48, F32)]) for b in ("b", 1)
+}
+CASES |= {
+    f"state_set_{b}": (state.state_set, [POOL, (b, 2, "int32"), (b, 48, F32)], [])
+    for b in ("b", 1)
+}
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +156,11 @@ def test_offsets(kernels: Kernels) -> None:
 def test_state_rows_are_read_and_written_where_they_belong(
     kernels: Kernels, rng: np.random.Generator, name: str, batch: int
 ) -> None:
-    tensor = rng.standard_normal((batch, LAYERS, ROWS, 48), np.float32)
-    (row,) = kernels(f"state_get_{name}", tensor, 1, 3, outs=[((batch, 48), F32)])
-    np.testing.assert_array_equal(row, tensor[:, 1, 3])
+    pool = rng.standard_normal((2 * batch + 1, LAYERS, ROWS, 48), np.float32)
+    slots = rng.permutation(2 * batch + 1)[: 2 * batch].reshape(batch, 2).astype(np.int32)
+    (row,) = kernels(f"state_get_{name}", pool, slots, 1, 3, outs=[((batch, 48), F32)])
+    np.testing.assert_array_equal(row, pool[slots[:, 0], 1, 3])
 
-    written = kernels.in_place(f"state_set_{name}", tensor, 1, 3, 2 * row)
-    tensor[:, 1, 3] *= 2
-    np.testing.assert_array_equal(written, tensor)
+    written = kernels.in_place(f"state_set_{name}", pool, slots, 1, 3, 2 * row)
+    pool[slots[:, 1], 1, 3] = 2 * row
+    np.testing.assert_array_equal(written, pool)

@@ -8,12 +8,15 @@ from functools import cache
 from typing import Any
 
 from tvm import IRModule, relax
+from tvm.target import Target
 
 from mlc_rwkv_world.compiler.export import export
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.quantization import format_named
 from mlc_rwkv_world.transforms.calls import packed_name
+from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.tvm_names import name_of
+from mlc_rwkv_world.versions import VERSIONS
 
 LAYERS = 2
 
@@ -35,6 +38,14 @@ def small_config(**changes: Any) -> ModelConfig:
 def small_module(quantization: str, compute_dtype: str, **changes: Any) -> IRModule:
     """The exported functions of `small_config`, which nobody may change."""
     return export(small_config(**changes), format_named(quantization), compute_dtype)
+
+
+def chosen(mod: IRModule, target: Target) -> IRModule:
+    """An RWKV-4 module with its kernels, as the pipeline chooses them."""
+    version = VERSIONS[4]
+    parts, rules = version.all_parts(), version.all_rules(target.kind.name)
+    with target:
+        return ChooseKernels(target, parts, rules)(mod)
 
 
 def functions(mod: IRModule) -> dict[str, relax.Function]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from support.modules import LAYERS, callee, calls, functions, small_config, small_module
+from support.modules import LAYERS, callee, calls, chosen, functions, small_config, small_module
 from tvm import IRModule, relax
 
 from mlc_rwkv_world.compiler import arithmetic, metadata, pipeline
@@ -19,14 +19,12 @@ from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError, UsageError
 from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
-from mlc_rwkv_world.models.rwkv4 import INITIAL_ROWS
 from mlc_rwkv_world.quantization import format_named
-from mlc_rwkv_world.transforms.choose_arithmetic import ChooseArithmetic
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
-from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
-from mlc_rwkv_world.transforms.fuse_blocks_cpu import FuseBlocksCPU
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.tvm_names import name_of
+from mlc_rwkv_world.versions import VERSIONS
+from mlc_rwkv_world.versions.rwkv4.model import INITIAL_ROWS
 
 FUSED = {
     "rwkv_world_decode": ["norm_mix", "time_mix", "residual"],
@@ -44,14 +42,8 @@ def _fused(
     quantization: str, dtype: str = "float32", arithmetic: str = FLOAT32, exact: Sequence[int] = ()
 ) -> IRModule:
     target = resolve("llvm").target
-    mod = small_module(quantization, dtype)
-    for step in (
-        PackWeights(target, _names(quantization), narrow=arithmetic == BFLOAT16, exact=exact),
-        ChooseArithmetic(dict.fromkeys(FUSED, arithmetic), exact),
-        FuseBlocksCPU(target),
-    ):
-        mod = step(mod)
-    return ChooseKernels(target)(EraseBlockMarks()(mod))
+    pack = PackWeights(target, _names(quantization), dict.fromkeys(FUSED, arithmetic), exact)
+    return chosen(pack(small_module(quantization, dtype)), target)
 
 
 def _called(mod: IRModule, function: str) -> list[str]:
@@ -101,12 +93,12 @@ def test_chosen_blocks_multiply_float32(
 
 @pytest.mark.parametrize("function", FUSED)
 def test_arithmetic_without_fusion(function: str) -> None:
-    """The passes agree on a block that is left as it is."""
-    target = resolve("llvm").target
-    mod = PackWeights(target, _names("q8f16_1"))(small_module("q8f16_1", "float32"))
-    tvm.ir.assert_structural_equal(ChooseArithmetic({}, ())(mod), mod)
-    mod = ChooseArithmetic({function: INT8}, [1])(mod)
-    mod = ChooseKernels(target)(EraseBlockMarks()(mod))
+    """The passes agree on parts that have no kernels of their own."""
+    target, version = resolve("llvm").target, VERSIONS[4]
+    pack = PackWeights(target, _names("q8f16_1"), {function: INT8}, [1])
+    shared = {name: rule for name, rule in version.all_rules("llvm").items() if "." not in name}
+    mod = pack(small_module("q8f16_1", "float32"))
+    mod = ChooseKernels(target, version.all_parts(), shared)(mod)
     for name in FUSED:
         called = _called(mod, name)
         # Seven products in each block, and the head.
@@ -194,15 +186,25 @@ class _Module:
         heads = np.concatenate([ids[b : e - 1] for b, e in pairwise(ends)])
         offsets = np.cumsum([0, *(n - 1 for n in lengths)]).astype(np.int32)
         fresh = np.array(INITIAL_ROWS, np.float32)[:, None]
-        batch = tvm.runtime.tensor(np.broadcast_to(fresh, (len(lengths), LAYERS, 5, 64)).copy())
-        tensor = tvm.runtime.tensor
-        self.machine["rwkv_world_prefill"](tensor(heads), tensor(offsets), batch, self.packed)
-        last = tensor(np.ascontiguousarray(ids[ends[1:] - 1]))
-        logits = self.machine["rwkv_world_batch_decode"](last, batch, self.packed)[0].numpy()
-        one = tensor(np.broadcast_to(fresh, (1, LAYERS, 5, 64)).copy())
-        for token in ids[: lengths[0]]:
-            step = tensor(np.array([token], np.int32))
-            single = self.machine["rwkv_world_decode"](step, one, self.packed)[0]
+        # Slot 0 stays fresh; the others are not read before they are written.
+        content = np.full((16, LAYERS, 5, 64), np.nan, np.float32)
+        content[0] = fresh
+        tensor, machine = tvm.runtime.tensor, self.machine
+        pool, count = tensor(content), len(lengths)
+
+        def moving(reads: Any, writes: Any) -> Any:
+            return tensor(np.stack([reads, writes], axis=1).astype(np.int32))
+
+        first, second = np.arange(count) + 1, np.arange(count)[::-1] + 5
+        slots = moving(np.zeros(count), first)
+        machine["rwkv_world_prefill"](tensor(heads), tensor(offsets), slots, pool, self.packed)
+        last, slots = tensor(np.ascontiguousarray(ids[ends[1:] - 1])), moving(first, second)
+        logits = machine["rwkv_world_batch_decode"](last, slots, pool, self.packed)[0].numpy()
+        at = [0, *(9 + number % 3 for number in range(lengths[0]))]
+        for token, (read_from, write_to) in zip(ids[: lengths[0]], pairwise(at), strict=True):
+            step, slots = tensor(np.array([token], np.int32)), moving([read_from], [write_to])
+            single = machine["rwkv_world_decode"](step, slots, pool, self.packed)[0]
+        np.testing.assert_array_equal(pool.numpy()[0], content[0])
         return logits, single.numpy()
 
 

@@ -15,12 +15,12 @@ from mlc_rwkv_world.kernels.emitter import Emitter, Rule, type_of
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
 from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.signature import TensorType
-from mlc_rwkv_world.models.parts import OFFSETS, STATE, Part
+from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
 
 
 def _suits(part: Part) -> bool:
     """Whether the kernels take a branch: our state, whole blocks of rows, weights packed alike."""
-    if part.packed is None or STATE not in part:
+    if part.packed is None or POOL not in part:
         return False
     weights = [type_of(part.tensor(role)) for role in part.weights]
     forms = {(ty.dtype, *ty.shape[2:]) for ty in weights}
@@ -35,10 +35,11 @@ def _input(part: Part, role: str) -> TensorType:
 
 def _mix(part: Part, emit: Emitter, role: str) -> list[Tensor]:
     """The blends, as inputs of the products like `role`'s, then the state."""
-    x, norm, state = part.tensor("x"), part.tensors("norm"), part.tensor(STATE)
+    x, norm, state = part.tensor("x"), part.tensors("norm"), part.tensor(POOL)
     outs = [_input(part, role)] * len(part.args["mix"])
     eps = part.attrs["eps"]
-    tail = [*part.tensors("mix"), state, part.attrs["layer"], part.attrs["rows"][0]]
+    place = [part.attrs["layer"], part.attrs["rows"][0]]
+    tail = [*part.tensors("mix"), state, part.tensor(SLOTS), *place]
     if OFFSETS not in part:
         return emit.call(mix_cpu.norm_mix, [x, *norm, *tail], outs, state=state, eps=eps)
     (normal,) = emit.call(layer_norm, [x, *norm], [type_of(x)], eps=eps)
@@ -49,17 +50,18 @@ def _mix(part: Part, emit: Emitter, role: str) -> list[Tensor]:
 def time_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     if not _suits(part):
         return None
-    x, layer, out = part.tensor("x"), part.attrs["layer"], [_input(part, "output")]
+    x, out = part.tensor("x"), [_input(part, "output")]
     rows = type_of(x)
     *blends, state = _mix(part, emit, "key")
     weights = [part.tensor(role) for role in ("key", "value", "receptance")]
     vectors = [part.tensor("decay"), part.tensor("first")]
+    place = [state, part.tensor(SLOTS), part.attrs["layer"]]
     if OFFSETS in part:
         kvr = emit.call(time_mix_cpu.products, [*blends, *weights], [rows] * 3)
-        args = [*kvr, *vectors, part.tensor(OFFSETS), state, layer]
+        args = [*kvr, *vectors, part.tensor(OFFSETS), *place]
         gated, state = emit.call(time_mix_cpu.recurrence, args, out, state=state)
     else:
-        args = [*blends, *weights, *vectors, state, layer]
+        args = [*blends, *weights, *vectors, *place]
         gated, state = emit.call(time_mix_cpu.time_mix, args, out, state=state)
     args = [gated, part.tensor("output"), x]
     return [*emit.call(channel_mix_cpu.residual, args, [rows]), state]

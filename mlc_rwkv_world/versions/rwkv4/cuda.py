@@ -9,7 +9,7 @@ from tvm.relax.frontend.nn import Tensor
 from mlc_rwkv_world.kernels import matvec_cuda
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type, type_of
 from mlc_rwkv_world.kernels.rules import pair, streamed
-from mlc_rwkv_world.models.parts import OFFSETS, STATE, Part
+from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
 
 
 def wkv(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
@@ -17,13 +17,14 @@ def wkv(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     blends = part.tensors("blends")
     weights = [part.tensors(role) for role in ("key", "value", "receptance")]
     alike = len({type_of(x) for x in blends}) == 1
-    if OFFSETS in part or STATE not in part or not alike:
+    if OFFSETS in part or POOL not in part or not alike:
         return None
     if not streamed(emit, list(zip(blends, weights, strict=True))):
         return None
-    state = part.tensor(STATE)
+    state = part.tensor(POOL)
     stored = [tensor for weight in weights for tensor in pair(weight)]
-    args = [*blends, *stored, part.tensor("decay"), part.tensor("first"), state]
+    vectors = [part.tensor("decay"), part.tensor("first")]
+    args = [*blends, *stored, *vectors, state, part.tensor(SLOTS)]
     outs = [tensor_type(part.outs[0])]
     return emit.call(matvec_cuda.time_mix_step, [*args, part.attrs["layer"]], outs, state=state)
 
