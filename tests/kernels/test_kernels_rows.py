@@ -70,8 +70,7 @@ CASES |= {
     f"state_get_{b}": (state.state_get, [POOL, (b, 2, "int32")], [(b, 48, F32)]) for b in ("b", 1)
 }
 CASES |= {
-    f"state_set_{b}": (state.state_set, [POOL, (b, 2, "int32"), (b, 48, F32)], [])
-    for b in ("b", 1)
+    f"state_set_{b}": (state.state_set, [POOL, (b, 2, "int32"), (b, 48, F32)], []) for b in ("b", 1)
 }
 
 

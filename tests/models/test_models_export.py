@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from support.modules import LAYERS, callee, callees, calls, functions, small_config, small_module
+import tvm
+from support.modules import (
+    LAYERS,
+    callee,
+    callees,
+    calls,
+    chosen,
+    functions,
+    small_config,
+    small_module,
+)
 from tvm import IRModule, relax
 
 from mlc_rwkv_world.compiler.export import parameters
+from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.models.operations import BLOCK_BEGIN, BLOCK_END, PREFIX
+from mlc_rwkv_world.models.parts import OFFSETS, POOL, PREFIX, ROWS, SLOTS, read
 from mlc_rwkv_world.quantization import FORMATS, format_named
+from mlc_rwkv_world.tvm_names import name_of
 
 OURS = {"rwkv_world_prefill", "rwkv_world_decode", "rwkv_world_batch_decode"}
 STEPS = {"decode", "batch_decode", "rwkv_world_decode", "rwkv_world_batch_decode"}
 RAGGED = {"prefill", "batch_prefill", "rwkv_world_prefill"}
-ROWS = 5
+STATE_ROWS = 5
 
 
 @pytest.fixture(scope="module", params=[("q4f16_1", "float16"), ("q0f16", "float32")], ids="-".join)
@@ -37,21 +49,16 @@ def test_functions_and_well_formedness(mod: IRModule) -> None:
 
 def test_named_operations(mod: IRModule, dtype: tuple[str, str]) -> None:
     quantized = dtype[0] == "q4f16_1"
-    products = 7 * LAYERS + 1
     embedding = "embedding_dequantize" if quantized else "embedding"
     for name, func in functions(mod).items():
         expected = Counter[str]()
         if name in OURS | {"embed"}:
             expected[embedding] = 1
         if name in STEPS | RAGGED:
-            expected["block_begin"] = expected["block_end"] = LAYERS
-            expected["wkv_step" if name in STEPS else "wkv"] = LAYERS
-            expected["dequantize"] = products * quantized
+            expected["rwkv4.time_mix"] = expected["rwkv4.channel_mix"] = LAYERS
+            expected["linear"] = 1
         if name in RAGGED:
-            expected["token_shift"] = 2 * LAYERS
-            expected["last_token"] = 2 * LAYERS + 1
-        if name in OURS:
-            expected["state_get"] = expected["state_set"] = ROWS * LAYERS
+            expected["last_token"] = 1
         if name == "prefill":
             expected["whole_offsets"] = 1
         if name == "batch_prefill":
@@ -64,36 +71,51 @@ def test_named_operations(mod: IRModule, dtype: tuple[str, str]) -> None:
         }
         assert named == +expected, name
         if name in STEPS | RAGGED:
-            stock = 0 if name in OURS else ROWS * LAYERS
+            stock = 0 if name in OURS else STATE_ROWS * LAYERS
             assert found["vm.builtin.rnn_state_get"] == stock
             assert found["vm.builtin.rnn_state_set"] == stock
-            assert found["relax.matmul"] == products
+            # All that blocks compute is in parts.
+            assert found["relax.matmul"] == found["relax.add"] == 0
 
 
-def test_marks_enclose_every_block_in_order(mod: IRModule, dtype: tuple[str, str]) -> None:
-    for name in STEPS | RAGGED:
-        marks = []
-        inside = False
-        for call in calls(functions(mod)[name]):
-            if callee(call) in (BLOCK_BEGIN, BLOCK_END):
-                inside = callee(call) == BLOCK_BEGIN
-                marks.append((inside, int(call.args[2].value)))
-                assert str(call.ty.dtype) == dtype[1]
-            elif callee(call).startswith((PREFIX + "wkv", PREFIX + "token_shift")):
-                assert inside
-        expected = [(begin, block) for block in range(LAYERS) for begin in (True, False)]
-        assert marks == expected, name
+@pytest.mark.parametrize("function", sorted(STEPS | RAGGED))
+def test_parts_say_what_they_are(mod: IRModule, dtype: tuple[str, str], function: str) -> None:
+    found = [part for call in calls(functions(mod)[function]) if (part := read(call)) is not None]
+    assert [part.block for part in found] == [*(b for i in range(LAYERS) for b in (i, i)), None]
+    quantized = dtype[0] == "q4f16_1"
+    for part in found:
+        assert part.compute == dtype[1]
+        tensors = [part.args[role] for role in part.weights]
+        assert [len(one) for one in tensors] == [2 if quantized else 1] * len(tensors)
+        if part.block is None:
+            continue
+        ours = function in OURS
+        assert (POOL in part, SLOTS in part, ROWS in part) == (ours, ours, not ours)
+        assert (OFFSETS in part) == (function in RAGGED)
+        assert part.attrs["layer"] == part.block
+        assert str(part.outs[0].dtype) == dtype[1]
+        # The pool, or each row, comes back.
+        rows = len(part.attrs["rows"])
+        assert len(part.outs) == 1 + (1 if ours else rows)
+        tvm.ir.assert_structural_equal(read(part.call()).call(), part.call())
+    assert sorted(row for part in found[:2] for row in part.attrs["rows"]) == list(range(5))
 
 
 def test_products_that_leave_float16s_range_are_float32() -> None:
-    mod = small_module("q4f16_1", "float16")
+    mod = chosen(small_module("q4f16_1", "float16"), resolve("metal").target)
     for name in STEPS | RAGGED:
-        matmuls = [c for c in calls(functions(mod)[name]) if callee(c) == "relax.matmul"]
-        results = [str(call.ty.dtype) for call in matmuls]
+        products = [
+            (binding.value.args[1].fields[0], binding.var)
+            for binding in functions(mod)[name].body.blocks[0].bindings
+            if isinstance(binding.value, relax.Call)
+            and callee(binding.value) == "relax.call_tir"
+            and name_of(binding.value.args[0]).startswith("linear")
+        ]
+        results = [str(out.ty.dtype) for _, out in products]
         # Key, value, receptance, output; receptance, key, value; and at the end the head.
         block = ["float32", "float32", "float16", "float16", "float16", "float16", "float16"]
         assert results == [*block * LAYERS, "float32"], name
-        assert {str(call.args[0].ty.dtype) for call in matmuls} == {"float16"}
+        assert {str(x.ty.dtype) for x, _ in products} == {"float16"}
 
 
 def test_everything_is_float32_where_that_is_the_compute_type() -> None:
@@ -107,12 +129,10 @@ def test_everything_is_float32_where_that_is_the_compute_type() -> None:
 def test_residual_is_halved_after_every_nth_block(every: int, halvings: int) -> None:
     mod = small_module("q0f16", "float16", rescale_every=every)
     for name in STEPS | RAGGED:
-        halved = [
-            call
-            for call in calls(functions(mod)[name])
-            if callee(call) == "relax.multiply" and "R.const(0.5" in str(call.args[1])
-        ]
-        assert len(halved) == halvings
+        parts = [read(call) for call in calls(functions(mod)[name])]
+        factors = [part.attrs["factor"] for part in parts if part and "factor" in part.attrs]
+        assert factors.count(0.5) == halvings
+        assert factors.count(1.0) == LAYERS - halvings
 
 
 def test_parameters_are_those_of_the_functions(mod: IRModule, dtype: tuple[str, str]) -> None:

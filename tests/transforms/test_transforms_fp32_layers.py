@@ -1,4 +1,4 @@
-"""FP32Layers changes the types of the chosen blocks' operations and of nothing else."""
+"""FP32Layers changes the types of the chosen blocks' parts and of nothing else."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from functools import cache
 
 import pytest
 import tvm
-from support.modules import callee, functions, small_module
+from support.modules import callee, chosen, functions, small_module
 from tvm import IRModule, relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.models import operations as ops
-from mlc_rwkv_world.models.operations import BLOCK_BEGIN, BLOCK_END
+from mlc_rwkv_world.models.parts import Part, make, read
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
-from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
 
 LAYERS = 3
@@ -27,10 +25,11 @@ FORWARD = 7
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """A call, the block that it stands in (None outside), and the types of what it touches."""
+    """A call, its block (None outside), what it computes in, and the types of what it touches."""
 
     block: int | None
     name: str
+    compute: str | None
     takes: tuple[str, ...]
     gives: tuple[str, ...]
 
@@ -51,20 +50,19 @@ def dtypes(ty: object) -> tuple[str, ...]:
 
 
 def operations(func: relax.Function) -> Iterator[Operation]:
-    """The operations of a function in order; marks belong to their block."""
-    block = None
+    """The operations of a function in order; `takes` of a part are no weights."""
     for binding in func.body.blocks[0].bindings:
         call = binding.value
         if not isinstance(call, relax.Call):
             continue
-        name = callee(call)
-        if name == BLOCK_BEGIN:
-            block = int(call.args[2].value)
-        args = call.args[1:] if name.startswith(("rwkv_world", "vm.")) else call.args
-        takes = tuple(dtype for arg in args for dtype in dtypes(arg.ty))
-        yield Operation(block, name, takes, dtypes(call.ty))
-        if name == BLOCK_END:
-            block = None
+        part = read(call)
+        if part is None:
+            takes = tuple(dtype for arg in call.args for dtype in dtypes(arg.ty))
+            yield Operation(None, callee(call), None, takes, dtypes(call.ty))
+        else:
+            roles = [role for role in part.args if role not in part.weights]
+            takes = tuple(str(expr.ty.dtype) for role in roles for expr in part.args[role])
+            yield Operation(part.block, part.name, part.compute, takes, dtypes(call.ty))
 
 
 def forward(mod: IRModule) -> dict[str, list[Operation]]:
@@ -87,14 +85,13 @@ def test_types(quantization: str, blocks: tuple[int, ...]) -> None:
         for o in found:
             if o.block in blocks:
                 assert "float16" not in o.gives, (name, o)
-                # Storage alone may still be float16, and what reads it gives float32.
-                if o.name not in ("relax.astype", ops.PREFIX + "dequantize"):
-                    assert "float16" not in o.takes, (name, o)
+                assert "float16" not in o.takes, (name, o)
+                assert o.compute == "float32"
         old = without_casts(forward(before)[name])
         new = without_casts(found)
         assert [(o.block, o.name) for o in new] == [(o.block, o.name) for o in old]
         for was, now in zip(old, new, strict=True):
-            if was.block not in blocks:
+            if was.block not in blocks or was.block is None:
                 assert now == was
             else:
                 assert now.gives == tuple(d.replace("float16", "float32") for d in was.gives)
@@ -106,25 +103,26 @@ def test_casts_outside(blocks: tuple[int, ...], more: int) -> None:
     """Only at the edges: into a chosen block, and out of one where float16 is wanted."""
     for name, old in forward(module("q4f16_1")).items():
         found = forward(widened("q4f16_1", *blocks))[name]
-        before, after = (
-            sum(o.block is None and o.name == "relax.astype" for o in side) for side in (old, found)
-        )
+        before, after = (sum(o.name == "relax.astype" for o in side) for side in (old, found))
         assert after == before + more, name
+
+
+def parts(func: relax.Function) -> list[tuple[Part, relax.Var]]:
+    """The parts of blocks, and what they are bound to."""
+    bindings = func.body.blocks[0].bindings
+    found = [(read(binding.value), binding.var) for binding in bindings]
+    return [(part, var) for part, var in found if part is not None and part.block is not None]
 
 
 def test_residual_between_chosen_blocks_stays_float32() -> None:
     mod = widened("q0f16", 1, 2)
     for func in functions(mod).values():
-        begins = {}
-        ends = {}
-        for binding in func.body.blocks[0].bindings:
-            name = callee(binding.value) if isinstance(binding.value, relax.Call) else ""
-            if name == BLOCK_BEGIN:
-                begins[int(binding.value.args[2].value)] = binding.value.args[1]
-            if name == BLOCK_END:
-                ends[int(binding.value.args[2].value)] = binding.var
-        if begins:
-            assert begins[2].same_as(ends[1])
+        values = {binding.var: binding.value for binding in func.body.blocks[0].bindings}
+        last = {part.block: var for part, var in parts(func)}
+        for part, _ in parts(func):
+            if part.block == 2 and part.name.endswith("time_mix"):
+                item = values[part.args["x"][0]]
+                assert item.tuple_value.same_as(last[1]) and item.index == 0
 
 
 @pytest.mark.parametrize("quantization", FORMATS)
@@ -153,35 +151,45 @@ def test_unknown_block() -> None:
 
 
 class Strange(nn.Module):  # type: ignore[misc]
-    """A model that is no RWKV: two marked blocks with operators that ours does not use."""
+    """A model that is no RWKV: two blocks of one part each, with a cast between."""
 
     def forward(self, x: Tensor) -> Tensor:
         for block in range(2):
-            x = ops.block_begin(x, block)
-            kept = op.sum(op.concat([x, x * 0.25], 1), -1, keepdims=True)
-            x = op.softmax(x, -1) + kept
-            x = ops.block_end(x, block)
+            part = make("strange", {"x": x}, [(x.shape, "float16")], block=block, compute="float16")
+            (x,) = part.emit()
         return op.tanh(x)
 
 
-def test_any_marked_module() -> None:
+def _strange(part: Part) -> list[Tensor]:
+    x = part.tensor("x")
+    return [op.softmax(x * 0.25, -1) + x]
+
+
+def test_any_model_in_parts() -> None:
     spec = {"forward": {"x": nn.spec.Tensor(["n", 8], "float16")}}
     mod, _ = Strange().export_tvm(spec)
     changed = FP32Layers([1])(mod)
     assert relax.analysis.check_well_formed(changed)
     (found,) = forward(changed).values()
-    assert {d for o in found if o.block == 1 for d in o.gives} == {"float32"}
-    assert {d for o in found if o.block == 0 for d in o.gives} == {"float16"}
+    assert [o.gives for o in found if o.block == 1] == [("float32",)]
+    assert [o.gives for o in found if o.block == 0] == [("float16",)]
     assert found[-1].gives == ("float16",)
+    lowered = ChooseKernels(resolve("metal").target, {"strange": _strange}, {})(changed)
+    softmax = [o for o in operations(functions(lowered)["forward"]) if o.name == "relax.nn.softmax"]
+    assert [o.gives for o in softmax] == [("float16",), ("float32",)]
+
+
+def test_a_part_that_nobody_knows() -> None:
+    spec = {"forward": {"x": nn.spec.Tensor(["n", 8], "float16")}}
+    mod, _ = Strange().export_tvm(spec)
+    with pytest.raises(ValueError, match="part strange has neither kernels nor a decomposition"):
+        ChooseKernels(resolve("metal").target, {}, {})(mod)
 
 
 @pytest.mark.parametrize("target", ["llvm", "cuda -arch=sm_90"])
 def test_kernels_of_a_chosen_block(target: str) -> None:
     """Weights are read as they are stored, by kernels that take and give float32."""
-    resolved = resolve(target).target
-    with resolved:
-        wide = FP32Layers([0])(small_module("q4f16_1", "float16"))
-        mod = ChooseKernels(resolved)(EraseBlockMarks()(wide))
+    mod = chosen(FP32Layers([0])(small_module("q4f16_1", "float16")), resolve(target).target)
     results = []
     for binding in functions(mod)["rwkv_world_decode"].body.blocks[0].bindings:
         call = binding.value
