@@ -18,7 +18,7 @@ from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from mlc_rwkv_world.quantization import Format
+    from mlc_rwkv_world.storage import Format
 
 # What RWKV-4 configurations of Hugging Face call themselves.
 ALIAS = "rwkv"
@@ -49,18 +49,19 @@ def add_models(model_model: ModuleType) -> None:
 
 def add_formats(quantization: ModuleType) -> None:
     """Adds our formats that the host lacks, described in its terms."""
-    from mlc_rwkv_world.quantization import FORMATS
+    from mlc_rwkv_world.storage import FORMATS
 
     known = quantization.QUANTIZATION
     for fmt in FORMATS.values():
         if fmt.name in known:
             continue
-        if fmt.bits:
+        stored = fmt.matrix
+        if stored.bits:
             known[fmt.name] = quantization.GroupQuantize(
                 name=fmt.name,
                 kind="group-quant",
-                group_size=32,
-                quantize_dtype=f"int{fmt.bits}",
+                group_size=stored.group,
+                quantize_dtype=f"int{stored.bits}",
                 storage_dtype="uint32",
                 model_dtype=fmt.dtype,
                 linear_weight_layout="NK",
@@ -86,7 +87,7 @@ def model_config(config: Any, fmt: Format) -> ModelConfig:
 
 def format_of(quantization: Any) -> Format:
     """Our format of the host's name; UsageError where it is none of ours."""
-    from mlc_rwkv_world.quantization import format_named
+    from mlc_rwkv_world.storage import format_named
 
     return format_named(quantization.name)
 
@@ -134,10 +135,10 @@ def _complete(config: Any) -> None:
 
 def _plain_model(config: Any) -> Any:
     from mlc_rwkv_world.models.causal_lm import CausalLM
-    from mlc_rwkv_world.quantization import format_named
+    from mlc_rwkv_world.storage import format_named
 
     fmt = format_named("q0f32")
-    return CausalLM(model_config(config, fmt), fmt.dtype, fmt.dtype)
+    return CausalLM(model_config(config, fmt), fmt, fmt.dtype)
 
 
 def quantized_model(config: Any, quantization: Any) -> tuple[Any, Any]:
@@ -145,13 +146,14 @@ def quantized_model(config: Any, quantization: Any) -> tuple[Any, Any]:
     from mlc_llm.loader import QuantizeMapping
     from tvm.target import Target
 
-    from mlc_rwkv_world.compiler.export import compute_dtype, model
+    from mlc_rwkv_world.compiler.export import compute_dtype
+    from mlc_rwkv_world.models.causal_lm import CausalLM
 
     fmt = format_of(quantization)
     ours = model_config(config, fmt)
     target = Target.current(allow_none=True)
     dtype = fmt.dtype if target is None else compute_dtype(fmt, target.kind.name)
-    module = model(ours, fmt, dtype)
+    module = CausalLM(ours, fmt, dtype)
     description = json.dumps({"config": ours.as_dict(), "format": fmt.name, "compute_dtype": dtype})
     export_tvm = module.export_tvm
 

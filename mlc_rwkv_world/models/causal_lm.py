@@ -19,18 +19,26 @@ from mlc_rwkv_world.models.rnn_state import RNNState, RNNStateObject, create_rnn
 from mlc_rwkv_world.models.segments import Ragged, Segments, Steps
 from mlc_rwkv_world.models.state import State, TensorState
 from mlc_rwkv_world.models.versions import version_of
+from mlc_rwkv_world.storage import Format
+from mlc_rwkv_world.storage.stored import IndivisibleRow
 
 
 class CausalLM(nn.Module):  # type: ignore[misc]
-    """Model and head. Weights are stored in `storage`, products computed in `dtype`."""
+    """Model and head. Weights are stored as the format says, products computed in `dtype`.
 
-    def __init__(self, config: ModelConfig, storage: str, dtype: str) -> None:
+    Raises UsageError where the format cannot store rows of the model's sizes.
+    """
+
+    def __init__(self, config: ModelConfig, fmt: Format, dtype: str) -> None:
         super().__init__()
         self.config = config
         self.dtype = dtype
         self.version = version_of(config.model_version)
-        self.model = self.version.model(config, storage, dtype)
-        self.head = Linear(config.hidden_size, config.vocab_size, storage)
+        try:
+            self.model = self.version.model(config, fmt, dtype)
+            self.head = Linear(config.hidden_size, config.vocab_size, fmt.matrix)
+        except IndivisibleRow as error:
+            raise fmt.refusal(error) from None
 
     def _logits(self, x: Tensor, segments: Segments, state: State) -> Tensor:
         """The residual [T, D] to float32 logits [B, V] after each sequence's last token."""

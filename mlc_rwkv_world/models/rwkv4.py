@@ -14,6 +14,7 @@ from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.layers import Embedding, LayerNorm, Linear
 from mlc_rwkv_world.models.segments import Segments
 from mlc_rwkv_world.models.state import State
+from mlc_rwkv_world.storage import Format
 
 # Rows of the state of one layer: previous inputs of the two mixes, and the recurrence's
 # numerator a, denominator b and exponent p.
@@ -29,7 +30,7 @@ def _mix(x: Tensor, previous: Tensor, ratio: Tensor, dtype: str) -> Tensor:
 class TimeMix(nn.Module):  # type: ignore[misc]
     """`Wo (sigmoid(Wr xr) * wkv(Wk xk, Wv xv))`."""
 
-    def __init__(self, config: ModelConfig, layer: int, storage: str, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
         super().__init__()
         size = config.hidden_size
         self.layer = layer
@@ -41,10 +42,10 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         self.time_mix_key = nn.Parameter((size,), "float32")
         self.time_mix_value = nn.Parameter((size,), "float32")
         self.time_mix_receptance = nn.Parameter((size,), "float32")
-        self.key = Linear(size, size, storage)
-        self.value = Linear(size, size, storage)
-        self.receptance = Linear(size, size, storage)
-        self.output = Linear(size, size, storage)
+        self.key = Linear(size, size, fmt.matrix)
+        self.value = Linear(size, size, fmt.matrix)
+        self.receptance = Linear(size, size, fmt.matrix)
+        self.output = Linear(size, size, fmt.matrix)
 
     def forward(self, x: Tensor, segments: Segments, state: State) -> Tensor:
         """x float32 [T, D] (normalized) to [T, D] of the compute type."""
@@ -68,16 +69,16 @@ class TimeMix(nn.Module):  # type: ignore[misc]
 class ChannelMix(nn.Module):  # type: ignore[misc]
     """`sigmoid(Wr xr) * (Wv relu(Wk xk)^2)`."""
 
-    def __init__(self, config: ModelConfig, layer: int, storage: str, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
         super().__init__()
         size, hidden = config.hidden_size, config.intermediate_size
         self.layer = layer
         self.dtype = dtype
         self.time_mix_key = nn.Parameter((size,), "float32")
         self.time_mix_receptance = nn.Parameter((size,), "float32")
-        self.key = Linear(size, hidden, storage)
-        self.receptance = Linear(size, size, storage)
-        self.value = Linear(hidden, size, storage)
+        self.key = Linear(size, hidden, fmt.matrix)
+        self.receptance = Linear(size, size, fmt.matrix)
+        self.value = Linear(hidden, size, fmt.matrix)
 
     def forward(self, x: Tensor, segments: Segments, state: State) -> Tensor:
         """x float32 [T, D] (normalized) to [T, D] of the compute type."""
@@ -98,7 +99,7 @@ def _epsilon(config: ModelConfig, block: int) -> float:
 class Block(nn.Module):  # type: ignore[misc]
     """Two residual branches: time mix, then channel mix."""
 
-    def __init__(self, config: ModelConfig, layer: int, storage: str, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
         super().__init__()
         self.layer = layer
         self.dtype = dtype
@@ -106,8 +107,8 @@ class Block(nn.Module):  # type: ignore[misc]
         epsilon = _epsilon(config, layer)
         self.ln1 = LayerNorm(config.hidden_size, epsilon)
         self.ln2 = LayerNorm(config.hidden_size, epsilon)
-        self.attention = TimeMix(config, layer, storage, dtype)
-        self.feed_forward = ChannelMix(config, layer, storage, dtype)
+        self.attention = TimeMix(config, layer, fmt, dtype)
+        self.feed_forward = ChannelMix(config, layer, fmt, dtype)
 
     def forward(self, x: Tensor, segments: Segments, state: State) -> Tensor:
         """The residual [T, D] of the compute type, before and after."""
@@ -122,13 +123,13 @@ class Block(nn.Module):  # type: ignore[misc]
 class RWKV4(nn.Module):  # type: ignore[misc]
     """Embedding, normalization, blocks, normalization: everything below the head."""
 
-    def __init__(self, config: ModelConfig, storage: str, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, fmt: Format, dtype: str) -> None:
         super().__init__()
         self.dtype = dtype
-        self.embeddings = Embedding(config.vocab_size, config.hidden_size, storage)
+        self.embeddings = Embedding(config.vocab_size, config.hidden_size, fmt.matrix)
         self.pre_ln = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.blocks = nn.ModuleList(
-            [Block(config, i, storage, dtype) for i in range(config.num_hidden_layers)]
+            [Block(config, i, fmt, dtype) for i in range(config.num_hidden_layers)]
         )
         self.ln_out = LayerNorm(config.hidden_size, _epsilon(config, config.num_hidden_layers))
 

@@ -9,6 +9,7 @@ from typing import Any
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.models import rwkv4
 from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.storage import Format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Version:
     `halved_outputs` names the weights that `rescale_every` divides, relative to their block.
     """
 
-    model: Callable[[ModelConfig, str, str], Any]
+    model: Callable[[ModelConfig, Format, str], Any]
     initial_rows: Sequence[float]
     halved_outputs: Sequence[str]
 

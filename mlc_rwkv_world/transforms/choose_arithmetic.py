@@ -8,14 +8,15 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from mlc_rwkv_world.kernels.arithmetic_cpu import INT8
+from mlc_rwkv_world.kernels.arithmetic_cpu import INT8, inputs_of
+from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.models.operations import (
     BLOCK_BEGIN,
     BLOCK_END,
     LINEAR_PACKED,
     LINEAR_PACKED_INT8,
 )
-from mlc_rwkv_world.transforms.calls import packed_name, tensor_type
+from mlc_rwkv_world.transforms.calls import packed_name, stored_in
 from mlc_rwkv_world.tvm_names import name_of
 
 
@@ -54,7 +55,7 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         elif name == BLOCK_END:
             self.block = None
         elif name == LINEAR_PACKED and self.block not in self.exact:
-            x, weight = call.args[1].fields
-            if tensor_type(weight.ty).dtype == "uint32":
-                return relax.call_dps_packed(LINEAR_PACKED_INT8, [x, weight], out_ty=call.ty)
+            _, (stored,) = stored_in(call.args[1].fields)
+            if inputs_of(stored, INT8) is Inputs.BYTES:
+                return relax.call_dps_packed(LINEAR_PACKED_INT8, call.args[1], out_ty=call.ty)
         return call

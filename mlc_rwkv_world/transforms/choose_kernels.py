@@ -10,8 +10,9 @@ from tvm.target import Target
 
 from mlc_rwkv_world.kernels import product_cpu
 from mlc_rwkv_world.kernels.activation import quantize
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type, takes_bytes
+from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type, inputs_of
 from mlc_rwkv_world.kernels.bfloat16 import round_inputs
+from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
 from mlc_rwkv_world.kernels.linear import linear
 from mlc_rwkv_world.kernels.table import NAMED
@@ -21,7 +22,8 @@ from mlc_rwkv_world.models.operations import (
     PREFIX,
     STATE_SET,
 )
-from mlc_rwkv_world.transforms.calls import packed_name, tensor_type
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.transforms.calls import packed_name, plain, stored_in, tensor_type
 from mlc_rwkv_world.transforms.kernel_table import KernelTable
 
 _MATMUL = Op.get("relax.matmul")
@@ -29,6 +31,7 @@ _PERMUTE_DIMS = Op.get("relax.permute_dims")
 _ASTYPE = Op.get("relax.astype")
 _LAYER_NORM = Op.get("relax.nn.layer_norm")
 _DEQUANTIZE = PREFIX + "dequantize"
+_CONVERSIONS = {Inputs.BFLOAT16: round_inputs, Inputs.BYTES: quantize}
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChooseKernels")
@@ -75,10 +78,11 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         return call
 
     def _named(self, call: relax.Call, name: str) -> relax.Expr:
-        args = list(call.args[1].fields)
+        args, stored = stored_in(call.args[1].fields)
         out = call.ty_args[0]
         outs = list(out.fields) if isinstance(out, relax.TupleType) else [out]
-        func = self._kernels.add(name, NAMED[name], args, [tensor_type(ty) for ty in outs])
+        types = [tensor_type(ty) for ty in outs]
+        func = self._kernels.add(name, NAMED[name], args, types, stored)
         return relax.call_tir(func, relax.Tuple(args), outs if len(outs) > 1 else outs[0])
 
     def _state_set(self, call: relax.Call) -> relax.Expr:
@@ -92,20 +96,24 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         permute = self._binding(transposed)
         if not (isinstance(permute, relax.Call) and permute.op == _PERMUTE_DIMS):
             return call
-        args = [x, *self._stored(permute.args[0])]
-        func = self._kernels.add("linear", linear, args, [tensor_type(call.ty)])
+        weight, stored = self._stored(permute.args[0])
+        args = [x, *weight]
+        func = self._kernels.add("linear", linear, args, [tensor_type(call.ty)], [stored])
         return relax.call_tir(func, relax.Tuple(args), call.ty)
 
     def _linear_packed(self, call: relax.Call, arithmetic: str) -> relax.Expr:
-        x, weight = call.args[1].fields
-        out = tensor_type(call.ty_args[0])
-        wanted = input_type(out.shape[0], tensor_type(weight.ty), arithmetic)
-        if wanted.dtype != FLOAT32:
-            convert = quantize if takes_bytes(wanted) else round_inputs
+        (x, weight), (stored,) = stored_in(call.args[1].fields)
+        out, inner = tensor_type(call.ty_args[0]), tensor_type(x.ty).static(1)
+        inputs = inputs_of(stored, arithmetic)
+        if inputs is not Inputs.FLOAT32:
+            convert = _CONVERSIONS[inputs]
+            wanted = input_type(out.shape[0], inner, inputs)
             func = self._kernels.add(convert.__name__, convert, [x], [wanted])
             ty = relax.TensorType(list(wanted.shape), wanted.dtype)
             x = self.builder_.emit(relax.call_tir(func, relax.Tuple([x]), ty))
-        func = self._kernels.add("linear_packed", product_cpu.linear, [x, weight], [out])
+        func = self._kernels.add(
+            "linear_packed", product_cpu.linear, [x, weight], [out], [stored], inputs
+        )
         return relax.call_tir(func, relax.Tuple([x, weight]), call.ty_args[0])
 
     def _layer_norm(self, call: relax.Call) -> relax.Expr:
@@ -114,14 +122,15 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
         func = self._kernels.add("layer_norm", layer_norm, args, [], eps=eps)
         return relax.call_tir(func, relax.Tuple(args), call.ty)
 
-    def _stored(self, weight: relax.Expr) -> list[relax.Expr]:
-        """The tensors in which a dense weight is stored."""
+    def _stored(self, weight: relax.Expr) -> tuple[list[relax.Expr], Stored]:
+        """The tensors in which a dense weight is stored, and how."""
         value = self._binding(weight)
         if packed_name(value) == _DEQUANTIZE:
-            return list(value.args[1].fields)
+            tensors, (stored,) = stored_in(value.args[1].fields)
+            return tensors, stored
         if isinstance(value, relax.Call) and value.op == _ASTYPE:
-            return [value.args[0]]
-        return [weight]
+            weight = value.args[0]
+        return [weight], plain(weight)
 
     def _binding(self, expr: relax.Expr) -> relax.Expr:
         return self.lookup_binding(expr) if isinstance(expr, relax.Var) else expr

@@ -15,11 +15,12 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
 from mlc_rwkv_world.kernels import channel_mix_cpu, mix_cpu, time_mix_cpu
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type
+from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, INT8, input_type, inputs_of
+from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
-from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.signature import TensorType
 from mlc_rwkv_world.models.operations import LINEAR_PACKED, LINEAR_PACKED_INT8
+from mlc_rwkv_world.storage.stored import ROWS, Stored
 from mlc_rwkv_world.transforms.calls import tensor_type
 from mlc_rwkv_world.transforms.kernel_table import KernelTable
 from mlc_rwkv_world.transforms.rwkv4_blocks import Block, Mix, Product, States, find_blocks
@@ -53,8 +54,13 @@ def _suits(block: Block) -> bool:
         return False
     if time.key.packed is None:
         return False
-    forms = {(ty.dtype, *ty.shape[2:]) for ty in (tensor_type(p.weight[0].ty) for p in products)}
-    return len(forms) == 1 and tensor_type(time.mix.x.ty).static(1) % ROWS == 0
+    alike = len({product.stored for product in products}) == 1
+    return alike and tensor_type(time.mix.x.ty).static(1) % ROWS == 0
+
+
+def _inputs(product: Product) -> Inputs:
+    """What a product with a packed weight takes."""
+    return inputs_of(product.stored, _ARITHMETICS[product.packed])
 
 
 @mutator
@@ -81,6 +87,8 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
         """Emits the block's kernels: its output and the state after it."""
         time, channel, offsets = block.time, block.channel, block.offsets
         weights = [product.weight[0] for product in (time.key, time.value, time.receptance)]
+        # All weights are stored alike.
+        one, inputs = time.key.stored, _inputs(time.key)
         layer = relax.prim_value(block.layer)
         x, state = self.visit_expr(time.mix.x), self.visit_expr(states.before)
         rows = tensor_type(x.ty)
@@ -90,21 +98,35 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
         out = [self._input(rows.shape[0], time.output)]
         if offsets is None:
             args = [*blends, *weights, *vectors, state, layer]
-            gated, state = self._call(time_mix_cpu.time_mix, args, out, state)
+            gated, state = self._call(time_mix_cpu.time_mix, args, out, state, [one], inputs)
         else:
-            kvr = self._call(time_mix_cpu.products, [*blends, *weights], [rows] * 3)
+            kvr = self._call(
+                time_mix_cpu.products, [*blends, *weights], [rows] * 3, None, [one], inputs
+            )
             args = [*kvr, *vectors, offsets, state, layer]
-            gated, state = self._call(time_mix_cpu.recurrence, args, out, state)
-        (x,) = self._call(channel_mix_cpu.residual, [gated, time.output.weight[0], x], [rows])
+            gated, state = self._call(time_mix_cpu.recurrence, args, out, state, (), inputs)
+        args = [gated, time.output.weight[0], x]
+        (x,) = self._call(channel_mix_cpu.residual, args, [rows], None, [one], inputs)
 
         *blends, state = self._mix(channel.mix, x, state, layer, offsets, channel.key)
         key, gate = self._call(
             channel_mix_cpu.key_receptance,
             [*blends, channel.key.weight[0], channel.receptance.weight[0]],
             [self._input(rows.shape[0], channel.value), rows],
+            None,
+            [one, one],
+            inputs,
         )
         args = [key, channel.value.weight[0], gate, x]
-        (x,) = self._call(channel_mix_cpu.gated_residual, args, [rows], factor=channel.factor)
+        (x,) = self._call(
+            channel_mix_cpu.gated_residual,
+            args,
+            [rows],
+            None,
+            [one],
+            inputs,
+            factor=channel.factor,
+        )
         return x, state
 
     def _mix(
@@ -118,16 +140,16 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
     ) -> list[relax.Var]:
         """The blends, as inputs of a product, then the state."""
         rows = tensor_type(x.ty)
-        outs = [self._input(rows.shape[0], product)] * len(mix.ratios)
+        outs, inputs = [self._input(rows.shape[0], product)] * len(mix.ratios), _inputs(product)
         tail = [*mix.ratios, state, layer, relax.prim_value(mix.row)]
         if offsets is None:
             args = [x, *mix.norm, *tail]
-            return self._call(mix_cpu.norm_mix, args, outs, state, eps=mix.eps)
+            return self._call(mix_cpu.norm_mix, args, outs, state, (), inputs, eps=mix.eps)
         (normal,) = self._call(layer_norm, [x, *mix.norm], [rows], eps=mix.eps)
-        return self._call(mix_cpu.shift_mix, [normal, offsets, *tail], outs, state)
+        return self._call(mix_cpu.shift_mix, [normal, offsets, *tail], outs, state, (), inputs)
 
     def _input(self, count: Any, product: Product) -> TensorType:
-        return input_type(count, tensor_type(product.weight[0].ty), _ARITHMETICS[product.packed])
+        return input_type(count, tensor_type(product.x.ty).static(1), _inputs(product))
 
     def _call(
         self,
@@ -135,11 +157,13 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
         args: Sequence[relax.Expr],
         outs: Sequence[TensorType],
         state: relax.Expr | None = None,
+        stored: Sequence[Stored] = (),
+        inputs: Inputs = Inputs.FLOAT32,
         **options: float,
     ) -> list[relax.Var]:
         """Emits a call; the results, and last the state where it is updated in place."""
         args = [self.visit_expr(arg) for arg in args]
-        func = self._kernels.add(build.__name__, build, args, outs, **options)
+        func = self._kernels.add(build.__name__, build, args, outs, stored, inputs, **options)
         types = [relax.TensorType(list(out.shape), out.dtype) for out in outs]
         if state is None:
             call = relax.call_tir(func, relax.Tuple(args), types if len(types) > 1 else types[0])

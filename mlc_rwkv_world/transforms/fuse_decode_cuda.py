@@ -10,9 +10,10 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
 from mlc_rwkv_world.kernels import matvec_cuda
-from mlc_rwkv_world.kernels.dot_cuda import Stored
+from mlc_rwkv_world.kernels.dot_cuda import Streamed
 from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
 from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.transforms.calls import tensor_type
 from mlc_rwkv_world.transforms.kernel_table import KernelTable
 from mlc_rwkv_world.transforms.rwkv4_blocks import (
@@ -56,14 +57,14 @@ def _suitable(products: Sequence[Product], same: bool) -> bool:
     """Whether the kernels take these products of one row; `same` asks for one storage."""
     kinds = []
     for product in products:
-        x, *stored = (tensor_type(part.ty) for part in (product.x, *product.weight))
+        x, weight = (tensor_type(part.ty) for part in (product.x, product.weight[0]))
         if product.packed is not None or x.shape[0] != 1:
             return False
-        one = Stored.of(x, stored)
+        one = Streamed.of(x, weight, product.stored)
         if not one.can_stream:
             return False
         whole = (one.inner,) if same else ()
-        kinds.append((x.dtype, one.outer, one.dtype, one.bits, one.scale_dtype, *whole))
+        kinds.append((x.dtype, one.outer, one.stored, *whole))
     return len(set(kinds)) == 1
 
 
@@ -137,7 +138,8 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
         """residual + product."""
         if _suitable([time.output], same=True):
             args = [time.output.x, *_stored(time.output), time.residual]
-            self._replace("matvec_add", matvec_cuda.matvec_add, args, time.result)
+            stored = [time.output.stored]
+            self._replace("matvec_add", matvec_cuda.matvec_add, args, time.result, stored)
 
     def _time_mix(self, time: TimeMix, layer: int, states: States) -> None:
         """Three products, the recurrence and the gate."""
@@ -153,7 +155,8 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
             args = [self.visit_expr(arg) for arg in (*parts, time.decay, time.first)]
             kernel = matvec_cuda.time_mix_step
             outs = [tensor_type(end.ty)]
-            func = self._kernels.add("time_mix_step", kernel, [*args, state], outs)
+            stored = [product.stored for product in products]
+            func = self._kernels.add("time_mix_step", kernel, [*args, state], outs, stored)
             call = relax.call_tir_inplace(
                 func,
                 relax.Tuple([*args, state, relax.prim_value(layer)]),
@@ -169,7 +172,8 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
         if _suitable([channel.key], same=True):
             args = [channel.key.x, *_stored(channel.key)]
             kernel = matvec_cuda.matvec_relu_square
-            self._replace("matvec_relu_square", kernel, args, channel.activated)
+            stored = [channel.key.stored]
+            self._replace("matvec_relu_square", kernel, args, channel.activated, stored)
         products = [channel.value, channel.receptance]
         if _suitable(products, same=False):
             args = [arg for product in products for arg in (product.x, *_stored(product))]
@@ -178,6 +182,7 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
                 matvec_cuda.matvec_gated_add,
                 [*args, channel.residual],
                 channel.result,
+                [product.stored for product in products],
                 factor=channel.factor,
             )
 
@@ -191,11 +196,12 @@ class _Fuser(PyExprMutator):  # type: ignore[misc]
         build: Callable[..., tirx.PrimFunc],
         args: Sequence[relax.Expr],
         end: relax.Var,
+        stored: Sequence[Stored],
         **options: float,
     ) -> None:
         def emit() -> None:
             given = [self.visit_expr(arg) for arg in args]
-            func = self._kernels.add(name, build, given, [tensor_type(end.ty)], **options)
+            func = self._kernels.add(name, build, given, [tensor_type(end.ty)], stored, **options)
             self._instead[end] = self.builder_.emit(
                 relax.call_tir(func, relax.Tuple(given), end.ty), name_of(end)
             )

@@ -9,7 +9,9 @@ from functools import lru_cache
 from tvm import relax, tirx
 from tvm.target import Target
 
+from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.transforms.calls import tensor_type, with_root_block
 
 
@@ -18,7 +20,7 @@ class _Kernel:
     """A kernel to be built; equal to those that differ in dynamic extents alone."""
 
     build: Callable[..., tirx.PrimFunc]
-    types: tuple[tuple[object, ...], ...]
+    types: tuple[object, ...]
     target: str
     options: tuple[tuple[str, float], ...]
     signature: Signature = dataclasses.field(compare=False)
@@ -38,17 +40,23 @@ class KernelTable:
         build: Callable[..., tirx.PrimFunc],
         args: Sequence[relax.Expr],
         outs: Sequence[TensorType],
+        stored: Sequence[Stored] = (),
+        inputs: Inputs = Inputs.FLOAT32,
+        /,
         **options: float,
     ) -> relax.GlobalVar:
         """`build(signature, **options)` for these arguments, of which only the tensors count.
+
+        `stored` and `inputs` are the signature's.
 
         Calls that differ in dynamic extents alone share one kernel.
         """
         tensors = [tensor_type(arg.ty) for arg in args if isinstance(arg.ty, relax.TensorType)]
         # What divides arguments from results matters too.
         types = (*map(_type_key, tensors), (), *map(_type_key, outs))
-        signature = Signature(tensors, outs, self._target)
-        kernel = _Kernel(build, types, str(self._target), tuple(options.items()), signature)
+        signature = Signature(tensors, outs, self._target, tuple(stored), inputs)
+        key = (*types, tuple(stored), inputs)
+        kernel = _Kernel(build, key, str(self._target), tuple(options.items()), signature)
         if kernel not in self._added:
             self._added[kernel] = self._builder.add_func(_built(kernel), name)
         return self._added[kernel]

@@ -17,11 +17,18 @@ from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels.packed_weight import pack, packed_type
-from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.kernels.packed_weight import pack, packed
+from mlc_rwkv_world.kernels.signature import Signature, TensorType, stored_types
 from mlc_rwkv_world.models.operations import BLOCK_BEGIN, BLOCK_END, LINEAR_PACKED, PREFIX
-from mlc_rwkv_world.transforms.calls import packed_name, tensor_type, with_root_block
-from mlc_rwkv_world.tvm_names import name_of
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.transforms.calls import (
+    packed_name,
+    plain,
+    stored_in,
+    tensor_type,
+    with_root_block,
+)
+from mlc_rwkv_world.tvm_names import StringImm, name_of
 
 # What the pass leaves for the library's metadata, as an attribute of the module.
 PACKED_PARAMS = "rwkv_world_packed_params"
@@ -37,12 +44,13 @@ _DEQUANTIZE = PREFIX + "dequantize"
 class _Product:
     """A matmul with a weight that is stored in these parameters, and the values between.
 
-    `block` is the block that it is in, if any.
+    `stored` says how they hold it; `block` is the block that it is in, if any.
     """
 
     result: relax.Var
     x: relax.Expr
     sources: tuple[int, ...]
+    stored: Stored
     between: tuple[relax.Var, ...]
     block: int | None
 
@@ -84,26 +92,27 @@ class PackWeights:
             for product in graph.products.values()
             if product.block in self.exact
         }
-        packed = {
-            sources: self._packed(sources, types, self.narrow and sources not in exact)
-            for sources in weights
+        forms = {
+            sources: _form(stored, types[sources[0]], self.narrow and sources not in exact)
+            for sources, stored in weights.items()
         }
-        first = {sources[0]: sources for sources in packed}
-        dropped = {index for sources in packed for index in sources[1:]}
+        first = {sources[0]: sources for sources in forms}
+        dropped = {index for sources in forms for index in sources[1:]}
         kept = [index for index in range(len(types)) if index not in dropped]
         entries = []
         builder = relax.BlockBuilder(mod)
         functions: dict[tuple[object, ...], str] = {}
         for index in kept:
             sources = first.get(index, (index,))
-            ty = packed[sources] if index in first else types[index]
+            ty = _packed_type(forms[sources], types[index]) if index in first else types[index]
             made_by = ""
             if index in first:
                 stored = [types[source] for source in sources]
-                key = tuple((t.shape, t.dtype) for t in (*stored, ty))
+                form = forms[sources]
+                key = (form, *((t.shape, t.dtype) for t in stored))
                 if key not in functions:
                     functions[key] = f"{_PACK}_{len(functions)}"
-                    self._add_pack(builder, functions[key], stored, ty)
+                    self._add_pack(builder, functions[key], stored, ty, form)
                 made_by = functions[key]
             entries.append(
                 {
@@ -116,21 +125,22 @@ class PackWeights:
             )
         mod = builder.get()
         place = {index: position for position, index in enumerate(kept)}
-        new_types = [packed[first[i]] if i in first else types[i] for i in kept]
+        new_types = [
+            _packed_type(forms[first[i]], types[i]) if i in first else types[i] for i in kept
+        ]
         for gvar, graph in found.items():
-            mod[gvar] = _Rewriter(mod, graph, place, new_types, packed).run()
+            mod[gvar] = _Rewriter(mod, graph, place, new_types, forms).run()
         return mod.with_attr(PACKED_PARAMS, json.dumps(entries))
 
-    @staticmethod
-    def _packed(sources: tuple[int, ...], types: Sequence[TensorType], narrow: bool) -> TensorType:
-        stored = [types[index] for index in sources]
-        inner = stored[0].static(1) if len(stored) == 1 else stored[1].static(1) * 32
-        return packed_type(stored, inner, narrow=narrow)
-
     def _add_pack(
-        self, builder: relax.BlockBuilder, name: str, stored: Sequence[TensorType], ty: TensorType
+        self,
+        builder: relax.BlockBuilder,
+        name: str,
+        stored: Sequence[TensorType],
+        ty: TensorType,
+        form: Stored,
     ) -> None:
-        kernel = with_root_block(pack(Signature(stored, [ty], self.target)))
+        kernel = with_root_block(pack(Signature(stored, [ty], self.target, [form])))
         gvar = builder.add_func(kernel, "pack_weight")
         params = [
             relax.Var(f"stored_{i}", relax.TensorType(list(t.shape), t.dtype))
@@ -141,6 +151,22 @@ class PackWeights:
                 call = relax.call_tir(gvar, params, relax.TensorType(list(ty.shape), ty.dtype))
                 out = builder.emit_output(builder.emit(call))
             builder.emit_func_output(out)
+
+
+def _inner(stored: Stored, first: TensorType) -> int:
+    """How long the rows of a weight are whose first tensor in the shards has this type."""
+    return first.static(1) * stored.per_element
+
+
+def _form(stored: Stored, first: TensorType, narrow: bool) -> Stored:
+    form = packed(stored, narrow=narrow and _inner(stored, first) % 2 == 0)
+    assert form is not None
+    return form
+
+
+def _packed_type(form: Stored, first: TensorType) -> TensorType:
+    (ty,) = stored_types(form, first.static(0), _inner(form, first))
+    return ty
 
 
 class _Graph:
@@ -192,31 +218,35 @@ class _Graph:
             return None
         weight = permute.args[0]
         between = [transposed]
-        stored = [weight]
         value = self.values.get(weight)
         if packed_name(value) == _DEQUANTIZE:
-            stored, between = list(value.args[1].fields), [*between, weight]
+            (tensors, (stored,)), between = stored_in(value.args[1].fields), [*between, weight]
         elif isinstance(value, relax.Call) and value.op == _ASTYPE:
-            stored, between = [value.args[0]], [*between, weight]
-        indices = [self.index(expr) for expr in stored]
+            tensors, stored, between = [value.args[0]], plain(value.args[0]), [*between, weight]
+        else:
+            tensors, stored = [weight], plain(weight)
+        indices = [self.index(expr) for expr in tensors]
         if any(index is None for index in indices):
             return None
         sources = tuple(index for index in indices if index is not None)
-        return _Product(var, x, sources, tuple(between), block)
+        return _Product(var, x, sources, stored, tuple(between), block)
 
 
 def _variables(expr: relax.Expr) -> list[relax.Var]:
     return list(relax.analysis.free_vars(expr))
 
 
-def _packable(graphs: Sequence[_Graph]) -> set[tuple[int, ...]]:
-    """Weights that every function uses in float32 products only."""
-    weights = {p.sources for graph in graphs for p in graph.products.values()}
+def _packable(graphs: Sequence[_Graph]) -> dict[tuple[int, ...], Stored]:
+    """Weights with a packed form that every function uses in float32 products only."""
+    products = [p for graph in graphs for p in graph.products.values()]
+    weights = {p.sources: p.stored for p in products if packed(p.stored) is not None}
     refused: set[int] = set()
     for graph in graphs:
         inside = {var for p in graph.products.values() for var in (p.result, *p.between)}
         refused |= {index for var, index in graph.uses() if var not in inside}
-    return {sources for sources in weights if not refused.intersection(sources)}
+    return {
+        sources: stored for sources, stored in weights.items() if not refused.intersection(sources)
+    }
 
 
 @mutator
@@ -227,13 +257,14 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         graph: _Graph,
         place: dict[int, int],
         types: Sequence[TensorType],
-        packed: dict[tuple[int, ...], TensorType],
+        packed: dict[tuple[int, ...], Stored],
     ) -> None:
         super().__init__(mod)
         self.graph = graph
         self.place = place
         fields = [relax.TensorType(list(t.shape), t.dtype) for t in types]
         self.params = relax.Var("packed_params", relax.TupleType(fields))
+        self.packed = packed
         self.products = {var: p for var, p in graph.products.items() if p.sources in packed}
         self.skipped = {var for p in self.products.values() for var in p.between}
         self.replaced = {index for sources in packed for index in sources}
@@ -254,7 +285,8 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
             weight = self.builder_.emit(
                 relax.TupleGetItem(self.params, self.place[product.sources[0]])
             )
-            args = [self.visit_expr(product.x), weight]
+            form = StringImm(str(self.packed[product.sources]))
+            args = [self.visit_expr(product.x), weight, form]
             call = relax.call_dps_packed(LINEAR_PACKED, args, out_ty=binding.var.ty)
             self._emit(binding, call)
         elif index is None:

@@ -23,19 +23,21 @@ from mlc_rwkv_world.models.operations import (
     STATE_SET,
 )
 from mlc_rwkv_world.models.rwkv4 import ATT_X, FFN_X
-from mlc_rwkv_world.transforms.calls import packed_name
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.transforms.calls import packed_name, plain, stored_in
 from mlc_rwkv_world.tvm_names import constant_value
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """`x W^T`; W is stored in one tensor, plain or packed, or as words and scales.
+    """`x W^T`; the tensors in which W is stored, and how.
 
     `packed` names the operation of ours that takes W packed, else None.
     """
 
     x: relax.Expr
     weight: tuple[relax.Expr, ...]
+    stored: Stored
     packed: str | None
 
 
@@ -304,13 +306,15 @@ class _Matcher:
         expr = self.uncast(expr)
         name = packed_name(self.values.get(expr))
         if name in (LINEAR_PACKED, LINEAR_PACKED_INT8):
-            x, weight = self.named(expr, name.removeprefix(PREFIX))[1]
-            return Product(x, (weight,), name)
+            (x, weight), (stored,) = stored_in(self.named(expr, name.removeprefix(PREFIX))[1])
+            return Product(x, (weight,), stored, name)
         x, transposed = self.op(expr, "matmul")
         (weight,) = self.op(transposed, "permute_dims")
         if packed_name(self.values.get(weight)) == PREFIX + "dequantize":
-            return Product(x, tuple(self.named(weight, "dequantize")[1]), None)
-        return Product(x, (self.uncast(weight),), None)
+            tensors, (stored,) = stored_in(self.named(weight, "dequantize")[1])
+            return Product(x, tuple(tensors), stored, None)
+        weight = self.uncast(weight)
+        return Product(x, (weight,), plain(weight), None)
 
     def state_row(self, expr: relax.Expr, state: relax.Expr, layer: int, row: int) -> None:
         """Asks for a row of a layer's state."""

@@ -20,7 +20,7 @@ from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError, UsageError
 from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
 from mlc_rwkv_world.models.rwkv4 import INITIAL_ROWS
-from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.transforms.choose_arithmetic import ChooseArithmetic
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.erase_block_marks import EraseBlockMarks
