@@ -25,9 +25,9 @@ def reference(x: Array, weight: Array) -> Array:
 def linear(sig: Signature) -> tirx.PrimFunc:
     """(x [M, K], weight...) -> [M, N] in the type of the signature's result."""
     if linear_cpu.suits(sig):
-        return linear_cpu.linear(sig)
+        return linear_cpu.linear_unpacked(sig)
     if matvec_cuda.suits(sig):
         return matvec_cuda.matvec(sig)
     if matmul_cuda.suits(sig):
         return matmul_cuda.matmul(sig)
-    return linear_any.linear(sig)
+    return linear_any.linear_any(sig)

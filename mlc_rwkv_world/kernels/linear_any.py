@@ -8,7 +8,7 @@ from mlc_rwkv_world.kernels.dense import value
 from mlc_rwkv_world.kernels.signature import Signature
 
 
-def linear(sig: Signature) -> tirx.PrimFunc:
+def linear_any(sig: Signature) -> tirx.PrimFunc:
     """(x [M, K], weight...) -> [M, N]; sums are float32 on a CPU, else of the result's type.
 
     A GPU's schedule is left to dlight.
@@ -20,20 +20,21 @@ def linear(sig: Signature) -> tirx.PrimFunc:
     sum_type = "float32" if sig.on_cpu else out_type
     x = te.placeholder((rows, inner), dtype, "x")
     weight = [te.placeholder(ty.extents(), ty.dtype, "weight") for ty in sig.args[1:]]
-    values = "float32" if sig.on_cpu else dtype
-    dense = te.compute((outer, inner), lambda n, k: value(stored, weight, n, k, values), "dense")
+    dense_type = "float32" if sig.on_cpu else dtype
+    dense = te.compute(
+        (outer, inner), lambda n, k: value(stored, weight, n, k, dense_type), "dense"
+    )
     k = te.reduce_axis((0, inner), "k")
     product = te.compute(
         (rows, outer),
         lambda m, n: te.sum(x[m, k].astype(sum_type) * dense[n, k].astype(sum_type), axis=k),
         "matmul",
     )
-    if sum_type == out_type:
-        func = te.create_prim_func([x, *weight, product])
-        return _on_cpu(func) if sig.on_cpu else func.with_attr("op_pattern", 4)
-    sums = product
-    product = te.compute(sums.shape, lambda m, n: sums[m, n].astype(out_type), "rounded")
-    return _on_cpu(te.create_prim_func([x, *weight, product]))
+    if sum_type != out_type:
+        sums = product
+        product = te.compute(sums.shape, lambda m, n: sums[m, n].astype(out_type), "rounded")
+    func = te.create_prim_func([x, *weight, product])
+    return _on_cpu(func) if sig.on_cpu else func.with_attr("op_pattern", 4)
 
 
 def _on_cpu(func: tirx.PrimFunc) -> tirx.PrimFunc:

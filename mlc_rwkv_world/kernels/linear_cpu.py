@@ -29,7 +29,7 @@ def suits(sig: Signature) -> bool:
     return sig.on_cpu and (not stored.bits or (stored.bits in (4, 8) and stored.group == 32))
 
 
-def linear(sig: Signature) -> tirx.PrimFunc:
+def linear_unpacked(sig: Signature) -> tirx.PrimFunc:
     """(x [M, K], weight...) -> [M, N] in the type of the signature's result."""
     (stored,) = sig.stored
     if sig.args[0].shape[0] == 1:

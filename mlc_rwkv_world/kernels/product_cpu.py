@@ -176,7 +176,7 @@ class Product:
         return chosen
 
 
-def linear(sig: Signature) -> tirx.PrimFunc:
+def linear_packed(sig: Signature) -> tirx.PrimFunc:
     """(x, packed weight) -> [T, N] float32."""
     (x_type, w_type), (stored,) = sig.args, sig.stored
     product = Product(x_type, w_type, stored, sig)

@@ -112,7 +112,7 @@ class _Chooser(PyExprMutator):  # type: ignore[misc]
             ty = relax.TensorType(list(wanted.shape), wanted.dtype)
             x = self.builder_.emit(relax.call_tir(func, relax.Tuple([x]), ty))
         func = self._kernels.add(
-            "linear_packed", product_cpu.linear, [x, weight], [out], [stored], inputs
+            "linear_packed", product_cpu.linear_packed, [x, weight], [out], [stored], inputs
         )
         return relax.call_tir(func, relax.Tuple([x, weight]), call.ty_args[0])
 

@@ -17,7 +17,7 @@ ORDER = (
     *("builder", "chat", "integration", "cli"),
 )
 # These run where TVM's compiler is not installed.
-WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact")
+WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact", "storage")
 
 
 def rooms() -> list[str]:

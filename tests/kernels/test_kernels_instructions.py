@@ -36,7 +36,7 @@ def _assembly(text: str, stored: Stored, arithmetic: str, rows: int | str) -> st
     assert form is not None
     inputs = inputs_of(form, arithmetic)
     x = input_type(rows, K, inputs)
-    build = told(product_cpu.linear, form, inputs=inputs)
+    build = told(product_cpu.linear_packed, form, inputs=inputs)
     case = (build, [(*x.shape, x.dtype), *specs(form, N, K)], [(rows, N, "float32")])
     kernel = build(signature(case, target)).with_attr("global_symbol", "product")
     with target:

@@ -61,7 +61,7 @@ def _product(n: int, k: int, stored: str, arithmetic: str, rows: int | str) -> C
     inputs = inputs_of(form, arithmetic)
     x = input_type(rows, k, inputs)
     args = [(*x.shape, x.dtype), *specs(form, n, k)]
-    return told(product_cpu.linear, form, inputs=inputs), args, [(rows, n, F32)]
+    return told(product_cpu.linear_packed, form, inputs=inputs), args, [(rows, n, F32)]
 
 
 def _arithmetics(stored: str) -> list[str]:
