@@ -18,8 +18,8 @@ _SLICE_VALUES = 1 << 22
 def quantize(weight: NDArray[np.float32], stored: Stored) -> list[Array]:
     """The tensors in which a float32 weight [N, K] is stored, as `stored.tensors` lists them.
 
-    A group's scale is its largest magnitude over 2^(bits-1) - 1, rounded to the scales' type; a
-    value is stored as round(value / scale) plus the offset. Raises IndivisibleRow, a ValueError,
+    A group's scale is its largest magnitude over the largest integer, rounded to the scales' type;
+    a value is stored as round(value / scale) plus the offset. Raises IndivisibleRow, a ValueError,
     where K does not divide.
     """
     rows, inner = weight.shape
@@ -35,7 +35,7 @@ def quantize(weight: NDArray[np.float32], stored: Stored) -> list[Array]:
 
 
 def _quantize_rows(weight: NDArray[np.float32], stored: Stored) -> tuple[Array, Array]:
-    largest = (1 << (stored.bits - 1)) - 1
+    largest = stored.largest
     groups = weight.reshape(len(weight), -1, stored.group_size(weight.shape[1]))
     scale = (np.abs(groups).max(axis=2) / np.float32(largest)).astype(stored.dtype)
     divisor = scale.astype(np.float32)

@@ -18,9 +18,8 @@ ROWS = 32
 SIDE_BY_SIDE, PAIRS, RECORDS = "side", "pairs", "records"
 _WORD = 32
 _SIZES = {"float32": 4, "float16": 2}
+_FORMS = ("", SIDE_BY_SIDE, PAIRS, RECORDS)
 _TEXT = re.compile(r"(?:q(\d+)\+(\d+)/(\d+|row):)?(float32|float16)(?:@(\w+))?")
-
-
 _WEIGHT, _WORDS, _SCALES = "weight", "q_weight", "q_scale"
 
 
@@ -28,6 +27,10 @@ def matrix_of(name: str) -> str:
     """The name of the weight behind a stored tensor; any other tensor's own name."""
     path, dot, tensor = name.rpartition(".")
     return path + dot + (_WEIGHT if tensor in (_WORDS, _SCALES) else tensor)
+
+
+def _largest(bits: int) -> int:
+    return (1 << (bits - 1)) - 1
 
 
 class IndivisibleRow(ValueError):
@@ -66,13 +69,26 @@ class Stored:
     def __post_init__(self) -> None:
         if self.dtype not in _SIZES:
             raise ValueError(f"weights cannot be stored as {self.dtype}")
-        if self.bits and (_WORD % self.bits or self.group % self.per_element):
+        if self.form not in _FORMS:
+            raise ValueError(f"{self.form!r} is no packed form")
+        if not self.bits:
+            if self.group or self.offset:
+                raise ValueError("plain weights have no groups and no offset")
+            return
+        if _WORD % self.bits or self.group % self.per_element:
             raise ValueError(f"{self.bits} bits in groups of {self.group} do not fill words")
+        if not self.largest <= self.offset < (1 << self.bits) - self.largest:
+            raise ValueError(f"offset {self.offset} moves values out of {self.bits} bits")
 
     @classmethod
     def symmetric(cls, bits: int, dtype: str, group: int) -> Stored:
-        """Integers from -m to m, m = 2^(bits - 1) - 1, with m as the offset."""
-        return cls(bits, dtype, group, (1 << (bits - 1)) - 1)
+        """With the least offset there can be, which is the largest value."""
+        return cls(bits, dtype, group, _largest(bits))
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of an integer; there are as many below zero as above."""
+        return _largest(self.bits)
 
     def packed(self, form: str) -> Stored:
         """The same values in a packed form."""
@@ -118,6 +134,8 @@ class Stored:
         blocks = -(-outer // ROWS)
         if self.form == SIDE_BY_SIDE:
             return [((blocks, inner, ROWS), self.dtype)]
+        if self.form == PAIRS and inner % 2:
+            raise IndivisibleRow(inner, "pairs")
         if self.form == PAIRS:
             return [((blocks, inner // 2, 2 * ROWS), "uint16")]
         return [((blocks, inner // self.group, ROWS * self.bits + self.scale_words), "uint32")]

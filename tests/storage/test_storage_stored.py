@@ -47,9 +47,16 @@ def test_values_have_to_fill_words(bits: int, group: int) -> None:
         Stored.symmetric(bits, "float16", group)
 
 
-def test_weights_are_no_other_type() -> None:
+def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be stored as int8"):
         Stored(0, "int8")
+    with pytest.raises(ValueError, match="no groups and no offset"):
+        Stored(0, "float16", group=32)
+    with pytest.raises(ValueError, match="'piled' is no packed form"):
+        Q4.packed("piled")
+    for offset in (6, 9):
+        with pytest.raises(ValueError, match=f"offset {offset} moves values out of 4 bits"):
+            Stored(4, "float16", 32, offset)
 
 
 @pytest.mark.parametrize("stored", [stored for stored in TEXTS if not stored.form], ids=str)
@@ -82,6 +89,8 @@ def test_rows_that_do_not_divide_are_refused() -> None:
     for stored, pieces in ((Q4, "groups of 32"), (BY_ROW, "words of 4")):
         with pytest.raises(IndivisibleRow, match=f"rows of 49 values do not divide into {pieces}"):
             stored.tensors(2, 49)
+    with pytest.raises(IndivisibleRow, match="rows of 49 values do not divide into pairs"):
+        Stored(0, "float32").packed(PAIRS).tensors(2, 49)
 
 
 def test_formats() -> None:
