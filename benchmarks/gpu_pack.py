@@ -23,7 +23,7 @@ from mlc_rwkv_world.compiler import library, metadata, pipeline
 from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.storage import format_named
 
 LIMIT = 64 * 2**20
 SHAPES = {"1.5B": (24, 2048), "3B": (32, 2560), "7B": (32, 4096)}

@@ -9,8 +9,8 @@ from mlc_rwkv_world.compiler.export import compute_dtype as usual_dtype
 from mlc_rwkv_world.compiler.target import BuildTarget, resolve
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.models.fp32_layers import parse
-from mlc_rwkv_world.quantization import Format, format_named
 from mlc_rwkv_world.runtime.cpu import missing_features
+from mlc_rwkv_world.storage import Format, format_named
 
 # Measures instead of naming blocks.
 AUTO = "auto"

@@ -146,18 +146,17 @@ def _median(run: Callable[[], object], rounds: int) -> float:
 def work(engine: Engine) -> tuple[int, int]:
     """Bytes of weights that a step reads, and operations for one token; the embedding is a row."""
     from mlc_rwkv_world.artifact.index import ITEM_SIZES
+    from mlc_rwkv_world.storage import format_named
 
     read = operations = 0
-    bits = int(engine.metadata.quantization[1])
+    matrix = format_named(engine.metadata.quantization).matrix
     for parameter in engine.metadata.parameters:
         if "embeddings" in parameter.name:
             continue
         count = math.prod(parameter.shape)
         read += count * ITEM_SIZES[parameter.dtype]
-        if parameter.dtype == "uint32":
-            operations += 2 * count * 32 // bits
-        elif len(parameter.shape) == 2 and not parameter.name.endswith("q_scale"):
-            operations += 2 * count
+        if len(parameter.shape) == 2 and parameter.name.endswith("." + matrix.names[0]):
+            operations += 2 * count * matrix.per_element
     return read, operations
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.errors import TargetError, UsageError
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, multiplied_as_bytes
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
-from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.storage import Format
 
 # The exported function of each use.
 FUNCTIONS = {
@@ -32,7 +32,8 @@ def resolve(text: str, target: BuildTarget, fmt: Format, compute_dtype: str) -> 
                 f"--arithmetic {text}: there is a choice on a CPU that computes in float32 only."
             )
         return {}
-    best = INT8 if fmt.bits and multiplies_bytes(target.target) else FLOAT32
+    bytes_suit = multiplied_as_bytes(fmt.matrix) and multiplies_bytes(target.target)
+    best = INT8 if bytes_suit else FLOAT32
     chosen = dict.fromkeys(FUNCTIONS, AUTO)
     for part in text.split(","):
         use, equals, value = part.partition("=")
@@ -49,10 +50,10 @@ def resolve(text: str, target: BuildTarget, fmt: Format, compute_dtype: str) -> 
 
 
 def _require_int8(target: BuildTarget, fmt: Format) -> None:
-    if not fmt.bits:
+    if not multiplied_as_bytes(fmt.matrix):
+        why = "is not multiplied as bytes" if fmt.matrix.bits else "stores no integers"
         raise UsageError(
-            f"--arithmetic int8: {fmt.name} stores no integers; choose a format that does, or "
-            "float32."
+            f"--arithmetic int8: {fmt.name} {why}; choose q4f16_1 or q8f16_1, or float32."
         )
     if not multiplies_bytes(target.target):
         raise TargetError(
@@ -62,7 +63,7 @@ def _require_int8(target: BuildTarget, fmt: Format) -> None:
 
 
 def _require_bfloat16(text: str, chosen: dict[str, str], fmt: Format) -> None:
-    if fmt.bits:
+    if fmt.matrix.bits:
         raise UsageError(
             f"--arithmetic {text}: {fmt.name} stores integers, which int8 multiplies faster; "
             "choose int8 or float32, or a format that stores none, as q0f16."

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import IRModule
 
 from mlc_rwkv_world.artifact.identity import make_build_id
 from mlc_rwkv_world.models.causal_lm import CausalLM
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.quantization import Format
-from mlc_rwkv_world.quantization.layers import quantize_layers
+from mlc_rwkv_world.storage import Format, Stored
 from mlc_rwkv_world.versions import version_of
 
 # Counts changes of what the numbers in the shards mean.
@@ -21,11 +19,15 @@ _STORAGE = 1
 
 @dataclasses.dataclass(frozen=True)
 class ParameterSpec:
-    """One stored tensor of an artifact: its name, shape and dtype, in the library's order."""
+    """One stored tensor of an artifact: its name, shape and dtype, in the library's order.
+
+    `stored` says how the matrix that it belongs to lies; None for what is no matrix.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    stored: Stored | None
 
 
 def compute_dtype(fmt: Format, target_kind: str) -> str:
@@ -33,17 +35,19 @@ def compute_dtype(fmt: Format, target_kind: str) -> str:
     return "float32" if target_kind == "llvm" else fmt.dtype
 
 
-def model(config: ModelConfig, fmt: Format, compute_dtype: str) -> Any:
+def model(config: ModelConfig, fmt: Format, compute_dtype: str) -> CausalLM:
     """The model as an `nn.Module`, with its weights as the format stores them."""
     version = version_of(config.model_version)
-    plain = CausalLM(config, fmt.dtype, compute_dtype, version.model, version.initial_rows)
-    return quantize_layers(plain, fmt)
+    return CausalLM(config, fmt, compute_dtype, version.model, version.initial_rows)
 
 
 def parameters(config: ModelConfig, fmt: Format) -> list[ParameterSpec]:
     """The tensors that an artifact of this configuration and format stores, in order."""
     named = model(config, fmt, fmt.dtype).named_parameters()
-    return [ParameterSpec(name, tuple(map(int, p.shape)), str(p.dtype)) for name, p in named]
+    return [
+        ParameterSpec(name, tuple(map(int, p.shape)), str(p.dtype), getattr(p, "stored", None))
+        for name, p in named
+    ]
 
 
 def build_id(config: ModelConfig, fmt: Format, specs: Sequence[ParameterSpec]) -> str:

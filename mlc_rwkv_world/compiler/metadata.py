@@ -17,7 +17,7 @@ from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.compiler.export import ParameterSpec, build_id
 from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.transforms.pack_weights import PACKED_PARAMS
 from mlc_rwkv_world.tvm_names import StringImm, name_of
 from mlc_rwkv_world.versions import version_of

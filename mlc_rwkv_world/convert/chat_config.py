@@ -10,7 +10,7 @@ from mlc_rwkv_world.artifact import config as defaults
 from mlc_rwkv_world.artifact.conversation import world_conversation
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE, TOKENIZER_MODEL
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 _SCHEMA_VERSION = "0.1.0"

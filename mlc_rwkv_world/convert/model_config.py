@@ -6,7 +6,7 @@ from typing import Any
 
 from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.storage import Format
 
 
 def model_config(checkpoint: Checkpoint, fmt: Format, **choices: Any) -> ModelConfig:

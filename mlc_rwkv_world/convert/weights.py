@@ -15,8 +15,9 @@ from mlc_rwkv_world.compiler.export import ParameterSpec, build_id
 from mlc_rwkv_world.convert.shards import ShardWriter
 from mlc_rwkv_world.errors import CheckpointError
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.quantization import Format
-from mlc_rwkv_world.quantization.group import quantize
+from mlc_rwkv_world.storage import Format
+from mlc_rwkv_world.storage.groups import quantize
+from mlc_rwkv_world.storage.stored import matrix_of
 from mlc_rwkv_world.versions import version_of
 
 Progress = Callable[[str, int], None]
@@ -24,9 +25,7 @@ Progress = Callable[[str, int], None]
 
 def source_name(name: str) -> str:
     """The checkpoint's name for the tensor behind a stored parameter."""
-    name = (
-        name.removeprefix("model.").replace(".q_weight", ".weight").replace(".q_scale", ".weight")
-    )
+    name = matrix_of(name.removeprefix("model."))
     return f"blocks.0.{name}" if name.startswith("pre_ln.") else name
 
 
@@ -102,11 +101,12 @@ def _stored(
     checkpoint: Checkpoint,
     name: str,
 ) -> list[NDArray[Any]]:
+    matrix = group[0].stored
     with np.errstate(over="ignore"):
-        if len(group) == 2:
-            stored: list[NDArray[Any]] = list(quantize(weight, fmt.bits, fmt.dtype))
-        else:
+        if matrix is None:
             stored = [weight.astype(group[0].dtype, copy=False)]
+        else:
+            stored = quantize(weight, matrix)
     floats = stored[-1]
     if floats.dtype == np.float16 and not np.isfinite(floats).all():
         raise CheckpointError(

@@ -18,7 +18,7 @@ from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from mlc_rwkv_world.quantization import Format
+    from mlc_rwkv_world.storage import Format
 
 # What RWKV-4 configurations of Hugging Face call themselves.
 ALIAS = "rwkv"
@@ -49,18 +49,19 @@ def add_models(model_model: ModuleType) -> None:
 
 def add_formats(quantization: ModuleType) -> None:
     """Adds our formats that the host lacks, described in its terms."""
-    from mlc_rwkv_world.quantization import FORMATS
+    from mlc_rwkv_world.storage import FORMATS
 
     known = quantization.QUANTIZATION
     for fmt in FORMATS.values():
         if fmt.name in known:
             continue
-        if fmt.bits:
+        stored = fmt.matrix
+        if stored.bits:
             known[fmt.name] = quantization.GroupQuantize(
                 name=fmt.name,
                 kind="group-quant",
-                group_size=32,
-                quantize_dtype=f"int{fmt.bits}",
+                group_size=stored.group,
+                quantize_dtype=f"int{stored.bits}",
                 storage_dtype="uint32",
                 model_dtype=fmt.dtype,
                 linear_weight_layout="NK",
@@ -86,7 +87,7 @@ def model_config(config: Any, fmt: Format) -> ModelConfig:
 
 def format_of(quantization: Any) -> Format:
     """Our format of the host's name; UsageError where it is none of ours."""
-    from mlc_rwkv_world.quantization import format_named
+    from mlc_rwkv_world.storage import format_named
 
     return format_named(quantization.name)
 
@@ -134,7 +135,7 @@ def _complete(config: Any) -> None:
 
 def _plain_model(config: Any) -> Any:
     from mlc_rwkv_world.compiler.export import model
-    from mlc_rwkv_world.quantization import format_named
+    from mlc_rwkv_world.storage import format_named
 
     fmt = format_named("q0f32")
     return model(model_config(config, fmt), fmt, fmt.dtype)

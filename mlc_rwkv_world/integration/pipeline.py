@@ -50,7 +50,7 @@ def _ours(mod: Any, description: dict[str, Any], arguments: dict[str, Any]) -> A
     from mlc_rwkv_world.compiler.export import parameters
     from mlc_rwkv_world.compiler.target import BuildTarget
     from mlc_rwkv_world.models.config import ModelConfig
-    from mlc_rwkv_world.quantization import format_named
+    from mlc_rwkv_world.storage import format_named
 
     config, fmt = ModelConfig.from_dict(description["config"]), format_named(description["format"])
     target = arguments["target"]

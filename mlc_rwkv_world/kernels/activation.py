@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.packing import GROUP_SIZE
 from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
 
+# Values that share a scale, as those of the weights that they are multiplied with.
+GROUP = 32
 RECORD = 10
 SCALE, SUM = 8, 9
 _LARGEST = 127.0
@@ -27,12 +28,12 @@ _LANES = 8
 
 def quantized_type(rows: Any, inner: int) -> TensorType:
     """The type of the records of a [rows, inner] tensor."""
-    return TensorType((rows, inner // GROUP_SIZE, RECORD), "uint32")
+    return TensorType((rows, inner // GROUP, RECORD), "uint32")
 
 
 def reference(x: NDArray[np.float32]) -> NDArray[np.uint32]:
     """x: [T, K]."""
-    groups = x.reshape(len(x), -1, GROUP_SIZE)
+    groups = x.reshape(len(x), -1, GROUP)
     largest = np.abs(groups).max(axis=2)
     inverse = np.divide(
         np.float32(_LARGEST), largest, out=np.zeros_like(largest), where=largest > 0
@@ -60,17 +61,17 @@ def _vector(first: Any) -> Any:
 def store_group(values: Any, out: Any, row: Any, group: Any) -> None:
     """Writes the record of 32 float32 values, a local buffer [32], to out[row, group]."""
     peak = T.alloc_buffer((2 * _LANES,), "float32", scope=STACK)
-    byte = T.alloc_buffer((GROUP_SIZE,), "int32", scope=STACK)
+    byte = T.alloc_buffer((GROUP,), "int32", scope=STACK)
     total = T.alloc_buffer((_LANES,), "int32", scope=STACK)
     peak[_vector(0)] = T.Broadcast(T.float32(0), _LANES)
     peak[_vector(_LANES)] = T.Broadcast(T.float32(0), _LANES)
-    for j in T.unroll(GROUP_SIZE // _LANES):
+    for j in T.unroll(GROUP // _LANES):
         peak[_vector(0)] = T.max(peak[_vector(0)], values[_vector(j * _LANES)])
         peak[_vector(_LANES)] = T.min(peak[_vector(_LANES)], values[_vector(j * _LANES)])
     peak[_vector(0)] = T.max(peak[_vector(0)], T.float32(0) - peak[_vector(_LANES)])
     # Comparing loses what is not a number; a product with zero keeps it.
     peak[_vector(_LANES)] = T.Broadcast(T.float32(0), _LANES)
-    for j in T.unroll(GROUP_SIZE // _LANES):
+    for j in T.unroll(GROUP // _LANES):
         peak[_vector(_LANES)] = peak[_vector(_LANES)] + values[_vector(j * _LANES)] * T.Broadcast(
             T.float32(0), _LANES
         )
@@ -80,7 +81,7 @@ def store_group(values: Any, out: Any, row: Any, group: Any) -> None:
         peak[_LANES] = peak[_LANES] + peak[_LANES + 1 + i]
     peak[1] = T.Select(peak[0] > T.float32(0), T.float32(_LARGEST) / peak[0], T.float32(0))
     total[_vector(0)] = T.Broadcast(T.int32(0), _LANES)
-    for j in T.unroll(GROUP_SIZE // _LANES):
+    for j in T.unroll(GROUP // _LANES):
         byte[_vector(j * _LANES)] = T.reinterpret(
             "int32x8",
             values[_vector(j * _LANES)] * T.Broadcast(peak[1], _LANES)
@@ -101,7 +102,7 @@ def store_group(values: Any, out: Any, row: Any, group: Any) -> None:
 def quantize(sig: Signature) -> tirx.PrimFunc:
     """(x [T, K]) -> records."""
     inner = sig.args[0].static(1)
-    groups = inner // GROUP_SIZE
+    groups = inner // GROUP
     known = sig.args[0].shape[0]
     tasks = parallel_if_worth(known * inner if isinstance(known, int) else None)
 
@@ -113,8 +114,8 @@ def quantize(sig: Signature) -> tirx.PrimFunc:
         out = T.match_buffer(var_out, (rows, groups, RECORD), "uint32")
         for row in tasks(rows):
             for group in range(groups):
-                values = T.alloc_buffer((GROUP_SIZE,), "float32", scope=STACK)
-                for j in T.unroll(GROUP_SIZE // _LANES):
+                values = T.alloc_buffer((GROUP,), "float32", scope=STACK)
+                for j in T.unroll(GROUP // _LANES):
                     values[_vector(j * _LANES)] = x[row, T.Ramp(group * 32 + j * 8, 1, _LANES)]
                 store_group(values, out, row, group)
 

@@ -11,8 +11,9 @@ from tvm.script import tirx as T
 from mlc_rwkv_world.kernels.activation import SCALE, SUM
 from mlc_rwkv_world.kernels.arithmetic_grouped import Grouped
 from mlc_rwkv_world.kernels.llvm_functions import KEEP, KEEP_IR, ORDER, ORDER_IR
-from mlc_rwkv_world.kernels.packed_weight import OFFSET_4BIT, ROWS
+from mlc_rwkv_world.kernels.packed_weight import OFFSET_4BIT
 from mlc_rwkv_world.kernels.signature import STACK, TensorType
+from mlc_rwkv_world.storage.stored import ROWS, Stored
 
 
 class _Bytes(Grouped, abc.ABC):
@@ -62,8 +63,8 @@ class Avx2(_Bytes):
     imports = ORDER_IR + KEEP_IR
     vectors = 4
 
-    def __init__(self, weight: TensorType) -> None:
-        super().__init__(weight, 8)
+    def __init__(self, weight: TensorType, stored: Stored) -> None:
+        super().__init__(weight, stored, 8)
         # Signs that have moved are no use to another row.
         self.tokens = 4 if self.bits == 4 else 1
 
@@ -170,8 +171,10 @@ class Dot(_Bytes):
 
     tokens = 4
 
-    def __init__(self, weight: TensorType, lanes: int, name: str, *, unsigned: bool) -> None:
-        super().__init__(weight, lanes)
+    def __init__(
+        self, weight: TensorType, stored: Stored, lanes: int, name: str, *, unsigned: bool
+    ) -> None:
+        super().__init__(weight, stored, lanes)
         self.vectors = ROWS // lanes
         self._name = name
         self._unsigned = unsigned

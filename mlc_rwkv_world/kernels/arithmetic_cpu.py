@@ -23,8 +23,10 @@ from mlc_rwkv_world.kernels.cpu_features import (
     lanes,
     vector_registers,
 )
-from mlc_rwkv_world.kernels.packing import GROUP_SIZE
+from mlc_rwkv_world.kernels.inputs import Inputs
+from mlc_rwkv_world.kernels.packed_weight import packed
 from mlc_rwkv_world.kernels.signature import TensorType
+from mlc_rwkv_world.storage.stored import PAIRS, RECORDS, Stored
 
 INT8 = "int8"
 FLOAT32 = "float32"
@@ -61,31 +63,38 @@ class Arithmetic(Protocol):
         """
 
 
-def takes_bytes(x: TensorType) -> bool:
-    """Whether an input has been quantized, see `activation`."""
-    return x.dtype == "uint32"
+def inputs_of(stored: Stored, arithmetic: str) -> Inputs:
+    """What a product with a packed weight takes where such an arithmetic was chosen."""
+    if stored.form == PAIRS:
+        return Inputs.BFLOAT16
+    return Inputs.BYTES if stored.form == RECORDS and arithmetic == INT8 else Inputs.FLOAT32
 
 
-def input_type(rows: Any, weight: TensorType, arithmetic: str) -> TensorType:
-    """The type in which a product with a packed weight takes its input."""
-    if weight.dtype == bfloat16.BITS:
-        return TensorType((rows, 2 * weight.static(1)), bfloat16.BITS)
-    if weight.dtype != "uint32":
-        return TensorType((rows, weight.static(1)), FLOAT32)
-    inner = weight.static(1) * GROUP_SIZE
-    return quantized_type(rows, inner) if arithmetic == INT8 else TensorType((rows, inner), FLOAT32)
+def input_type(rows: Any, inner: int, inputs: Inputs) -> TensorType:
+    """The type of `rows` inputs of `inner` values."""
+    if inputs is Inputs.BYTES:
+        return quantized_type(rows, inner)
+    dtype = bfloat16.BITS if inputs is Inputs.BFLOAT16 else FLOAT32
+    return TensorType((rows, inner), dtype)
 
 
-def arithmetic_of(x: TensorType, weight: TensorType, target: Target) -> Arithmetic:
-    """The arithmetic for an input and a packed weight of these types."""
+def multiplied_as_bytes(stored: Stored) -> bool:
+    """Whether a CPU that multiplies bytes does so with weights of shards like this."""
+    form = packed(stored)
+    return form is not None and inputs_of(form, INT8) is Inputs.BYTES
+
+
+def arithmetic_of(inputs: Inputs, weight: TensorType, stored: Stored, target: Target) -> Arithmetic:
+    """The arithmetic for such inputs and a packed weight of this type."""
     have, wide, registers = features(target), lanes(target), vector_registers(target)
-    if weight.dtype == bfloat16.BITS:
+    if inputs is Inputs.BFLOAT16:
         return Bfloat16(weight, wide, registers, dots_of_bfloat16(target))
-    if not takes_bytes(x):
-        plain = weight.dtype != "uint32"
-        return Plain(weight, wide, registers) if plain else Unpacked(weight, wide)
+    if inputs is Inputs.FLOAT32:
+        records = stored.form == RECORDS
+        return Unpacked(weight, stored, wide) if records else Plain(weight, wide, registers)
     if "avx512vnni" in have or "avxvnni" in have:
-        return Dot(weight, wide, f"llvm.x86.avx512.vpdpbusd.{32 * wide}", unsigned=True)
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * wide}"
+        return Dot(weight, stored, wide, name, unsigned=True)
     if "avx2" in have:
-        return Avx2(weight)
-    return Dot(weight, wide, "llvm.aarch64.neon.sdot.v4i32.v16i8", unsigned=False)
+        return Avx2(weight, stored)
+    return Dot(weight, stored, wide, "llvm.aarch64.neon.sdot.v4i32.v16i8", unsigned=False)

@@ -8,14 +8,9 @@ from typing import Any
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.llvm_functions import ORDER, ORDER_IR
-from mlc_rwkv_world.kernels.packed_weight import (
-    OFFSET_4BIT,
-    ROWS,
-    packed_bits,
-    packed_scale_dtype,
-)
-from mlc_rwkv_world.kernels.packing import GROUP_SIZE
+from mlc_rwkv_world.kernels.packed_weight import OFFSET_4BIT
 from mlc_rwkv_world.kernels.signature import STACK, TensorType
+from mlc_rwkv_world.storage.stored import ROWS, Stored
 
 
 class Grouped:
@@ -25,10 +20,9 @@ class Grouped:
     imports = ""
     streams = 2
 
-    def __init__(self, weight: TensorType, lanes: int) -> None:
-        self.weight, self.lanes = weight, lanes
-        self.bits = packed_bits(weight)
-        self.scale_dtype = packed_scale_dtype(weight)
+    def __init__(self, weight: TensorType, stored: Stored, lanes: int) -> None:
+        self.weight, self.stored, self.lanes = weight, stored, lanes
+        self.bits = stored.bits
 
     def steps(self) -> int:
         return self.weight.static(1)
@@ -43,7 +37,7 @@ class Grouped:
     def scale(self, w: Any, block: Any, step: Any, row: Any) -> Any:
         """The scale of each row, float32 x lanes."""
         n, first = self.lanes, self.bits * ROWS
-        if self.scale_dtype == "float32":
+        if self.stored.dtype == "float32":
             return T.reinterpret(f"float32x{n}", w[block, step, T.Ramp(first + row, 1, n)])
         words = w[block, step, T.Ramp(first + row // 2, 1, n // 2)]
         return T.Cast(f"float32x{n}", T.reinterpret(f"float16x{n}", words))
@@ -73,7 +67,7 @@ class Unpacked(Grouped):
 
     def tile(self, tokens: int) -> Callable[..., None] | None:
         """Each value of a few vectors of rows becomes float32 once, for all tokens."""
-        n, each = self.lanes, GROUP_SIZE // self.bits
+        n, group, each = self.lanes, self.stored.group, self.stored.group // self.bits
         side = min(2 if tokens > 1 else 4, ROWS // n)
 
         @T.inline
@@ -98,7 +92,7 @@ class Unpacked(Grouped):
                                 sums[T.Ramp((v * tokens + t) * n, 1, n)] = (
                                     sums[T.Ramp((v * tokens + t) * n, 1, n)]
                                     + T.Broadcast(
-                                        x[T.min(first + t, last), step * GROUP_SIZE + j * each + i],
+                                        x[T.min(first + t, last), step * group + j * each + i],
                                         n,
                                     )
                                     * value[T.Ramp(v * n, 1, n)]

@@ -8,8 +8,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.llvm_functions import DOT_BFLOAT16, dot_bfloat16_ir
-from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.signature import TensorType
+from mlc_rwkv_world.storage.stored import ROWS
 
 
 def _tile(lanes: int, registers: int) -> tuple[int, int]:

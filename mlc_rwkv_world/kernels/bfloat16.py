@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.packing import GROUP_SIZE
 from mlc_rwkv_world.kernels.signature import Signature, parallel_if_worth
 
 BITS = "uint16"
+# Values that are stored at a time.
+_GROUP = 32
 _LANES = 8
 # Of what is not a number, whose upper half alone could be infinity's.
 _NAN = 0x7FC0
@@ -53,8 +54,8 @@ def rounded(value: Any, lanes: int) -> Any:
 @T.inline
 def store_group(values: Any, out: Any, row: Any, group: Any) -> None:
     """Writes 32 float32 values, a local buffer [32], to group `group` of out's row."""
-    for j in T.unroll(GROUP_SIZE // _LANES):
-        out[row, T.Ramp(group * GROUP_SIZE + j * _LANES, 1, _LANES)] = rounded(
+    for j in T.unroll(_GROUP // _LANES):
+        out[row, T.Ramp(group * _GROUP + j * _LANES, 1, _LANES)] = rounded(
             values[T.Ramp(j * _LANES, 1, _LANES)], _LANES
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -11,9 +10,9 @@ from tvm.script import tirx as T
 from mlc_rwkv_world.kernels.exp_cpu import sigmoid
 from mlc_rwkv_world.kernels.mix_cpu import LANES, storing
 from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.product_cpu import Product
 from mlc_rwkv_world.kernels.signature import STACK, Signature
+from mlc_rwkv_world.storage.stored import ROWS
 
 
 def _at(block: Any, j: Any) -> Any:
@@ -31,11 +30,11 @@ def key_receptance(sig: Signature) -> tirx.PrimFunc:
     """(xk, xr, Wk, Wr) -> relu(Wk xk)^2 as a product's input, sigmoid(Wr xr) float32 [T, D]."""
     x_type, k_type, r_type, out_type = *sig.args[1:4], sig.outs[0]
     width = sig.outs[1].static(1)
-    product = Product(x_type, k_type, sig.target)
+    product = Product(x_type, k_type, sig.stored[0], sig)
     multiply, tokens = product.tile(), product.tokens
-    gate = Product(x_type, r_type, sig.target)
+    gate = Product(x_type, r_type, sig.stored[1], sig)
     gate_multiply = gate.tile()
-    store: Callable[..., None] = storing(out_type)
+    store = storing(sig.inputs)
     x_shape, k_shape, r_shape = x_type.shape[1:], k_type.shape, r_type.shape
     out_shape = out_type.shape[1:]
     key_streams, key_tasks = product.streams, product.tasks
@@ -93,7 +92,7 @@ def gated_residual(sig: Signature, factor: float) -> tirx.PrimFunc:
 def _residual(sig: Signature, gated: bool, factor: float) -> tirx.PrimFunc:
     x_type, w_type = sig.args[0], sig.args[1]
     width = sig.outs[0].static(1)
-    product = Product(x_type, w_type, sig.target)
+    product = Product(x_type, w_type, sig.stored[0], sig)
     multiply, tokens = product.tile(), product.tokens
     streams, tasks = product.streams, product.tasks
     x_shape, w_shape = x_type.shape[1:], w_type.shape

@@ -14,13 +14,16 @@ from typing import Any
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.cuda_intrinsics import copy_async, copy_commit, copy_wait, sync_warp
-from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of, values_per_word
 from mlc_rwkv_world.kernels.signature import TensorType
+from mlc_rwkv_world.storage import Stored
 
-LANES = 32
+# Lanes of a warp.
+WARP = 32
+# Values of a weight that share a scale.
+_GROUP = 32
 # Bytes that a lane copies at a time, and a warp along one row.
 _PIECE = 16
-_STEP = LANES * _PIECE
+_STEP = WARP * _PIECE
 # 2^23, whose float32 has the ones in the lowest bit: or-ing an integer below 2^23 into it adds it.
 _MAGIC = 0x4B000000
 _MAGIC_VALUE = 8388608.0
@@ -30,28 +33,32 @@ _BYTES = {"float32": 4, "float16": 2, "uint32": 4}
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """How a weight [N, K] is stored: plain (bits is 0) or in words with scales."""
+class Streamed:
+    """A stored weight [outer, inner] as copies see it: rows of elements of its first tensor."""
 
+    stored: Stored
     outer: int
     inner: int
-    dtype: str
-    bits: int
-    scale_dtype: str
 
     @classmethod
-    def of(cls, x: TensorType, stored: list[TensorType]) -> Stored:
-        """From the types of x [M, K] and of a weight's one or two tensors."""
-        outer, inner = stored[0].static(0), x.static(1)
-        if len(stored) == 1:
-            return cls(outer, inner, stored[0].dtype, 0, "")
-        bits = bits_of(stored[0].static(1), inner)
-        return cls(outer, inner, "uint32", bits, stored[1].dtype)
+    def of(cls, x: TensorType, weight: TensorType, stored: Stored) -> Streamed:
+        """From the types of x [M, K] and of the weight's first tensor."""
+        return cls(stored, weight.static(0), x.static(1))
+
+    @property
+    def bits(self) -> int:
+        """How wide a value is; 0 where the weight is plain."""
+        return self.stored.bits
+
+    @property
+    def dtype(self) -> str:
+        """The type of an element."""
+        return "uint32" if self.bits else self.stored.dtype
 
     @property
     def per_element(self) -> int:
-        """Values in one element of the stored tensor."""
-        return values_per_word(self.bits) if self.bits else 1
+        """Values in one element."""
+        return self.stored.per_element
 
     @property
     def width(self) -> int:
@@ -71,17 +78,19 @@ class Stored:
     @property
     def step_groups(self) -> int:
         """Scales of a row that belong to one step."""
-        return self.step_width * self.per_element // GROUP_SIZE if self.bits else 0
+        return self.step_width * self.per_element // self.stored.group if self.bits else 0
 
     @property
     def groups(self) -> int:
         """Scales of a row."""
-        return self.inner // GROUP_SIZE if self.bits else 0
+        return self.inner // self.stored.group if self.bits else 0
 
     @property
     def can_stream(self) -> bool:
-        """Whether every row, and every row's scales, begin where a copy may begin."""
-        scales = self.groups * _BYTES[self.scale_dtype] if self.bits else 0
+        """Whether the kernels know its values, and rows and scales begin where copies may."""
+        if self.bits and (self.bits not in (4, 8) or self.stored.group != _GROUP):
+            return False
+        scales = self.groups * _BYTES[self.stored.dtype] if self.bits else 0
         return self.width * _BYTES[self.dtype] % _PIECE == 0 and scales % _PIECE == 0
 
 
@@ -91,26 +100,28 @@ def sum_over_warp(total, count):  # type: ignore[no-untyped-def]
     for i in T.unroll(count):
         for d in T.unroll(5):
             total[i] = total[i] + T.tvm_warp_shuffle_xor(
-                T.uint32(0xFFFFFFFF), total[i], 16 >> d, LANES, LANES
+                T.uint32(0xFFFFFFFF), total[i], 16 >> d, WARP, WARP
             )
 
 
-def _field(word: Any, position: int, bits: int) -> Any:
+def _field(word: Any, position: int, stored: Stored) -> Any:
     """The value at `position` of a word, less its offset, times 2^(position * bits % 16)."""
-    offset, zero = position * bits % _HALF, (1 << (bits - 1)) - 1
+    bits, zero = stored.bits, stored.offset
+    offset = position * bits % _HALF
     half = word if position * bits < _HALF else word >> T.uint32(_HALF)
     mask = ((1 << bits) - 1) << offset
     raised = (half & T.uint32(mask)) | T.uint32(_MAGIC)
     return T.reinterpret("float32", raised) - T.float32(_MAGIC_VALUE + (zero << offset))
 
 
-def word_dot(word: Any, xs: Any, bits: int) -> Any:
+def word_dot(word: Any, xs: Any, stored: Stored) -> Any:
     """The sum of a word's values times float32 `xs[i]`, before scaling."""
+    bits = stored.bits
     per_half = _HALF // bits
     total = None
     for low in reversed(range(per_half)):
         high = low + per_half
-        part = _field(word, low, bits) * xs[low] + _field(word, high, bits) * xs[high]
+        part = _field(word, low, stored) * xs[low] + _field(word, high, stored) * xs[high]
         total = part if total is None else total * T.float32(2.0**-bits) + part
     return total
 
@@ -123,7 +134,7 @@ class Stream:
     warps share the steps of a row; `part` says which of them this is.
     """
 
-    stored: Stored
+    weight: Streamed
     slots: int
     stages: int
     splits: int
@@ -131,17 +142,17 @@ class Stream:
     @property
     def turns(self) -> int:
         """Steps of one warp, of which the last few may be beyond the row's end."""
-        return -(-self.stored.steps // self.splits)
+        return -(-self.weight.steps // self.splits)
 
     def ring(self, warps: int) -> tuple[list[int], str]:
         """Shape and type of the shared array for the weights."""
-        return [warps, self.stages, self.slots, self.stored.step_width], self.stored.dtype
+        return [warps, self.stages, self.slots, self.weight.step_width], self.weight.dtype
 
     def scale_ring(self, warps: int) -> tuple[list[int], str]:
         """Shape and type of the shared array for the scales; one element where there are none."""
-        if not self.stored.bits:
+        if not self.weight.bits:
             return [1, 1, 1, 1], "float16"
-        return [warps, self.stages, self.slots, self.stored.step_groups], self.stored.scale_dtype
+        return [warps, self.stages, self.slots, self.weight.step_groups], self.weight.stored.dtype
 
     def start(self) -> Any:
         """A body that starts copying step `turn` of one row into its slot.
@@ -149,11 +160,11 @@ class Stream:
         Called as `body(ring, scales, weight, scale, warp, slot, row, lane, part, turn)`; `scale` is
         any tensor where there are no scales.
         """
-        stored, stages, turns = self.stored, self.stages, self.turns
-        piece = _PIECE // _BYTES[stored.dtype]
-        width, step_width, exact = stored.width, stored.step_width, self._exact
-        scale_piece = _PIECE // _BYTES[stored.scale_dtype] if stored.bits else 1
-        scale_lanes, groups = stored.step_groups // scale_piece, stored.groups
+        one, stages, turns = self.weight, self.stages, self.turns
+        piece = _PIECE // _BYTES[one.dtype]
+        width, step_width, exact = one.width, one.step_width, self._exact
+        scale_piece = _PIECE // _BYTES[one.stored.dtype] if one.bits else 1
+        scale_lanes, groups = one.step_groups // scale_piece, one.groups
 
         @T.inline
         def body(ring, scales, weight, scale, warp, slot, row, lane, part, turn):  # type: ignore[no-untyped-def]
@@ -165,7 +176,7 @@ class Stream:
                 T.if_then_else(inside, _PIECE, 0),
             )
             if groups > 0:
-                first = T.meta_var((part * turns + turn) * stored.step_groups + lane * scale_piece)
+                first = T.meta_var((part * turns + turn) * one.step_groups + lane * scale_piece)
                 within = T.meta_var(T.bool(True) if exact else first < groups)
                 if lane < scale_lanes:
                     copy_async(
@@ -179,19 +190,19 @@ class Stream:
     @property
     def _exact(self) -> bool:
         """Whether no step of any warp reaches beyond a row's end."""
-        whole = self.stored.width % self.stored.step_width == 0
-        return whole and self.stored.steps == self.turns * self.splits
+        whole = self.weight.width % self.weight.step_width == 0
+        return whole and self.weight.steps == self.turns * self.splits
 
     def add(self, x_type: str, rows: int) -> Any:
         """A body that adds step `turn` of `rows` rows to `total[first + r]`.
 
         Called as `body(total, first, ring, scales, x, warp, slot, lane, part, turn)`.
         """
-        stored, stages, turns, exact = self.stored, self.stages, self.turns, self._exact
-        step_width, width = stored.step_width, stored.width
-        bits, per_word = stored.bits, stored.per_element
-        per_lane = step_width // LANES
-        group_words = GROUP_SIZE // per_word
+        one, stages, turns, exact = self.weight, self.stages, self.turns, self._exact
+        step_width, width = one.step_width, one.width
+        bits, per_word = one.bits, one.per_element
+        per_lane = step_width // WARP
+        stored, group_words = one.stored, one.stored.group // per_word
         # Values of x that are read at a time.
         x_piece = min(per_word if bits else per_lane, _PIECE // _BYTES[x_type])
 
@@ -201,7 +212,7 @@ class Stream:
 
         @T.inline
         def plain(total, first, ring, scales, x, warp, slot, lane, part, turn):  # type: ignore[no-untyped-def]
-            values = T.alloc_buffer((rows, per_lane), stored.dtype, scope="local")
+            values = T.alloc_buffer((rows, per_lane), one.dtype, scope="local")
             xs = T.alloc_buffer((per_lane,), x_type, scope="local")
             at = T.meta_var(clamped((part * turns + turn) * step_width + lane * per_lane, per_lane))
             for c in T.unroll(per_lane // x_piece):
@@ -223,16 +234,16 @@ class Stream:
             xf = T.alloc_buffer((per_word,), "float32", scope="local")
             # Lanes take words in turn, so that they read neighbouring pieces of x.
             for j in T.unroll(per_lane):
-                at = T.meta_var(clamped((part * turns + turn) * step_width + j * LANES + lane, 1))
+                at = T.meta_var(clamped((part * turns + turn) * step_width + j * WARP + lane, 1))
                 for c in T.unroll(per_word // x_piece):
                     for i in T.vectorized(x_piece):
                         xs[c * x_piece + i] = x[0, at * per_word + c * x_piece + i]
                 for i in T.unroll(per_word):
                     xf[i] = T.cast(xs[i], "float32")
                 for r in T.unroll(rows):
-                    words[r] = ring[warp, turn % stages, slot + r, j * LANES + lane]
-                    total[first + r] = total[first + r] + word_dot(words[r], xf, bits) * T.cast(
-                        scales[warp, turn % stages, slot + r, (j * LANES + lane) // group_words],
+                    words[r] = ring[warp, turn % stages, slot + r, j * WARP + lane]
+                    total[first + r] = total[first + r] + word_dot(words[r], xf, stored) * T.cast(
+                        scales[warp, turn % stages, slot + r, (j * WARP + lane) // group_words],
                         "float32",
                     )
 

@@ -9,8 +9,10 @@ from tvm import relax, tirx
 from tvm.relax.frontend.nn import Tensor
 from tvm.target import Target
 
+from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.signature import TensorType
 from mlc_rwkv_world.models.parts import Part
+from mlc_rwkv_world.storage import Stored
 
 
 class Emitter(Protocol):
@@ -25,11 +27,14 @@ class Emitter(Protocol):
         outs: Sequence[TensorType],
         *,
         state: Tensor | None = None,
+        stored: Sequence[Stored] = (),
+        inputs: Inputs = Inputs.FLOAT32,
         **options: float,
     ) -> list[Tensor]:
         """Calls the kernel `build(signature, **options)`; its results of the types `outs`.
 
-        Where it updates `state`, one of `args`, in place, the state is the last result.
+        `stored` and `inputs` are the signature's. Where it updates `state`, one of `args`, in
+        place, the state is the last result.
         """
 
 

@@ -1,6 +1,6 @@
-"""`x W^T` for a weight W [N, K] as it is stored: plain, or group-quantized.
+"""`x W^T` for a weight W [N, K] as it is stored, in one tensor or in words and scales.
 
-A weight is one argument (float32 or float16) or two (words and scales, see `packing`).
+The kernel is one that suits the target and the way of storing, or else the general one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from mlc_rwkv_world.kernels import linear_cpu, linear_gpu
+from mlc_rwkv_world.kernels import linear_any, linear_cpu, matmul_cuda, matvec_cuda
 from mlc_rwkv_world.kernels.signature import Signature
 
 Array = NDArray[Any]
@@ -24,4 +24,10 @@ def reference(x: Array, weight: Array) -> Array:
 
 def linear(sig: Signature) -> tirx.PrimFunc:
     """(x [M, K], weight...) -> [M, N] in the type of the signature's result."""
-    return linear_cpu.linear(sig) if sig.on_cpu else linear_gpu.linear(sig)
+    if linear_cpu.suits(sig):
+        return linear_cpu.linear_unpacked(sig)
+    if matvec_cuda.suits(sig):
+        return matvec_cuda.matvec(sig)
+    if matmul_cuda.suits(sig):
+        return matmul_cuda.matmul(sig)
+    return linear_any.linear_any(sig)

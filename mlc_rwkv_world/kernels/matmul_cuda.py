@@ -20,12 +20,14 @@ from mlc_rwkv_world.kernels.cuda_intrinsics import (
     mma,
     unpack,
 )
-from mlc_rwkv_world.kernels.dot_cuda import LANES, Stored
+from mlc_rwkv_world.kernels.dot_cuda import WARP, Streamed
 from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.packing import GROUP_SIZE
 from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.storage import Stored
 
 _PIECE = 16
+# Values of K that are multiplied at a time, and share a scale.
+_GROUP = 32
 _STATIC_SHARED = 48 * 1024
 
 
@@ -56,7 +58,7 @@ class Tile:
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return self.warps_m * self.warps_n * LANES
+        return self.warps_m * self.warps_n * WARP
 
 
 # For up to so many rows of x; the last takes the rest.
@@ -68,27 +70,28 @@ TILES: tuple[tuple[int | None, Tile], ...] = (
 
 
 def suits(sig: Signature) -> bool:
-    """Whether the kernel takes these types: float16 x, rows of K that copies can start at."""
-    if not sig.has_async_copies or sig.args[0].dtype != "float16":
+    """Whether the kernel takes this call: float16 x, rows of K that copies can start at."""
+    (stored,) = sig.stored
+    if not sig.has_async_copies or sig.args[0].dtype != "float16" or stored.dtype != "float16":
         return False
-    stored = Stored.of(sig.args[0], list(sig.args[1:]))
-    plain = stored.dtype == "float16" and stored.inner % 8 == 0
-    return plain or (stored.bits in (4, 8) and stored.scale_dtype == "float16")
+    if not stored.bits:
+        return sig.args[0].static(1) % 8 == 0
+    return stored in [Stored.symmetric(bits, "float16", _GROUP) for bits in (4, 8)]
 
 
 def matmul(sig: Signature) -> tirx.PrimFunc:
     """(x [M, K], weight...) -> [M, N] in the type of the signature's result; any M."""
-    stored = Stored.of(sig.args[0], list(sig.args[1:]))
-    inner, outer, y_type = stored.inner, stored.outer, sig.outs[0].dtype
+    one = Streamed.of(sig.args[0], sig.args[1], sig.stored[0])
+    inner, outer, y_type = one.inner, one.outer, sig.outs[0].dtype
     (few, small), (some, middle), (_, large) = TILES
-    run_small, run_middle, run_large = (_run(t, stored, y_type) for t in (small, middle, large))
+    run_small, run_middle, run_large = (_run(t, one, y_type) for t in (small, middle, large))
 
-    width, groups = stored.width, stored.groups
+    width, groups = one.width, one.groups
 
     @T.prim_func(s_tir=True)
     def kernel(
         var_x: T.handle,
-        weight: T.Buffer((outer, width), stored.dtype),
+        weight: T.Buffer((outer, width), one.dtype),
         scale: T.Buffer((outer, groups), "float16"),
         var_y: T.handle,
     ) -> None:
@@ -104,12 +107,12 @@ def matmul(sig: Signature) -> tirx.PrimFunc:
             else:
                 run_large(x, weight, scale, y, rows)
 
-    return kernel if stored.bits else without(kernel, "scale")
+    return kernel if one.bits else without(kernel, "scale")
 
 
-def _run(tile: Tile, stored: Stored, y_type: str) -> Any:
+def _run(tile: Tile, one: Streamed, y_type: str) -> Any:
     """A body that computes all of y [rows, outer] with one tile."""
-    bits, inner, outer, depth = stored.bits, stored.inner, stored.outer, tile.groups * GROUP_SIZE
+    bits, inner, outer, depth = one.bits, one.inner, one.outer, tile.groups * _GROUP
     # Pieces of 16 bytes in a stage's row, of x and of W, and the elements of W in one.
     x_pieces = depth // 8
     w_pieces = depth * bits // 128 if bits else x_pieces
@@ -121,7 +124,7 @@ def _run(tile: Tile, stored: Stored, y_type: str) -> Any:
     x_copies, w_copies = tile.rows * x_pieces, tile.outer * w_pieces
     blocks_n = -(-outer // tile.outer)
     tile_rows, tile_outer, groups = tile.rows, tile.outer, tile.groups
-    exact_n, width = outer % tile.outer == 0, stored.width
+    exact_n, width = outer % tile.outer == 0, one.width
     # Values that a lane needs of W for 8 of K, in words.
     lane_words = bits // 4 if bits else 4
 
@@ -149,9 +152,9 @@ def _run(tile: Tile, stored: Stored, y_type: str) -> Any:
                     b = T.alloc_buffer((n_count, 4), "uint32", scope="local")
                     raw = T.alloc_buffer((lane_words,), "uint32", scope="local")
                     factor = T.alloc_buffer((n_count,), "float16", scope="local")
-                    warp = T.meta_var(thread // LANES)
+                    warp = T.meta_var(thread // WARP)
                     # A lane's row within 8, and which 8 values of 32 it has.
-                    line = T.meta_var(thread % LANES // 4)
+                    line = T.meta_var(thread % WARP // 4)
                     part = T.meta_var(thread % 4)
                     row0 = T.meta_var(warp // warps_n * (m_count * 16) + line)
                     outer0 = T.meta_var(warp % warps_n * (n_count * 8) + line)
@@ -220,7 +223,7 @@ def _run(tile: Tile, stored: Stored, y_type: str) -> Any:
                                 if bits > 0:
                                     factor[j] = scale[
                                         T.min(bx * tile_outer + r, outer - 1),
-                                        T.min(turn * groups + g, inner // GROUP_SIZE - 1),
+                                        T.min(turn * groups + g, inner // _GROUP - 1),
                                     ]
                                 if bits == 4:
                                     raw[0] = ws[turn % stages, r, w_place(r, g) * 4 + part]

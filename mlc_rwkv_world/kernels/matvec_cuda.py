@@ -12,9 +12,9 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.dot_cuda import LANES, Stored, Stream, pipeline, sum_over_warp
+from mlc_rwkv_world.kernels.dot_cuda import WARP, Stream, Streamed, pipeline, sum_over_warp
 from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.kernels.signature import Signature
 from mlc_rwkv_world.kernels.state import read_slot, write_slot
 from mlc_rwkv_world.kernels.wkv import accumulate, output
 
@@ -34,8 +34,11 @@ def _divide(outer: int, steps: int, most_rows: int) -> tuple[int, int]:
     return rows, splits
 
 
-def _stored(x: TensorType, weight: TensorType, scale: TensorType) -> Stored:
-    return Stored.of(x, [weight, scale] if weight.dtype == "uint32" else [weight])
+def suits(sig: Signature) -> bool:
+    """Whether `matvec` takes this call: one row, and a weight whose rows copies can start at."""
+    if not sig.has_async_copies or sig.args[0].shape[0] != 1:
+        return False
+    return Streamed.of(sig.args[0], sig.args[1], sig.stored[0]).can_stream
 
 
 def _each(products: range, action: Any, rows: int) -> Any:
@@ -54,24 +57,24 @@ def _each(products: range, action: Any, rows: int) -> Any:
 
 
 class _Rows:
-    """How `outer` rows of some products, each `stored` its way, are laid over blocks and warps.
+    """How the rows of some products' `weights` are laid over blocks and warps.
 
     All products have the same number of rows and the same kind of storage. Products of the same
     length run together, others one after another.
     """
 
-    def __init__(self, stored: list[Stored], x_type: str, most_rows: int) -> None:
-        first = stored[0]
-        self.outer, self.count = first.outer, len(stored)
-        steps = min(one.steps for one in stored)
+    def __init__(self, weights: list[Streamed], x_type: str, most_rows: int) -> None:
+        first = weights[0]
+        self.outer, self.count = first.outer, len(weights)
+        steps = min(one.steps for one in weights)
         self.rows, self.splits = _divide(self.outer, steps, most_rows)
         self.together = WARPS // self.splits
         self.blocks = -(-self.outer // (self.rows * self.together))
-        self.parallel = all(one == first for one in stored)
+        self.parallel = all(one == first for one in weights)
         slots = self.rows * (self.count if self.parallel else 1)
         # A ring that holds more rows needs fewer stages to have as much under way.
         self.stages = STAGES if slots < 3 else STAGES - 1
-        self.streams = [Stream(one, slots, self.stages, self.splits) for one in stored]
+        self.streams = [Stream(one, slots, self.stages, self.splits) for one in weights]
         self.x_type = x_type
 
     def run(self, following: Any) -> Any:
@@ -93,7 +96,7 @@ class _Rows:
         def body(inputs, weights, scales):  # type: ignore[no-untyped-def]
             for block in T.thread_binding(blocks, thread="blockIdx.x"):
                 for warp in T.thread_binding(WARPS, thread="threadIdx.y"):
-                    for lane in T.thread_binding(LANES, thread="threadIdx.x"):
+                    for lane in T.thread_binding(WARP, thread="threadIdx.x"):
                         ring = T.alloc_buffer(ring_shape, ring_type, scope="shared")
                         scale_ring = T.alloc_buffer(scales_shape, scales_type, scope="shared")
                         total = T.alloc_buffer((count * rows,), "float32", scope="local")
@@ -165,9 +168,8 @@ def _matvec(sig: Signature, following: Callable[[Any, Any], Any]) -> tirx.PrimFu
     types = _types(sig)
     # Fused kernels are given a plain weight twice; elsewhere it comes once.
     weight_type, scale_type = types[1], types[min(2, len(types) - 1)]
-    stored = _stored(sig.args[0], TensorType(*weight_type), TensorType(*scale_type))
-    plan = _Rows([stored], sig.args[0].dtype, 2)
-    rows, outer, y_type = plan.rows, stored.outer, sig.outs[0].dtype
+    plan = _Rows([Streamed.of(sig.args[0], sig.args[1], sig.stored[0])], sig.args[0].dtype, 2)
+    rows, outer, y_type = plan.rows, plan.outer, sig.outs[0].dtype
     (x_shape, x_type), (w_shape, w_type), (s_shape, s_type) = types[0], weight_type, scale_type
     r_type = types[3][1] if len(types) > 3 else y_type
 
@@ -196,11 +198,15 @@ def matvec_gated_add(sig: Signature, factor: float) -> tirx.PrimFunc:
 
     factor * (residual + sigmoid(product 1) * product 0).
     """
-    stored = [_stored(*sig.args[:3]), _stored(*sig.args[3:6])]
-    plan = _Rows(stored, sig.args[0].dtype, 2)
+    value_stored, gate_stored = sig.stored
+    weights = [
+        Streamed.of(sig.args[0], sig.args[1], value_stored),
+        Streamed.of(sig.args[3], sig.args[4], gate_stored),
+    ]
+    plan = _Rows(weights, sig.args[0].dtype, 2)
     rows, y_type = plan.rows, sig.outs[0].dtype
     (x0, x_type), (w0, w_type), (s0, s_type), (x1, _), (w1, _), (s1, _), (r, r_type) = _types(sig)
-    outer = stored[0].outer
+    outer = plan.outer
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -238,12 +244,12 @@ def time_mix_step(sig: Signature) -> tirx.PrimFunc:
     That is sigmoid(r) * wkv. Rows 1, 2, 3 of the state's layer, the recurrence's a, b and p, are
     replaced by the new ones.
     """
-    stored = _stored(sig.args[0], sig.args[3], sig.args[4])
-    plan = _Rows([stored] * 3, sig.args[0].dtype, 1)
+    one = Streamed.of(sig.args[0], sig.args[3], sig.stored[0])
+    plan = _Rows([one] * 3, sig.args[0].dtype, 1)
     y_type = sig.outs[0].dtype
     (x_shape, x_type), (w_shape, w_type), (s_shape, s_type) = _types(sig)[0], *_types(sig)[3:5]
     layers, state_rows, width = (sig.args[-2].static(axis) for axis in (1, 2, 3))
-    outer = stored.outer
+    outer = plan.outer
 
     @T.prim_func(s_tir=True)
     def kernel(

@@ -13,11 +13,11 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels import activation, bfloat16
-from mlc_rwkv_world.kernels.arithmetic_cpu import takes_bytes
+from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.packed_weight import ROWS
-from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
+from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
 from mlc_rwkv_world.kernels.state import read_slot, write_slot
+from mlc_rwkv_world.storage.stored import ROWS
 
 LANES = 8
 
@@ -28,14 +28,16 @@ def _store_floats(values: Any, out: Any, row: Any, group: Any) -> None:
         out[row, T.Ramp(group * ROWS + j * LANES, 1, LANES)] = values[T.Ramp(j * LANES, 1, LANES)]
 
 
-def storing(out: TensorType) -> Callable[..., None]:
+_STORES: dict[Inputs, Callable[..., None]] = {
+    Inputs.FLOAT32: _store_floats,
+    Inputs.BFLOAT16: bfloat16.store_group,
+    Inputs.BYTES: activation.store_group,
+}
+
+
+def storing(inputs: Inputs) -> Callable[..., None]:
     """`store(values, out, row, group)`: 32 float32 values to an input of a packed product."""
-    chosen: Callable[..., None] = _store_floats
-    if takes_bytes(out):
-        chosen = activation.store_group
-    elif out.dtype == bfloat16.BITS:
-        chosen = bfloat16.store_group
-    return chosen
+    return _STORES[inputs]
 
 
 @T.inline
@@ -101,7 +103,7 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
     width, count = sig.args[0].static(1), len(sig.outs)
     layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
     out_type = sig.outs[0]
-    store, out_shape = storing(out_type), out_type.shape[1:]
+    store, out_shape = storing(sig.inputs), out_type.shape[1:]
     single = sig.args[0].shape[0] == 1
     tasks = parallel_if_worth(1 if single else None)
 
@@ -170,7 +172,7 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
     width, count = sig.args[0].static(1), len(sig.outs)
     layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
     out_type = sig.outs[0]
-    store, out_shape = storing(out_type), out_type.shape[1:]
+    store, out_shape = storing(sig.inputs), out_type.shape[1:]
 
     @T.prim_func(s_tir=True)
     def kernel(

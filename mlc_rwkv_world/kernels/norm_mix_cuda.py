@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.dot_cuda import LANES
+from mlc_rwkv_world.kernels.dot_cuda import WARP
 from mlc_rwkv_world.kernels.layer_norm import reference as layer_norm
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import Signature
@@ -35,7 +35,7 @@ def _sum_over_block(value, parts, warps, warp, lane):  # type: ignore[no-untyped
     """Replaces `value[0]` by its sum over the block's threads."""
     for d in T.unroll(5):
         value[0] = value[0] + T.tvm_warp_shuffle_xor(
-            T.uint32(0xFFFFFFFF), value[0], 16 >> d, LANES, LANES
+            T.uint32(0xFFFFFFFF), value[0], 16 >> d, WARP, WARP
         )
     if lane == 0:
         parts[warp] = value[0]
@@ -53,8 +53,8 @@ def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
     """
     width, x_type, y_type = sig.args[0].static(1), sig.args[0].dtype, sig.outs[0].dtype
     layers, state_rows = (sig.args[-2].static(axis) for axis in (1, 2))
-    threads = min(_MOST_THREADS, -(-width // LANES) * LANES)
-    warps = threads // LANES
+    threads = min(_MOST_THREADS, -(-width // WARP) * WARP)
+    warps = threads // WARP
     each = -(-width // threads)
     whole = each * threads == width
     inverse = 1.0 / width
@@ -71,14 +71,14 @@ def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
             if whole or i * threads + thread < width:
                 values[i] = T.cast(x[block, i * threads + thread], "float32")
             total[0] = total[0] + values[i]
-        _sum_over_block(total, parts, warps, thread // LANES, thread % LANES)
+        _sum_over_block(total, parts, warps, thread // WARP, thread % WARP)
         mean[0] = total[0] * T.float32(inverse)
         total[0] = T.float32(0)
         for i in T.unroll(each):
             values[i] = values[i] - mean[0]
             if whole or i * threads + thread < width:
                 total[0] = total[0] + values[i] * values[i]
-        _sum_over_block(total, parts, warps, thread // LANES, thread % LANES)
+        _sum_over_block(total, parts, warps, thread // WARP, thread % WARP)
         values[each] = T.float32(1) / T.sqrt(total[0] * T.float32(inverse) + T.float32(eps))
 
     def mix(normal: Any, last: Any, ratio: Any) -> Any:

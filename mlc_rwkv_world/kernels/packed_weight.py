@@ -23,42 +23,24 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels import bfloat16
+from mlc_rwkv_world.kernels.activation import GROUP
 from mlc_rwkv_world.kernels.cpu_features import lanes
-from mlc_rwkv_world.kernels.packing import GROUP_SIZE, bits_of
-from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.storage.stored import PAIRS, RECORDS, ROWS, SIDE_BY_SIDE, Stored
 
-ROWS = 32
-# What 4-bit values are stored with; 8-bit ones are signed.
+# What 4-bit values of records are stored with; 8-bit ones are signed.
 OFFSET_4BIT = 7
 
 
-def packed_type(stored: list[TensorType], inner: int, *, narrow: bool = False) -> TensorType:
-    """The type of the packed form of a weight with `inner` columns, stored as these tensors.
+def packed(stored: Stored, *, narrow: bool = False) -> Stored | None:
+    """The packed form of a weight that is stored in this way; None where there is none.
 
-    `narrow` plain weights, of an even number of columns, become bfloat16.
+    `narrow` plain weights, which need an even number of columns, become bfloat16.
     """
-    blocks = -(-stored[0].static(0) // ROWS)
-    if len(stored) == 1 and narrow and inner % 2 == 0:
-        return TensorType((blocks, inner // 2, 2 * ROWS), bfloat16.BITS)
-    if len(stored) == 1:
-        return TensorType((blocks, inner, ROWS), stored[0].dtype)
-    bits = bits_of(stored[0].static(1), inner)
-    return TensorType((blocks, inner // GROUP_SIZE, ROWS * bits + scale_words(stored[1])), "uint32")
-
-
-def scale_words(scale: TensorType) -> int:
-    """How many words the scales of one record take."""
-    return ROWS // 2 if scale.dtype == "float16" else ROWS
-
-
-def packed_bits(packed: TensorType) -> int:
-    """How wide the values of a packed, quantized weight are: 4 or 8."""
-    return 8 if packed.static(2) >= 8 * ROWS else 4
-
-
-def packed_scale_dtype(packed: TensorType) -> str:
-    """The type of the scales of a packed, quantized weight."""
-    return "float32" if packed.static(2) % ROWS == 0 else "float16"
+    if not stored.bits:
+        return stored.packed(PAIRS if narrow else SIDE_BY_SIDE)
+    records = stored in [Stored.symmetric(bits, stored.dtype, GROUP) for bits in (4, 8)]
+    return stored.packed(RECORDS) if records else None
 
 
 def reference_plain(weight: NDArray[Any]) -> NDArray[Any]:
@@ -97,11 +79,12 @@ def reference_grouped(
 
 
 def pack(sig: Signature) -> tirx.PrimFunc:
-    """(weight) or (words, scales) -> packed."""
-    return _pack_plain(sig) if len(sig.args) == 1 else _pack_grouped(sig)
+    """(weight) or (words, scales) -> packed, which the signature's only `stored` describes."""
+    (stored,) = sig.stored
+    return _pack_grouped(sig, stored) if stored.form == RECORDS else _pack_plain(sig, stored)
 
 
-def _pack_plain(sig: Signature) -> tirx.PrimFunc:
+def _pack_plain(sig: Signature, stored: Stored) -> tirx.PrimFunc:
     rows, inner = sig.args[0].static(0), sig.args[0].static(1)
     dtype, out_dtype, blocks = sig.args[0].dtype, sig.outs[0].dtype, sig.outs[0].static(0)
     # Columns that lie side by side.
@@ -110,7 +93,7 @@ def _pack_plain(sig: Signature) -> tirx.PrimFunc:
     tile = math.gcd(inner, 32)
 
     def converted(value: Any) -> Any:
-        narrow = out_dtype == bfloat16.BITS
+        narrow = stored.form == PAIRS
         return bfloat16.rounded(T.Cast("float32", value), 1) if narrow else value
 
     @T.prim_func(s_tir=True)
@@ -144,10 +127,9 @@ def _rearranged(word: Any, bits: int) -> Any:
     return plus_one ^ (word & T.uint32(0x80808080)) ^ T.uint32(0x80808080)
 
 
-def _pack_grouped(sig: Signature) -> tirx.PrimFunc:
+def _pack_grouped(sig: Signature, stored: Stored) -> tirx.PrimFunc:
     rows, groups = sig.args[1].static(0), sig.args[1].static(1)
-    bits = bits_of(sig.args[0].static(1), groups * GROUP_SIZE)
-    scale_dtype, extra = sig.args[1].dtype, scale_words(sig.args[1])
+    bits, scale_dtype, extra = stored.bits, stored.dtype, stored.scale_words
     blocks, record = sig.outs[0].static(0), sig.outs[0].static(2)
     per_word, width = ROWS // extra, lanes(sig.target)
     # Scales are moved as they are stored, `per_word` of them in a word.

@@ -7,12 +7,11 @@ from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
-from tvm.target import Target
 
 from mlc_rwkv_world.kernels.arithmetic_cpu import Arithmetic, arithmetic_of
 from mlc_rwkv_world.kernels.llvm_functions import IMPORT
-from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
+from mlc_rwkv_world.storage.stored import ROWS, Stored
 
 # Bytes of a cache line, and how far ahead of their use weights are asked for.
 _LINE, _AHEAD = 64, 1024
@@ -26,15 +25,15 @@ def _streams(blocks: int, wanted: int) -> int:
 
 
 class Product:
-    """The product of an input and a packed weight of these types, in tiles.
+    """The product of an input and a packed weight of these types, in tiles, for a signature.
 
     `tokens` rows of x share each load of a block of W. Decoding has one row, and waits for memory,
     which answers several streams faster than one: each of its `tasks` computes `streams` blocks,
     task, task + tasks, ...
     """
 
-    def __init__(self, x: TensorType, weight: TensorType, target: Target) -> None:
-        self.arithmetic: Arithmetic = arithmetic_of(x, weight, target)
+    def __init__(self, x: TensorType, weight: TensorType, stored: Stored, sig: Signature) -> None:
+        self.arithmetic: Arithmetic = arithmetic_of(sig.inputs, weight, stored, sig.target)
         self.weight = weight
         single = x.shape[0] == 1
         self.tokens = 1 if single else self.arithmetic.tokens
@@ -179,13 +178,13 @@ class Product:
 
 def linear_packed(sig: Signature) -> tirx.PrimFunc:
     """(x, packed weight) -> [T, N] float32."""
-    x_type, w_type = sig.args
-    product = Product(x_type, w_type, sig.target)
+    (x_type, w_type), (stored,) = sig.args, sig.stored
+    product = Product(x_type, w_type, stored, sig)
     multiply, tokens = product.tile(), product.tokens
     streams, count = product.streams, product.tasks
     outer = sig.outs[0].static(1)
     known = x_type.shape[0]
-    work = outer * w_type.static(1) * (32 if w_type.dtype == "uint32" else 1)
+    work = outer * w_type.static(1) * max(1, stored.group)
     tasks = parallel_if_worth(work if known == 1 else None)
     x_shape, w_shape = x_type.shape[1:], w_type.shape
 

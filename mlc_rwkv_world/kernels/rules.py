@@ -9,10 +9,11 @@ from tvm.relax.frontend.nn import Tensor
 from mlc_rwkv_world.kernels import linear as as_stored
 from mlc_rwkv_world.kernels import matvec_cuda, product_cpu
 from mlc_rwkv_world.kernels.activation import quantize
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32, input_type, takes_bytes
+from mlc_rwkv_world.kernels.arithmetic_cpu import input_type, inputs_of
 from mlc_rwkv_world.kernels.bfloat16 import round_inputs
-from mlc_rwkv_world.kernels.dot_cuda import Stored
+from mlc_rwkv_world.kernels.dot_cuda import Streamed
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type, type_of
+from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
 from mlc_rwkv_world.kernels.signature import Signature
 from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
@@ -20,28 +21,28 @@ from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
 
 def linear(part: Part, emit: Emitter) -> Sequence[Tensor]:
     """A product with a weight as it is stored, or as it is packed for a CPU."""
-    x, out = part.tensor("x"), tensor_type(part.outs[0])
+    x, out, stored = part.tensor("x"), tensor_type(part.outs[0]), part.weights["weight"]
     if part.packed is None:
-        return emit.call(as_stored.linear, [x, *part.tensors("weight")], [out])
-    weight = part.tensor("weight")
-    wanted = input_type(out.shape[0], type_of(weight), part.packed)
-    if wanted.dtype != FLOAT32:
-        convert = quantize if takes_bytes(wanted) else round_inputs
-        (x,) = emit.call(convert, [x], [wanted])
-    return emit.call(product_cpu.linear_packed, [x, weight], [out])
+        return emit.call(as_stored.linear, [x, *part.tensors("weight")], [out], stored=[stored])
+    inputs = inputs_of(stored, part.packed)
+    if inputs is not Inputs.FLOAT32:
+        wanted = input_type(out.shape[0], type_of(x).static(1), inputs)
+        (x,) = emit.call(_CONVERSIONS[inputs], [x], [wanted])
+    args = [x, part.tensor("weight")]
+    return emit.call(product_cpu.linear_packed, args, [out], stored=[stored], inputs=inputs)
 
 
-def streamed(emit: Emitter, products: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> bool:
-    """Whether a decode step's products, of inputs and stored weights, suit CUDA's kernels."""
-    if not Signature([], [], emit.target).has_async_copies:
+def streamed(emit: Emitter, part: Part, products: Mapping[str, Tensor]) -> bool:
+    """Whether a decode step's products suit CUDA's kernels: a part's weights and their inputs."""
+    if part.packed is not None or not Signature([], [], emit.target).has_async_copies:
         return False
     kinds = set()
-    for x, weight in products:
+    for role, x in products.items():
         given = type_of(x)
-        one = Stored.of(given, [type_of(tensor) for tensor in weight])
+        one = Streamed.of(given, type_of(part.tensors(role)[0]), part.weights[role])
         if given.shape[0] != 1 or not one.can_stream:
             return False
-        kinds.add((given.dtype, one.outer, one.dtype, one.bits, one.scale_dtype))
+        kinds.add((given.dtype, one.outer, one.stored))
     return len(kinds) == 1
 
 
@@ -65,21 +66,22 @@ def _norm_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
 
 def _residual_product(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     x, weight = part.tensor("x"), part.tensors("weight")
-    if not streamed(emit, [(x, weight)]):
+    if not streamed(emit, part, {"weight": x}):
         return None
-    args = [x, *pair(weight), part.tensor("residual")]
-    return emit.call(matvec_cuda.matvec_add, args, [tensor_type(part.outs[0])])
+    args, stored = [x, *pair(weight), part.tensor("residual")], [part.weights["weight"]]
+    return emit.call(matvec_cuda.matvec_add, args, [tensor_type(part.outs[0])], stored=stored)
 
 
 def _squared_relu_product(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     x, weight = part.tensor("x"), part.tensors("weight")
-    if not streamed(emit, [(x, weight)]):
+    if not streamed(emit, part, {"weight": x}):
         return None
-    return emit.call(
-        matvec_cuda.matvec_relu_square, [x, *pair(weight)], [tensor_type(part.outs[0])]
-    )
+    args, stored = [x, *pair(weight)], [part.weights["weight"]]
+    kernel = matvec_cuda.matvec_relu_square
+    return emit.call(kernel, args, [tensor_type(part.outs[0])], stored=stored)
 
 
+_CONVERSIONS = {Inputs.BFLOAT16: round_inputs, Inputs.BYTES: quantize}
 ANYWHERE: Mapping[str, Rule] = {"linear": linear}
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "cuda": {

@@ -11,6 +11,9 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.target import Target
 
+from mlc_rwkv_world.kernels.inputs import Inputs
+from mlc_rwkv_world.storage import Stored
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorType:
@@ -35,13 +38,24 @@ class TensorType:
         return int(self.shape[axis])
 
 
+def stored_types(stored: Stored, outer: int, inner: int) -> list[TensorType]:
+    """The types of the tensors in which a weight [outer, inner] is stored."""
+    return [TensorType(one.shape, one.dtype) for one in stored.tensors(outer, inner)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """Tensor arguments and results of one call of an operation."""
+    """Tensor arguments and results of one call of an operation.
+
+    `stored` says how each weight among the arguments lies, in order; `inputs` what products with
+    packed weights take, and what an operation makes for such products.
+    """
 
     args: Sequence[TensorType]
     outs: Sequence[TensorType]
     target: Target
+    stored: Sequence[Stored] = ()
+    inputs: Inputs = Inputs.FLOAT32
 
     @property
     def on_cpu(self) -> bool:

@@ -20,7 +20,6 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
 
 NAMED: dict[str, Kernel] = {
     "embedding": embedding.embedding,
-    "embedding_dequantize": embedding.embedding_dequantize,
     "last_token": token_shift.last_token,
     "offsets_from_positions": offsets.offsets_from_positions,
     "state_get": state.state_get,

@@ -6,7 +6,6 @@ of the output product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -14,10 +13,10 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.exp_cpu import exp, sigmoid
 from mlc_rwkv_world.kernels.mix_cpu import LANES, storing
-from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.product_cpu import Product
 from mlc_rwkv_world.kernels.signature import STACK, Signature
 from mlc_rwkv_world.kernels.state import read_slot, write_slot
+from mlc_rwkv_world.storage.stored import ROWS
 
 # Rows of a layer's state, and where each lies in a local copy of 32 channels.
 _A, _B, _P = 1, 2, 3
@@ -113,15 +112,16 @@ def _store_past(past: Any, state: Any, slot: Any, layer: Any, base: Any) -> None
 def time_mix(sig: Signature) -> tirx.PrimFunc:
     """(xk, xv, xr, Wk, Wv, Wr, time_decay, time_first, state, slots, layer) -> gated.
 
-    Row i is the next token of sequence i; the state's rows a, b and p move on.
+    W are all stored alike. Row i is the next token of sequence i; the state's rows a, b and p move
+    on.
     """
     x_type, w_type, out_type = sig.args[0], sig.args[3], sig.outs[0]
     layers, state_rows, width = map(int, sig.args[8].shape[1:])
-    product = Product(x_type, w_type, sig.target)
+    product = Product(x_type, w_type, sig.stored[0], sig)
     multiply, tokens = product.tile(), product.tokens
     streams, tasks = product.streams, product.tasks
     sums = streams * tokens * ROWS
-    store: Callable[..., None] = storing(out_type)
+    store = storing(sig.inputs)
     x_shape, w_shape, out_shape = x_type.shape[1:], w_type.shape, out_type.shape[1:]
 
     @T.prim_func(s_tir=True)
@@ -204,7 +204,7 @@ def products(sig: Signature) -> tirx.PrimFunc:
     """(xk, xv, xr, Wk, Wv, Wr) -> k, v, sigmoid(r), float32 [T, D]."""
     x_type, w_type = sig.args[0], sig.args[3]
     width = sig.outs[0].static(1)
-    product = Product(x_type, w_type, sig.target)
+    product = Product(x_type, w_type, sig.stored[0], sig)
     multiply, tokens = product.tile(), product.tokens
     x_shape, w_shape = x_type.shape[1:], w_type.shape
 
@@ -253,7 +253,7 @@ def recurrence(sig: Signature) -> tirx.PrimFunc:
     """(k, v, r, time_decay, time_first, offsets, state, slots, layer) -> gated, over sequences."""
     out_type = sig.outs[0]
     layers, state_rows, width = map(int, sig.args[6].shape[1:])
-    store: Callable[..., None] = storing(out_type)
+    store = storing(sig.inputs)
     out_shape = out_type.shape[1:]
 
     @T.prim_func(s_tir=True)

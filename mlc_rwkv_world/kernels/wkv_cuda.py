@@ -10,10 +10,10 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.cuda_intrinsics import copy_async, copy_commit, copy_wait, sync_warp
+from mlc_rwkv_world.kernels.dot_cuda import WARP
 from mlc_rwkv_world.kernels.signature import Signature
 from mlc_rwkv_world.kernels.wkv import accumulate, kernel_of, output
 
-LANES = 32
 # Steps that are copied together, and how many such copies there are room for.
 STEPS = 16
 STAGES = 4
@@ -22,25 +22,25 @@ _PIECE = 4
 
 def suits(sig: Signature) -> bool:
     """Whether the kernel takes these types."""
-    return sig.has_async_copies and sig.args[0].static(1) % LANES == 0
+    return sig.has_async_copies and sig.args[0].static(1) % WARP == 0
 
 
 def wkv(sig: Signature) -> tirx.PrimFunc:
     """(k, v, w, u, a, b, p, offsets) -> (y, a, b, p), as `kernels.wkv`."""
     width = sig.args[0].static(1)
-    blocks, row_pieces = width // LANES, LANES // _PIECE
-    copies = STEPS * row_pieces // LANES
+    blocks, row_pieces = width // WARP, WARP // _PIECE
+    copies = STEPS * row_pieces // WARP
 
     @T.inline
     def body(k, v, w, u, old, offsets, y, new, batch):  # type: ignore[no-untyped-def]
         for piece in T.thread_binding(batch * blocks, thread="blockIdx.x"):
-            for lane in T.thread_binding(LANES, thread="threadIdx.x"):
-                ks = T.alloc_buffer((STAGES, STEPS, LANES), "float32", scope="shared")
-                vs = T.alloc_buffer((STAGES, STEPS, LANES), "float32", scope="shared")
+            for lane in T.thread_binding(WARP, thread="threadIdx.x"):
+                ks = T.alloc_buffer((STAGES, STEPS, WARP), "float32", scope="shared")
+                vs = T.alloc_buffer((STAGES, STEPS, WARP), "float32", scope="shared")
                 state = T.alloc_buffer((3,), "float32", scope="local")
                 step = T.alloc_buffer((3,), "float32", scope="local")
                 s = T.meta_var(T.truncdiv(piece, T.int64(blocks)))
-                first = T.meta_var(T.truncmod(piece, T.int64(blocks)) * T.int64(LANES))
+                first = T.meta_var(T.truncmod(piece, T.int64(blocks)) * T.int64(WARP))
                 c = T.meta_var(first + T.cast(lane, "int64"))
                 begin = T.meta_var(T.cast(offsets[s], "int64"))
                 count = T.meta_var(offsets[s + 1] - offsets[s])
@@ -48,7 +48,7 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
                 @T.inline
                 def start(turn):  # type: ignore[no-untyped-def]
                     for i in T.unroll(copies):
-                        at = T.meta_var(i * LANES + lane)
+                        at = T.meta_var(i * WARP + lane)
                         # What is beyond the sequence is copied from its end, and not used.
                         row = T.meta_var(
                             begin

@@ -20,29 +20,35 @@ from mlc_rwkv_world.models.layers import Linear
 from mlc_rwkv_world.models.rnn_state import RNNState, RNNStateObject, create_rnn_state
 from mlc_rwkv_world.models.segments import Ragged, Segments, Steps
 from mlc_rwkv_world.models.state import Pool, State
+from mlc_rwkv_world.storage import Format
+from mlc_rwkv_world.storage.stored import IndivisibleRow
 
 
 class CausalLM(nn.Module):  # type: ignore[misc]
-    """Model and head. Weights are stored in `storage`, products computed in `dtype`.
+    """Model and head. Weights are stored as the format says, products computed in `dtype`.
 
-    `model(config, storage, dtype)` makes what is below the head; `initial_rows` are the values that
-    fill each row of a layer in a fresh state.
+    `model(config, format, dtype)` makes what is below the head; `initial_rows` are the values that
+    fill each row of a layer in a fresh state. Raises UsageError where the format cannot store rows
+    of the model's sizes.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        storage: str,
+        fmt: Format,
         dtype: str,
-        model: Callable[[ModelConfig, str, str], Any],
+        model: Callable[[ModelConfig, Format, str], Any],
         initial_rows: Sequence[float],
     ) -> None:
         super().__init__()
         self.config = config
         self.dtype = dtype
         self.initial_rows = initial_rows
-        self.model = model(config, storage, dtype)
-        self.head = Linear(config.hidden_size, config.vocab_size, storage)
+        try:
+            self.model = model(config, fmt, dtype)
+            self.head = Linear(config.hidden_size, config.vocab_size, fmt.matrix)
+        except IndivisibleRow as error:
+            raise fmt.refusal(error) from None
 
     def _logits(self, x: Tensor, segments: Segments, state: State) -> Tensor:
         """The residual [T, D] to float32 logits [B, V] after each sequence's last token."""

@@ -1,4 +1,4 @@
-"""The layers that every version shares. Storage type and compute type are chosen apart."""
+"""The layers that every version shares. Storage and compute type are chosen apart."""
 
 from __future__ import annotations
 
@@ -7,41 +7,52 @@ from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.models import operations as ops
 from mlc_rwkv_world.models.shared_parts import layer_norm, linear
+from mlc_rwkv_world.storage.stored import Stored, StoredTensor
 
 
-class Linear(nn.Module):  # type: ignore[misc]
-    """`x W^T` without bias; `weight` [out_features, in_features] in its storage type.
+class StoredParameter(nn.Parameter):  # type: ignore[misc]
+    """One of the tensors in which a matrix is stored."""
 
-    Quantization replaces this layer by one that stores the weight in another way.
+    def __init__(self, tensor: StoredTensor, stored: Stored) -> None:
+        super().__init__(tensor.shape, tensor.dtype)
+        self.stored = stored
+
+
+class Matrix(nn.Module):  # type: ignore[misc]
+    """A weight [outer, inner], in parameters that lie and are named as `stored` says.
+
+    Raises IndivisibleRow where such a row cannot be stored so.
     """
 
-    def __init__(self, in_features: int, out_features: int, dtype: str) -> None:
+    def __init__(self, outer: int, inner: int, stored: Stored) -> None:
         super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
-        self.weight = nn.Parameter((out_features, in_features), dtype)
+        self.shape = (outer, inner)
+        self.stored = stored
+        for tensor in stored.tensors(outer, inner):
+            setattr(self, tensor.name, StoredParameter(tensor, stored))
 
-    def stored(self) -> list[Tensor]:
-        """The tensors in which the weight is stored."""
-        return [self.weight]
+    def tensors(self) -> list[Tensor]:
+        """The parameters, in order."""
+        return [getattr(self, name) for name in self.stored.names]
+
+
+class Linear(Matrix):
+    """`x W^T` without bias, W [out_features, in_features]."""
+
+    def __init__(self, in_features: int, out_features: int, stored: Stored) -> None:
+        super().__init__(out_features, in_features, stored)
 
     def forward(self, x: Tensor, out_dtype: str) -> Tensor:
         """x [T, in_features] of the compute type to [T, out_features] of `out_dtype`."""
-        return linear(x, self.stored(), self.out_features, out_dtype, block=None)
+        return linear(x, self, out_dtype)
 
 
-class Embedding(nn.Module):  # type: ignore[misc]
-    """Rows of `weight` [num, dim]; quantization replaces it as it does `Linear`."""
-
-    def __init__(self, num: int, dim: int, dtype: str) -> None:
-        super().__init__()
-        self.num = num
-        self.dim = dim
-        self.weight = nn.Parameter((num, dim), dtype)
+class Embedding(Matrix):
+    """Rows of a weight [num, dim]."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids int32 [T] to float32 [T, dim]."""
-        return ops.embedding(self.weight, ids)
+        return ops.embedding(self.tensors(), self.stored, ids, self.shape[1])
 
 
 class LayerNorm(nn.Module):  # type: ignore[misc]
@@ -53,10 +64,10 @@ class LayerNorm(nn.Module):  # type: ignore[misc]
         self.weight = nn.Parameter((dim,), "float32")
         self.bias = nn.Parameter((dim,), "float32")
 
-    def stored(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """Weight and bias."""
         return [self.weight, self.bias]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, dim] of any type to float32 [T, dim]."""
-        return layer_norm(x, self.stored(), self.eps)
+        return layer_norm(x, self.tensors(), self.eps)

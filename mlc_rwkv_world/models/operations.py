@@ -17,15 +17,27 @@ from tvm import relax
 from tvm.relax.frontend.nn import Tensor, op
 
 from mlc_rwkv_world.models.parts import PREFIX
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.tvm_names import StringImm
 
 STATE_SET = PREFIX + "state_set"
 Shape = Sequence[Any]
 TensorSpec = tuple[Shape, str]
 
 
-def named(name: str, args: Sequence[Any], out: TensorSpec | Sequence[TensorSpec]) -> Any:
-    """Emits `rwkv_world.<name>(args)`; `out` is one (shape, dtype) or a list of them."""
+def named(
+    name: str,
+    args: Sequence[Any],
+    out: TensorSpec | Sequence[TensorSpec],
+    stored: Stored | None = None,
+) -> Any:
+    """Emits `rwkv_world.<name>(args)`; `out` is one (shape, dtype) or a list of them.
+
+    `stored` says how the weight among the arguments lies; it follows them as text.
+    """
     exprs = [arg._expr if isinstance(arg, Tensor) else arg for arg in args]
+    if stored is not None:
+        exprs.append(StringImm(str(stored)))
     single = isinstance(out[-1], str)
     specs: Sequence[Any] = [out] if single else out
     types = [relax.TensorType(list(shape), dtype) for shape, dtype in specs]
@@ -33,16 +45,9 @@ def named(name: str, args: Sequence[Any], out: TensorSpec | Sequence[TensorSpec]
     return op.wrap_nested(call, name)
 
 
-def embedding_dequantize(q_weight: Tensor, q_scale: Tensor, ids: Tensor, width: int) -> Tensor:
-    """Rows `ids` of a group-quantized embedding, float32 [T, width]."""
-    return named(
-        "embedding_dequantize", [q_weight, q_scale, ids], ((ids.shape[0], width), "float32")
-    )
-
-
-def embedding(weight: Tensor, ids: Tensor) -> Tensor:
-    """Rows `ids` of an unquantized embedding, float32 [T, D]."""
-    return named("embedding", [weight, ids], ((ids.shape[0], weight.shape[1]), "float32"))
+def embedding(tensors: Sequence[Tensor], stored: Stored, ids: Tensor, width: int) -> Tensor:
+    """Rows `ids` of a stored embedding, float32 [T, width]."""
+    return named("embedding", [*tensors, ids], ((ids.shape[0], width), "float32"), stored)
 
 
 def token_shift(x: Tensor, last: Tensor, offsets: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ block that it belongs to, the type that it computes in, how its weights lie. Pas
 them; `transforms.ExpandParts` replaces each part by kernels that suit, or else by its
 decomposition: what it means, in operators and smaller parts.
 
-Attributes that every part has: `args`, how many tensors each role takes, in order. That most have:
-`block`; `compute`, what it computes in, float32 or float16; `weights`, the roles whose tensors are
-stored weights of products. A part that reads and writes rows of the recurrent state has `rows`,
-their numbers, and `layer`; its last result is the pool, or its last ones are the new rows.
+Attributes that every part has: `args`, how many tensors each role takes, in order; `weights`, by
+role how the weights of products lie, as texts of `Stored`. That most have: `block`; `compute`, what
+it computes in, float32 or float16. A part that reads and writes rows of the recurrent state has
+`rows`, their numbers, and `layer`; its last result is the pool, or its last ones are the new rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tvm import relax
 from tvm.ir import Op
 from tvm.relax.frontend.nn import Tensor, op
 
+from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.tvm_names import StringImm
 
 PREFIX = "rwkv_world."
@@ -38,7 +39,7 @@ _DPS_PACKED = Op.get("relax.call_dps_packed")
 # What a smaller part has of the part that it belongs to.
 _INHERITED = ("block", "compute", "arithmetic")
 
-# A tensor, or several of one role.
+# A tensor, a layer, or several tensors of one role.
 Tensors: TypeAlias = Any
 TensorSpec = tuple[Sequence[Any], str]
 
@@ -75,9 +76,10 @@ class Part:
         return str(self.attrs["compute"])
 
     @property
-    def weights(self) -> Sequence[str]:
-        """The roles whose tensors are stored weights of products."""
-        return list(self.attrs.get("weights", ()))
+    def weights(self) -> dict[str, Stored]:
+        """How the weights of its products lie, by role."""
+        texts: dict[str, str] = self.attrs.get("weights", {})
+        return {role: Stored.parse(text) for role, text in texts.items()}
 
     @property
     def packed(self) -> str | None:
@@ -96,9 +98,9 @@ class Part:
         A name among `args` stands for the tensors of that role of this part; where they are a
         weight's, they are a weight of the smaller part.
         """
-        weights = [
-            role for role, given in args.items() if isinstance(given, str) and given in self.weights
-        ]
+        texts: dict[str, str] = self.attrs.get("weights", {})
+        names = {role: given for role, given in args.items() if isinstance(given, str)}
+        weights = {role: texts[name] for role, name in names.items() if name in texts}
         given = {role: self.tensors(t) if isinstance(t, str) else t for role, t in args.items()}
         kept = {key: self.attrs[key] for key in _INHERITED if key in self.attrs}
         return make(name, given, outs, **kept, weights=weights, **attrs)
@@ -125,14 +127,25 @@ def make(
     outs: Sequence[TensorSpec],
     **attrs: Any,
 ) -> Part:
-    """A part of these tensors by role; `outs` are shapes and dtypes of its results."""
+    """A part of these tensors by role; `outs` are shapes and dtypes of its results.
+
+    A layer among the arguments stands for its tensors; one that is `stored` is a weight.
+    """
     exprs = {
-        role: tuple(t._expr for t in ([given] if isinstance(given, Tensor) else given))
+        role: tuple(tensor._expr for tensor in _listed(given))
         for role, given in args.items()
         if given is not None
     }
+    weights = {role: str(given.stored) for role, given in args.items() if hasattr(given, "stored")}
     types = tuple(relax.TensorType(list(shape), dtype) for shape, dtype in outs)
-    return Part(name, exprs, attrs, types)
+    return Part(name, exprs, {"weights": weights, **attrs}, types)
+
+
+def _listed(given: Tensors) -> Sequence[Tensor]:
+    if isinstance(given, Tensor):
+        return [given]
+    found: Sequence[Tensor] = given.tensors() if hasattr(given, "tensors") else given
+    return found
 
 
 def read(expr: relax.Expr) -> Part | None:
@@ -140,9 +153,10 @@ def read(expr: relax.Expr) -> Part | None:
     if not (isinstance(expr, relax.Call) and expr.op == _DPS_PACKED):
         return None
     name, fields = str(expr.args[0].global_symbol), list(expr.args[1].fields)
-    if not (name.startswith(PREFIX) and fields and isinstance(fields[-1], StringImm)):
+    text = str(fields[-1].value) if fields and isinstance(fields[-1], StringImm) else ""
+    if not (name.startswith(PREFIX) and text.startswith("{")):
         return None
-    attrs = json.loads(str(fields[-1].value))
+    attrs = json.loads(text)
     args, at = {}, 0
     for role, count in attrs.pop("args").items():
         args[role] = tuple(fields[at : at + count])

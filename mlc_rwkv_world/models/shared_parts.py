@@ -1,11 +1,12 @@
 """The parts that several versions consist of: how each is emitted, and its decomposition.
 
-T rows x of D channels; a weight [N, K] is one tensor, plain or packed, or words and scales.
+T rows x of D channels. `linear` alone has kernels everywhere, and no decomposition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tvm.relax.frontend.nn import Tensor, op
 
@@ -23,19 +24,10 @@ def layer_norm(x: Tensor, norm: Sequence[Tensor], eps: float) -> Tensor:
     return op.layer_norm(op.astype(x, "float32"), weight.shape, weight, bias, eps)
 
 
-def linear(
-    x: Tensor, weight: Sequence[Tensor], width: int, out_dtype: str, block: int | None
-) -> Tensor:
-    """`x W^T`, [T, width], of x [T, K], in x's type; the result is of `out_dtype`."""
-    part = make(
-        "linear",
-        {"x": x, "weight": weight},
-        [((x.shape[0], width), out_dtype)],
-        block=block,
-        compute=x.dtype,
-        weights=["weight"],
-    )
-    return part.emit()[0]
+def linear(x: Tensor, weight: Any, out_dtype: str) -> Tensor:
+    """`x W^T`, [T, N], of x [T, K] and a layer's weight, in x's type, as `out_dtype`."""
+    outs = [((x.shape[0], weight.shape[0]), out_dtype)]
+    return make("linear", {"x": x, "weight": weight}, outs, compute=x.dtype).emit()[0]
 
 
 def product(part: Part, x: Tensor, role: str, width: int, out_dtype: str) -> Tensor:
@@ -94,15 +86,7 @@ def _squared_relu_product(part: Part) -> list[Tensor]:
     return [op.square(op.relu(found))]
 
 
-def linear_in_operators(part: Part) -> list[Tensor]:
-    """For a weight that is stored plain, in any type."""
-    (out,) = part.outs
-    weight = op.permute_dims(op.astype(part.tensor("weight"), part.compute))
-    return [op.matmul(part.tensor("x"), weight, out_dtype=str(out.dtype))]
-
-
 DECOMPOSITIONS: Mapping[str, Decomposition] = {
-    "linear": linear_in_operators,
     "norm_mix": _norm_mix,
     "residual_product": _residual_product,
     "squared_relu_product": _squared_relu_product,

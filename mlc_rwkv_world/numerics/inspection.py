@@ -11,7 +11,7 @@ import numpy as np
 from mlc_rwkv_world.artifact.metadata import LibraryMetadata
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import ArtifactError, TargetError, UsageError
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, multiplied_as_bytes
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.numerics.observe import Progress, observe
 from mlc_rwkv_world.numerics.prompts import BUILT_IN, encoded
@@ -111,8 +111,8 @@ def _rounds(subject: Subject, asked: _Asked | None) -> bool:
     if asked is not None and asked.metadata is not None:
         return asked.arithmetic == INT8
     for_cpu = subject.found is None or subject.found.kinds <= {"cpu"}
-    quantized = subject.arithmetic.format.bits > 0
-    return for_cpu and quantized and multiplies_bytes(resolve("llvm").target)
+    suits = multiplied_as_bytes(subject.arithmetic.format.matrix)
+    return for_cpu and suits and multiplies_bytes(resolve("llvm").target)
 
 
 def _library(asked: _Asked | None, report: Report, logits: Array) -> Library | None:

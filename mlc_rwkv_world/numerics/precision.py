@@ -10,7 +10,7 @@ from mlc_rwkv_world.numerics.observe import Progress, observe
 from mlc_rwkv_world.numerics.prompts import BUILT_IN, encoded
 from mlc_rwkv_world.numerics.stepwise import Stepwise
 from mlc_rwkv_world.numerics.subject import checkpoint_subject
-from mlc_rwkv_world.quantization import Format
+from mlc_rwkv_world.storage import Format
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,8 +27,8 @@ from mlc_rwkv_world.numerics.steps import (
     take_apart,
 )
 from mlc_rwkv_world.numerics.weights import Weights
-from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.runtime.parameters import to_device
+from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
 from mlc_rwkv_world.versions import version_of
 

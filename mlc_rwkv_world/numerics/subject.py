@@ -16,7 +16,7 @@ from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.fp32_layers import parse
 from mlc_rwkv_world.numerics.stepwise import Arithmetic
 from mlc_rwkv_world.numerics.weights import ArtifactWeights, CheckpointWeights
-from mlc_rwkv_world.quantization import Format, format_named
+from mlc_rwkv_world.storage import Format, format_named
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 REFERENCE_FORMAT = "q0f32"

@@ -12,8 +12,8 @@ from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.compiler.export import ParameterSpec, parameters
 from mlc_rwkv_world.convert.weights import converted, source_name
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.runtime.parameters import MappedShards
+from mlc_rwkv_world.storage import Format
 
 
 class Weights(Protocol):

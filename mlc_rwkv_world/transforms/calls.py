@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import relax, tirx
 from tvm.ir import Op
 
-from mlc_rwkv_world.tvm_names import SBlock, SBlockRealize
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.tvm_names import SBlock, SBlockRealize, StringImm
 
 _DPS_PACKED = Op.get("relax.call_dps_packed")
 _PURE_PACKED = Op.get("relax.call_pure_packed")
@@ -18,6 +21,13 @@ def packed_name(call: relax.Expr) -> str | None:
         if isinstance(callee, relax.ExternFunc):
             return str(callee.global_symbol)
     return None
+
+
+def stored_in(args: Sequence[relax.Expr]) -> tuple[list[relax.Expr], list[Stored]]:
+    """The arguments of a named operation, and how the weight among them lies, if there is one."""
+    tensors = [arg for arg in args if not isinstance(arg, StringImm)]
+    texts = [str(arg.value) for arg in args if isinstance(arg, StringImm)]
+    return tensors, list(map(Stored.parse, texts))
 
 
 def with_root_block(func: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -18,7 +18,7 @@ from mlc_rwkv_world.kernels.table import NAMED
 from mlc_rwkv_world.models.operations import STATE_SET
 from mlc_rwkv_world.models.parts import PREFIX, Part, read
 from mlc_rwkv_world.models.shared_parts import Decomposition
-from mlc_rwkv_world.transforms.calls import packed_name
+from mlc_rwkv_world.transforms.calls import packed_name, stored_in
 from mlc_rwkv_world.transforms.kernel_table import KernelTable
 from mlc_rwkv_world.transforms.rewrite import Rewriter
 from mlc_rwkv_world.tvm_names import name_of
@@ -107,10 +107,10 @@ class _Chooser(Rewriter):
         return list(self.chosen.parts[part.name](part))
 
     def _named(self, call: relax.Call, name: str) -> relax.Expr:
-        args = list(call.args[1].fields)
+        args, stored = stored_in(call.args[1].fields)
         out = call.ty_args[0]
         outs = list(out.fields) if isinstance(out, relax.TupleType) else [out]
-        func = self.kernels.add(NAMED[name], args, [tensor_type(ty) for ty in outs])
+        func = self.kernels.add(NAMED[name], args, [tensor_type(ty) for ty in outs], stored)
         types = outs if len(outs) > 1 else outs[0]
         return self.emit(relax.call_tir(func, relax.Tuple(args), types), name)
 

@@ -11,7 +11,9 @@ from tvm.relax.frontend.nn import Tensor
 from tvm.target import Target
 
 from mlc_rwkv_world.kernels.emitter import tensor_type
+from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.transforms.calls import with_root_block
 
 
@@ -20,7 +22,7 @@ class _Kernel:
     """A kernel to be built; equal to those that differ in dynamic extents alone."""
 
     build: Callable[..., tirx.PrimFunc]
-    types: tuple[tuple[object, ...], ...]
+    types: tuple[object, ...]
     target: str
     options: tuple[tuple[str, float], ...]
     signature: Signature = dataclasses.field(compare=False)
@@ -41,11 +43,13 @@ class KernelTable:
         outs: Sequence[TensorType],
         *,
         state: Tensor | None = None,
+        stored: Sequence[Stored] = (),
+        inputs: Inputs = Inputs.FLOAT32,
         **options: float,
     ) -> list[Tensor]:
         """Emits a call, see `kernels.emitter.Emitter`."""
         given = [arg._expr if isinstance(arg, Tensor) else relax.prim_value(arg) for arg in args]
-        func = self.add(build, given, outs, **options)
+        func = self.add(build, given, outs, stored, inputs, **options)
         types = [relax.TensorType(list(out.shape), out.dtype) for out in outs]
         if state is None:
             call = relax.call_tir(func, relax.Tuple(given), types if len(types) > 1 else types[0])
@@ -67,16 +71,21 @@ class KernelTable:
         build: Callable[..., tirx.PrimFunc],
         args: Sequence[relax.Expr],
         outs: Sequence[TensorType],
+        stored: Sequence[Stored] = (),
+        inputs: Inputs = Inputs.FLOAT32,
+        /,
         **options: float,
     ) -> relax.GlobalVar:
         """`build(signature, **options)` for these arguments, of which only the tensors count.
 
-        Calls that differ in dynamic extents alone share one kernel.
+        `stored` and `inputs` are the signature's. Calls that differ in dynamic extents alone share
+        one kernel.
         """
         tensors = [tensor_type(arg.ty) for arg in args if isinstance(arg.ty, relax.TensorType)]
         # What divides arguments from results matters too.
-        types = (*map(_type_key, tensors), (), *map(_type_key, outs))
-        signature = Signature(tensors, outs, self.target)
+        types: tuple[object, ...] = (*map(_type_key, tensors), (), *map(_type_key, outs))
+        types += (tuple(stored), inputs)
+        signature = Signature(tensors, outs, self.target, tuple(stored), inputs)
         kernel = _Kernel(build, types, str(self.target), tuple(options.items()), signature)
         if kernel not in self._added:
             self._added[kernel] = self._builder.add_func(_built(kernel), build.__name__)

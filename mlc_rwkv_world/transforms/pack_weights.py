@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tvm
 from tvm import IRModule, relax
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32
 from mlc_rwkv_world.kernels.emitter import tensor_type
-from mlc_rwkv_world.kernels.packed_weight import pack, packed_type
-from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.kernels.packed_weight import pack, packed
+from mlc_rwkv_world.kernels.signature import Signature, TensorType, stored_types
 from mlc_rwkv_world.models.parts import Part, read
+from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.transforms.calls import with_root_block
 from mlc_rwkv_world.transforms.rewrite import Rewriter
 from mlc_rwkv_world.tvm_names import name_of
@@ -72,11 +73,11 @@ class PackWeights:
             if part.block in self.exact
             for sources in weights_of
         }
-        packed = {
-            sources: self._packed(sources, types, self.narrow and sources not in exact)
-            for sources in sorted(weights)
+        forms = {
+            sources: _form(stored, types[sources[0]], self.narrow and sources not in exact)
+            for sources, stored in sorted(weights.items())
         }
-        layout = _Layout.of(types, packed)
+        layout = _Layout.of(types, forms)
         packer = _Packer(mod, found, layout, self)
         mod = packer.run()
         entries = [
@@ -85,59 +86,76 @@ class PackWeights:
                 "shape": list(ty.shape),
                 "dtype": ty.dtype,
                 "from": [self.names[source] for source in layout.sources[place]],
-                "pack": packer.functions.get(layout.key(place), ""),
+                "pack": packer.functions.get(layout.maker(place), ""),
             }
             for place, (index, ty) in enumerate(zip(layout.kept, layout.types, strict=True))
         ]
         return mod.with_attr(PACKED_PARAMS, json.dumps(entries))
 
-    @staticmethod
-    def _packed(sources: Sources, types: Sequence[TensorType], narrow: bool) -> TensorType:
-        stored = [types[index] for index in sources]
-        inner = stored[0].static(1) if len(stored) == 1 else stored[1].static(1) * 32
-        return packed_type(stored, inner, narrow=narrow)
-
-    def attrs(self, function: str, part: Part, weights: Sequence[TensorType]) -> dict[str, str]:
-        """What a part says of its products, whose packed weights have these types."""
+    def arithmetic_of(self, function: str, part: Part) -> str:
+        """What the products of a part compute in."""
         chosen = self.arithmetic.get(function, FLOAT32)
-        bytes_ = chosen == INT8 and part.block not in self.exact
-        as_bytes = bytes_ and all(ty.dtype == "uint32" for ty in weights)
-        return {"arithmetic": INT8 if as_bytes else FLOAT32}
+        return FLOAT32 if part.block in self.exact else chosen
+
+
+def _inner(stored: Stored, first: TensorType) -> int:
+    """How long the rows of a weight are whose first tensor in the shards has this type."""
+    return first.static(1) * stored.per_element
+
+
+def _form(stored: Stored, first: TensorType, narrow: bool) -> Stored:
+    form = packed(stored, narrow=narrow and _inner(stored, first) % 2 == 0)
+    assert form is not None
+    return form
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """A function that packs: what it takes and gives, and in which form."""
+
+    stored: tuple[TensorType, ...]
+    out: TensorType
+    form: Stored
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
     """The parameters of our functions: those that are kept, and in which types.
 
-    `stored` are the types of stock's; `sources` what each one is made of, `packed` whether it is
-    another tensor than its one source.
+    `stored` are the types of stock's; `sources` what each one is made of, `forms` the packed form
+    of those that are made.
     """
 
     stored: Sequence[TensorType]
     kept: Sequence[int]
     types: Sequence[TensorType]
     sources: Sequence[Sources]
-    packed: frozenset[Sources]
+    forms: Mapping[Sources, Stored]
 
     @classmethod
-    def of(cls, types: Sequence[TensorType], packed: Mapping[Sources, TensorType]) -> _Layout:
-        first = {sources[0]: sources for sources in packed}
-        dropped = {index for sources in packed for index in sources[1:]}
+    def of(cls, types: Sequence[TensorType], forms: Mapping[Sources, Stored]) -> _Layout:
+        first = {sources[0]: sources for sources in forms}
+        dropped = {index for sources in forms for index in sources[1:]}
         kept = [index for index in range(len(types)) if index not in dropped]
         sources = [first.get(index, (index,)) for index in kept]
-        new = [packed.get(one, types[index]) for one, index in zip(sources, kept, strict=True)]
-        return cls(types, kept, new, sources, frozenset(packed))
+        new = [types[index] for index in kept]
+        for place, one in enumerate(sources):
+            if one in forms:
+                rows, inner = new[place].static(0), _inner(forms[one], new[place])
+                (new[place],) = stored_types(forms[one], rows, inner)
+        return cls(types, kept, new, sources, forms)
 
     def place(self, sources: Sources) -> int:
         """Where what is made of these parameters stands."""
         return self.kept.index(sources[0])
 
-    def key(self, place: int) -> tuple[TensorType, ...]:
-        """What the function that makes a parameter takes and gives; empty where there is none."""
+    def maker(self, place: int) -> _Maker | None:
+        """What makes a parameter; None where it is its one source."""
         sources = self.sources[place]
-        if sources not in self.packed:
-            return ()
-        return (*(self.stored[source] for source in sources), self.types[place])
+        if sources not in self.forms:
+            return None
+        stored = tuple(self.stored[source] for source in sources)
+        return _Maker(stored, self.types[place], self.forms[sources])
 
 
 class _Uses:
@@ -174,11 +192,21 @@ class _Uses:
         return [tuple(self.indices[expr] for expr in part.args[role]) for role in part.weights]
 
 
-def _packable(found: Sequence[_Uses]) -> Iterator[Sources] | set[Sources]:
-    """Weights that every function uses in float32 products only."""
-    weights = {one for uses in found for _, sources in uses.products for one in sources}
+def _packable(found: Sequence[_Uses]) -> dict[Sources, Stored]:
+    """Weights with a packed form that every function uses in float32 products only."""
+    weights = {
+        one: stored
+        for uses in found
+        for part, sources in uses.products
+        for one, stored in zip(sources, part.weights.values(), strict=True)
+    }
     refused = {index for uses in found for index in uses.others}
-    return {sources for sources in weights if not refused.intersection(sources)}
+    # A part's weights are packed together or not at all.
+    for uses in found:
+        for part, sources in uses.products:
+            if any(packed(stored) is None for stored in part.weights.values()):
+                refused.update(index for one in sources for index in one)
+    return {one: stored for one, stored in weights.items() if not refused.intersection(one)}
 
 
 class _Packer(Rewriter):
@@ -190,16 +218,16 @@ class _Packer(Rewriter):
         self.layout = layout
         self.chosen = chosen
         # The functions that pack, by what they take and give.
-        self.functions: dict[tuple[TensorType, ...], str] = {}
+        self.functions: dict[_Maker | None, str] = {}
         self._name = ""
         self._params: relax.Var | None = None
 
     def run(self) -> IRModule:
         for place in range(len(self.layout.kept)):
-            key = self.layout.key(place)
-            if key and key not in self.functions:
-                self.functions[key] = f"{_PACK}_{len(self.functions)}"
-                self._add_pack(self.functions[key], key[:-1], key[-1])
+            maker = self.layout.maker(place)
+            if maker is not None and maker not in self.functions:
+                self.functions[maker] = f"{_PACK}_{len(self.functions)}"
+                self._add_pack(self.functions[maker], maker)
         return super().run()
 
     def parameters(self, name: str, func: relax.Function) -> list[relax.Var]:
@@ -216,29 +244,32 @@ class _Packer(Rewriter):
         uses = self.found[self._name]
         if var in uses.indices:
             sources: Sources = (uses.indices[var],)
-            kept = sources in self.layout.sources and sources not in self.layout.packed
+            kept = sources in self.layout.sources and sources not in self.layout.forms
             # Nothing but the parts below takes what is packed.
             return self._item(sources, name_of(var)) if kept else var
         part = read(value)
         weights = uses.weights(part) if part is not None else []
-        if part is None or not weights:
+        if part is None or not weights or weights[0] not in self.layout.forms:
             return super().binding(var, value)
-        packed = dict(zip(part.weights, weights, strict=True))
-        types = [self.layout.types[self.layout.place(sources)] for sources in weights]
+        made = dict(zip(part.weights, weights, strict=True))
         args = {
-            role: (self._item(packed[role], role),)
-            if role in packed
+            role: (self._item(made[role], role),)
+            if role in made
             else tuple(map(self.substituted, exprs))
             for role, exprs in part.args.items()
         }
-        attrs = {**part.attrs, **self.chosen.attrs(self._name, part, types)}
+        forms = {role: str(self.layout.forms[sources]) for role, sources in made.items()}
+        arithmetic = self.chosen.arithmetic_of(self._name, part)
+        attrs = {**part.attrs, "weights": forms, "arithmetic": arithmetic}
         return self.emit(dataclasses.replace(part, args=args, attrs=attrs).call(), name_of(var))
 
     def _item(self, sources: Sources, name: str) -> relax.Var:
         return self.emit(relax.TupleGetItem(self._params, self.layout.place(sources)), name)
 
-    def _add_pack(self, name: str, stored: Sequence[TensorType], ty: TensorType) -> None:
-        kernel = with_root_block(pack(Signature(stored, [ty], self.chosen.target)))
+    def _add_pack(self, name: str, maker: _Maker) -> None:
+        stored, ty = maker.stored, maker.out
+        signature = Signature(stored, [ty], self.chosen.target, [maker.form])
+        kernel = with_root_block(pack(signature))
         gvar = self.builder.add_func(kernel, "pack_weight")
         params = [
             relax.Var(f"stored_{i}", relax.TensorType(list(t.shape), t.dtype))

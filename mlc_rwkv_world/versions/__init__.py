@@ -12,6 +12,7 @@ from mlc_rwkv_world.kernels.emitter import Rule
 from mlc_rwkv_world.models import shared_parts
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.shared_parts import Decomposition
+from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.versions import rwkv4
 
 
@@ -24,7 +25,7 @@ class Version:
     `parts` says what each part means, `rules` which kernels a kind of target has for them.
     """
 
-    model: Callable[[ModelConfig, str, str], Any]
+    model: Callable[[ModelConfig, Format, str], Any]
     initial_rows: Sequence[float]
     halved_outputs: Sequence[str]
     parts: Mapping[str, Decomposition]

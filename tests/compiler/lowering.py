@@ -11,7 +11,7 @@ from tvm import IRModule
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import BuildTarget, resolve
-from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.storage import format_named
 
 PREFIX = "small_q4f16_1_"
 

@@ -16,7 +16,7 @@ from mlc_rwkv_world.compiler import library, metadata
 from mlc_rwkv_world.compiler.cache import ModuleCache
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.storage import format_named
 
 
 def test_a_kept_module_makes_an_equal_library(

@@ -12,8 +12,8 @@ from support.modules import LAYERS, small_config
 
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.quantization import format_named
 from mlc_rwkv_world.runtime.library import open_library
+from mlc_rwkv_world.storage import format_named
 
 # What stock mlc_llm's engine and commands read of a library's metadata.
 STOCK = {

@@ -23,8 +23,8 @@ from support.checkpoints import (
 
 from mlc_rwkv_world.convert.weights import source_name
 from mlc_rwkv_world.errors import CheckpointError
-from mlc_rwkv_world.quantization import FORMATS
-from mlc_rwkv_world.quantization.group import dequantize, quantize
+from mlc_rwkv_world.storage import FORMATS
+from mlc_rwkv_world.storage.groups import dequantize, quantize
 
 LAYERS = 4
 
@@ -79,11 +79,11 @@ def test_every_tensor_is_stored_as_its_format_says(
         seen.add(source)
         weight = expected[source]
         if name.endswith(".q_weight"):
-            words, scales = quantize(weight, fmt.bits, fmt.dtype)
+            words, scales = quantize(weight, fmt.matrix)
             np.testing.assert_array_equal(values, words)
             np.testing.assert_array_equal(stored[name.replace("q_weight", "q_scale")], scales)
-            worst = np.abs(dequantize(words, scales, fmt.bits) - weight).max()
-            assert worst < np.abs(weight).max() / 2 ** (fmt.bits - 1)
+            worst = np.abs(dequantize([words, scales], fmt.matrix) - weight).max()
+            assert worst < np.abs(weight).max() / 2 ** (fmt.matrix.bits - 1)
         elif not name.endswith(".q_scale"):
             dtype = fmt.dtype if weight.ndim == 2 else "float32"
             assert values.dtype == dtype

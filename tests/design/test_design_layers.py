@@ -12,12 +12,12 @@ PACKAGE = "mlc_rwkv_world"
 ROOT = Path(__file__).parents[2] / PACKAGE
 # A room imports only rooms before it.
 ORDER = (
-    *("tvm_names", "reporter", "errors", "artifact", "tokenizer", "checkpoint", "models"),
-    *("kernels", "transforms", "quantization", "compiler", "convert", "runtime", "numerics"),
+    *("tvm_names", "reporter", "errors", "artifact", "tokenizer", "checkpoint", "storage"),
+    *("models", "kernels", "transforms", "compiler", "convert", "runtime", "numerics"),
     *("builder", "chat", "integration", "cli"),
 )
 # These run where TVM's compiler is not installed.
-WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact")
+WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact", "storage")
 
 
 def rooms() -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from tvm.target import Target
 
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.runtime.cpu import missing_features
+from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 
 Array = np.ndarray
@@ -48,6 +52,22 @@ def signature(case: Case, target: Target) -> Signature:
 
     _, args, outs = case
     return Signature([tensor(arg) for arg in args], [tensor(out) for out in outs], target)
+
+
+def told(build: Build, *stored: Stored, inputs: Inputs = Inputs.FLOAT32) -> Build:
+    """A builder that is told how the weights lie, and what inputs of products are."""
+    return partial(_told, build, stored, inputs)
+
+
+def _told(
+    build: Build, stored: tuple[Stored, ...], inputs: Inputs, sig: Signature
+) -> tirx.PrimFunc:
+    return build(dataclasses.replace(sig, stored=stored, inputs=inputs))
+
+
+def specs(stored: Stored, outer: int, inner: int) -> list[tuple[Any, ...]]:
+    """The types of the tensors of a weight [outer, inner], for a case."""
+    return [(*tensor.shape, tensor.dtype) for tensor in stored.tensors(outer, inner)]
 
 
 class Kernels:

@@ -9,8 +9,10 @@ import numpy as np
 import tvm
 from compiling import Array, Case, poisoned, signature
 from tvm import IRModule
+from tvm.s_tir import dlight
 
 from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.calls import with_root_block
 
 ARCH = "cuda -arch=sm_90"
@@ -18,22 +20,27 @@ ARCH = "cuda -arch=sm_90"
 Call = tuple[Sequence[Any], Sequence[tuple[tuple[int, ...], str]]]
 
 
-def build(cases: Mapping[str, Case], target: str = ARCH) -> Any:
-    """The kernels of some cases, compiled for CUDA."""
+def build(cases: Mapping[str, Case], target: str = ARCH, general: bool = False) -> Any:
+    """The kernels of some cases, compiled for CUDA; `general` ones have dlight's schedules."""
     chosen = resolve(target).target
     functions = {
         name: with_root_block(case[0](signature(case, chosen))).with_attr("global_symbol", name)
         for name, case in cases.items()
     }
     for name, func in functions.items():
-        assert func.attrs.get("tirx.is_scheduled"), f"{name} is left for dlight"
+        assert bool(func.attrs.get("tirx.is_scheduled")) is not general, name
+    mod = IRModule(functions)
     with chosen:
-        return tvm.compile(IRModule(functions), target=chosen)
+        if general:
+            mod = dlight.ApplyDefaultSchedule(*schedule_gpu.rules())(mod)
+        return tvm.compile(mod, target=chosen)
 
 
-def compute(cases: Mapping[str, Case], calls: Sequence[tuple[str, Call]]) -> list[list[Array]]:
+def compute(
+    cases: Mapping[str, Case], calls: Sequence[tuple[str, Call]], general: bool = False
+) -> list[list[Array]]:
     """What each call leaves in its results, which start as NaN or -1, and in its array inputs."""
-    module, device = build(cases), tvm.cuda(0)
+    module, device = build(cases, ARCH, general), tvm.cuda(0)
     answers = []
     for name, (inputs, outs) in calls:
         tensors = [

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from compiling import Array, Case, Kernels, error_ratio
+from compiling import Array, Case, Kernels, error_ratio, specs, told
 from tvm.target import Target
 
 from mlc_rwkv_world.kernels import activation, bfloat16, channel_mix_cpu, mix_cpu, time_mix_cpu
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, input_type
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, input_type, inputs_of
 from mlc_rwkv_world.kernels.cpu_features import lanes
 from mlc_rwkv_world.kernels.layer_norm import reference as layer_norm
 from mlc_rwkv_world.kernels.packed_weight import (
-    packed_type,
+    packed,
     reference_grouped,
     reference_narrow,
     reference_plain,
 )
-from mlc_rwkv_world.kernels.signature import TensorType
 from mlc_rwkv_world.kernels.wkv import reference as wkv
-from mlc_rwkv_world.quantization.group import dequantize, quantize
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.storage.groups import dequantize, quantize
 
 F32, U32, U16 = "float32", "uint32", "uint16"
 # So many blocks of rows that a task reads two or four streams; a state of two layers.
@@ -38,23 +38,22 @@ RATIO = {FLOAT32: 2e-6, INT8: 8e-3, BFLOAT16: 2e-3}
 Spec = tuple[Any, ...]
 
 
-def _weight_type(n: int, k: int, arithmetic: str) -> TensorType:
-    if arithmetic != INT8:
-        return packed_type([TensorType((n, k), "float16")], k, narrow=arithmetic == BFLOAT16)
-    stored = [TensorType((n, k // 8), U32), TensorType((n, k // 32), "float16")]
-    return packed_type(stored, k)
-
-
-def _spec(ty: TensorType) -> Spec:
-    return (*ty.shape, ty.dtype)
+QUANTIZED = Stored.symmetric(4, "float16", group=32)
 
 
 def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
+    stored = QUANTIZED if arithmetic == INT8 else Stored(0, "float16")
+    form = packed(stored, narrow=arithmetic == BFLOAT16)
+    assert form is not None
+    kind = inputs_of(form, arithmetic)
+
     def weight(n: int, k: int) -> Spec:
-        return _spec(_weight_type(n, k, arithmetic))
+        (spec,) = specs(form, n, k)
+        return spec
 
     def given(k: int) -> Spec:
-        return _spec(input_type(rows, _weight_type(D, k, arithmetic), arithmetic))
+        ty = input_type(rows, k, kind)
+        return (*ty.shape, ty.dtype)
 
     row, vector = (rows, D, F32), (D, F32)
     pool = ("s", LAYERS, ROWS_OF_STATE, D, F32)
@@ -92,7 +91,11 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
                 inputs[:1],
             ),
         }
-    return {f"{name}_{arithmetic}_{rows}": case for name, case in cases.items()}
+    # Every weight is stored alike.
+    return {
+        f"{name}_{arithmetic}_{rows}": (told(build, *[form] * 3, inputs=kind), args, outs)
+        for name, (build, args, outs) in cases.items()
+    }
 
 
 class _Pool:
@@ -142,10 +145,10 @@ class _Bench:
         if self.arithmetic == BFLOAT16:
             bits = bfloat16.reference(dense)
             return reference_narrow(dense), bfloat16.widened(bits).astype(float)
-        words, scales = quantize(dense, 4, "float16")
+        tensors = quantize(dense, QUANTIZED)
         target: Target = self.kernels.target
-        packed = reference_grouped(words, scales, 4, lanes(target))
-        return packed, dequantize(words, scales, 4).astype(float)
+        form = reference_grouped(*tensors, QUANTIZED.bits, lanes(target))
+        return form, dequantize(tensors, QUANTIZED).astype(float)
 
     def given(self, rows: int, k: int) -> tuple[Array, Array]:
         """An input of a product, and its values."""

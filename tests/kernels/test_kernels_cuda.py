@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compiling import Array, Case, error_ratio
+from compiling import Array, Case, error_ratio, specs, told
 from support import cuda_emulation
 
 from mlc_rwkv_world.kernels.linear import linear, reference
-from mlc_rwkv_world.quantization.group import dequantize, quantize
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.storage.groups import dequantize, quantize
 
 pytestmark = pytest.mark.skipif(
     cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or ""
@@ -18,6 +19,12 @@ pytestmark = pytest.mark.skipif(
 
 # A float32 sum of some thousand products; a float16 result adds its own rounding.
 RATIO = {"float32": 5e-7, "float16": 3.5e-4}
+STORED = {
+    "float32": Stored(0, "float32"),
+    "float16": Stored(0, "float16"),
+    "q4": Stored.symmetric(4, "float16", group=32),
+    "q8": Stored.symmetric(8, "float16", group=32),
+}
 # (storage, type of x, type of the result, N, K): whole steps and partial ones, rows that do not
 # divide among warps, one warp for a row and several, and the smallest sizes that are streamed.
 PRODUCTS = [
@@ -40,22 +47,14 @@ def _name(storage: str, x: str, y: str, n: int, k: int) -> str:
 
 
 def _case(rows: int | str, storage: str, x: str, y: str, n: int, k: int) -> Case:
-    stored: list[tuple[Any, ...]] = [(n, k, storage)]
-    if storage[0] == "q":
-        bits = int(storage[1:])
-        stored = [(n, k * bits // 32, "uint32"), (n, k // 32, "float16")]
-    return linear, [(rows, k, x), *stored], [(rows, n, y)]
+    stored = STORED[storage]
+    return told(linear, stored), [(rows, k, x), *specs(stored, n, k)], [(rows, n, y)]
 
 
 def _weight(rng: np.random.Generator, storage: str, n: int, k: int) -> tuple[Array, list[Array]]:
     """The dense values that a weight stands for, and how it is stored."""
-    dense = rng.standard_normal((n, k), np.float32)
-    if storage[0] != "q":
-        stored = dense.astype(storage)
-        return stored, [stored]
-    bits = int(storage[1:])
-    parts = list(quantize(dense, bits, "float16"))
-    return dequantize(*parts, bits), parts
+    tensors = quantize(rng.standard_normal((n, k), np.float32), STORED[storage])
+    return dequantize(tensors, STORED[storage]), tensors
 
 
 # (storage, type of the result, N, K) for several rows of float16: tiles that N, K and the rows do
@@ -113,3 +112,29 @@ def test_several_rows(
     actual, exact = answers[f"tiled_{_name(storage, 'float16', y_type, n, k)}_{rows}"]
     # Four-bit and eight-bit values are rounded to float16 once they are scaled.
     assert error_ratio(actual, exact) < (RATIO[y_type] if storage == "float16" else 5e-4)
+
+
+# Ways of storing W that no kernel of ours suits: dlight schedules the general one.
+GENERAL = {
+    "q4_of_64": Stored.symmetric(4, "float16", group=64),
+    "q8_by_row": Stored.symmetric(8, "float32", group=0),
+}
+
+
+def test_other_ways_of_storing() -> None:
+    rng = np.random.default_rng(8)
+    n, k = 40, 192
+    cases: dict[str, Case] = {}
+    calls: list[tuple[str, Any]] = []
+    exact = []
+    for name, stored in GENERAL.items():
+        tensors = quantize(rng.standard_normal((n, k), np.float32), stored)
+        for rows in (1, 17):
+            x = rng.standard_normal((rows, k), np.float32)
+            args = [("rows" if rows > 1 else 1, k, "float32"), *specs(stored, n, k)]
+            cases[f"{name}_{rows}"] = told(linear, stored), args, [(*args[0][:1], n, "float32")]
+            calls.append((f"{name}_{rows}", ([x, *tensors], [((rows, n), "float32")])))
+            exact.append(reference(x, dequantize(tensors, stored)))
+    got = cuda_emulation.run("emulated:compute", cases, calls, True)
+    for (y, *_), wanted in zip(got, exact, strict=True):
+        assert error_ratio(y, wanted) < RATIO["float32"]

@@ -6,14 +6,14 @@ import re
 
 import pytest
 import tvm
-from compiling import signature
+from compiling import signature, specs, told
 from tvm import IRModule
 
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels import product_cpu
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, INT8, input_type
-from mlc_rwkv_world.kernels.packed_weight import packed_type
-from mlc_rwkv_world.kernels.signature import TensorType
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, INT8, input_type, inputs_of
+from mlc_rwkv_world.kernels.packed_weight import packed
+from mlc_rwkv_world.storage import Stored
 
 BYTES = {
     "avx512-vnni": ("llvm -mcpu=cascadelake", r"vpdpbusd\s.*%zmm"),
@@ -26,20 +26,19 @@ NARROW = {
     "amd": ("llvm -mcpu=znver4", r"vdpbf16ps\s.*%zmm"),
     "neon": ("llvm -mtriple=aarch64-linux-gnu -mcpu=neoverse-n2", r"bfdot\s+v\d+\.4s"),
 }
-K = 96
+N, K = 64, 96
 
 
-def _assembly(text: str, stored: list[TensorType], arithmetic: str, rows: int | str) -> str:
+def _assembly(text: str, stored: Stored, arithmetic: str, rows: int | str) -> str:
     """Of the product of `rows` inputs and such a weight."""
     target = resolve(text).target
-    weight = packed_type(stored, K, narrow=arithmetic == BFLOAT16)
-    x = input_type(rows, weight, arithmetic)
-    case = (
-        product_cpu.linear,
-        [(*x.shape, x.dtype), (*weight.shape, weight.dtype)],
-        [(rows, stored[0].static(0), "float32")],
-    )
-    kernel = product_cpu.linear(signature(case, target)).with_attr("global_symbol", "product")
+    form = packed(stored, narrow=arithmetic == BFLOAT16)
+    assert form is not None
+    inputs = inputs_of(form, arithmetic)
+    x = input_type(rows, K, inputs)
+    build = told(product_cpu.linear_packed, form, inputs=inputs)
+    case = (build, [(*x.shape, x.dtype), *specs(form, N, K)], [(rows, N, "float32")])
+    kernel = build(signature(case, target)).with_attr("global_symbol", "product")
     with target:
         module = tvm.compile(IRModule({"product": kernel}), target=target).mod
     modules = [module, *module.imports]
@@ -50,7 +49,7 @@ def _assembly(text: str, stored: list[TensorType], arithmetic: str, rows: int | 
 @pytest.mark.parametrize("name", BYTES)
 def test_bytes_are_multiplied_by(name: str, bits: int) -> None:
     text, instruction = BYTES[name]
-    stored = [TensorType((64, K * bits // 32), "uint32"), TensorType((64, K // 32), "float16")]
+    stored = Stored.symmetric(bits, "float16", group=32)
     assert len(re.findall(instruction, _assembly(text, stored, INT8, 1))) >= bits
 
 
@@ -58,6 +57,6 @@ def test_bytes_are_multiplied_by(name: str, bits: int) -> None:
 @pytest.mark.parametrize("name", NARROW)
 def test_pairs_of_bfloat16_are_multiplied_by(name: str, rows: int | str) -> None:
     text, instruction = NARROW[name]
-    assembly = _assembly(text, [TensorType((64, K), "float16")], BFLOAT16, rows)
+    assembly = _assembly(text, Stored(0, "float16"), BFLOAT16, rows)
     assert len(re.findall(instruction, assembly)) >= 2
     assert "rwkv_world_dot" not in assembly

@@ -7,21 +7,22 @@ from collections.abc import Callable, Mapping
 import ml_dtypes
 import numpy as np
 import pytest
-from compiling import Array, Case, Kernels, error_ratio
+from compiling import Array, Case, Kernels, error_ratio, specs, told
 from tvm.target import Target
 
 from mlc_rwkv_world.kernels import activation, bfloat16, product_cpu
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, input_type
+from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, input_type, inputs_of
 from mlc_rwkv_world.kernels.cpu_features import lanes
 from mlc_rwkv_world.kernels.packed_weight import (
     pack,
-    packed_type,
+    packed,
     reference_grouped,
     reference_narrow,
     reference_plain,
 )
-from mlc_rwkv_world.kernels.signature import TensorType
-from mlc_rwkv_world.quantization.group import dequantize, quantize
+from mlc_rwkv_world.kernels.signature import Signature, stored_types
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.storage.groups import dequantize, quantize
 
 # float32 sums of up to 160 products; integers of a group are exact.
 RATIO = 5e-7
@@ -34,50 +35,41 @@ F32, F16, U32, U16 = "float32", "float16", "uint32", "uint16"
 # that a task reads several streams.
 SIZES = [(70, 96), (5, 32), (64, 160), (1000, 160)]
 STORED = {
-    "q4f16": (4, F16),
-    "q4f32": (4, F32),
-    "q8f16": (8, F16),
-    "q8f32": (8, F32),
-    "float16": (0, F16),
-    "float32": (0, F32),
+    "q4f16": Stored.symmetric(4, F16, group=32),
+    "q4f32": Stored.symmetric(4, F32, group=32),
+    "q8f16": Stored.symmetric(8, F16, group=32),
+    "q8f32": Stored.symmetric(8, F32, group=32),
+    "float16": Stored(0, F16),
+    "float32": Stored(0, F32),
 }
 LENGTHS = [1, 2, 3, 4, 5, 6, 7, 13]
-Spec = tuple[object, ...]
 
 
-def _stored_types(n: int, k: int, bits: int, dtype: str) -> list[Spec]:
-    if bits == 0:
-        return [(n, k, dtype)]
-    return [(n, k * bits // 32, U32), (n, k // 32, dtype)]
+def _packed(stored: str, arithmetic: str = FLOAT32) -> Stored:
+    form = packed(STORED[stored], narrow=arithmetic == BFLOAT16)
+    assert form is not None
+    return form
 
 
-def _spec(ty: TensorType) -> Spec:
-    return (*ty.shape, ty.dtype)
-
-
-def _packed(n: int, k: int, stored: str, arithmetic: str = FLOAT32) -> TensorType:
-    types = [TensorType(t[:-1], str(t[-1])) for t in _stored_types(n, k, *STORED[stored])]
-    return packed_type(types, k, narrow=arithmetic == BFLOAT16)
+def _pack(n: int, k: int, stored: str, arithmetic: str = FLOAT32) -> Case:
+    form = _packed(stored, arithmetic)
+    return told(pack, form), specs(STORED[stored], n, k), specs(form, n, k)
 
 
 def _product(n: int, k: int, stored: str, arithmetic: str, rows: int | str) -> Case:
-    weight = _packed(n, k, stored, arithmetic)
-    x = input_type(rows, weight, arithmetic)
-    return product_cpu.linear, [_spec(x), _spec(weight)], [(rows, n, F32)]
+    form = _packed(stored, arithmetic)
+    inputs = inputs_of(form, arithmetic)
+    x = input_type(rows, k, inputs)
+    args = [(*x.shape, x.dtype), *specs(form, n, k)]
+    return told(product_cpu.linear_packed, form, inputs=inputs), args, [(rows, n, F32)]
 
 
 def _arithmetics(stored: str) -> list[str]:
-    return [FLOAT32, INT8] if STORED[stored][0] else [FLOAT32, BFLOAT16]
+    return [FLOAT32, INT8] if STORED[stored].bits else [FLOAT32, BFLOAT16]
 
 
 PACKS: dict[str, Case] = {
-    f"pack_{stored}_{n}_{k}": (
-        pack,
-        _stored_types(n, k, *STORED[stored]),
-        [_spec(_packed(n, k, stored))],
-    )
-    for n, k in SIZES[:2]
-    for stored in STORED
+    f"pack_{stored}_{n}_{k}": _pack(n, k, stored) for n, k in SIZES[:2] for stored in STORED
 }
 PRODUCTS: dict[str, tuple[int, int, str, str]] = {
     f"{stored}_{arithmetic}_{n}_{k}": (n, k, stored, arithmetic)
@@ -87,11 +79,7 @@ PRODUCTS: dict[str, tuple[int, int, str, str]] = {
     if (n, k) == SIZES[0] or stored in ("q4f16", "float16")
 }
 NARROWS: dict[str, Case] = {
-    f"narrow_{stored}_{n}_{k}": (
-        pack,
-        _stored_types(n, k, *STORED[stored]),
-        [_spec(_packed(n, k, stored, BFLOAT16))],
-    )
+    f"narrow_{stored}_{n}_{k}": _pack(n, k, stored, BFLOAT16)
     for n, k in [*SIZES[:2], (33, 2)]
     for stored in (F16, F32)
 }
@@ -126,24 +114,23 @@ def byte_kernels(kernels: Kernels, compiled: Callable[[Mapping[str, Case]], Kern
     return compiled(BYTE_PRODUCTS)
 
 
-def _weight(n: int, k: int, stored: str, target: Target) -> tuple[tuple[Array, ...], Array, Array]:
+def _weight(n: int, k: int, name: str, target: Target) -> tuple[list[Array], Array, Array]:
     """What is stored of a random weight, its packed form, and its values."""
-    bits, dtype = STORED[stored]
-    dense = np.random.default_rng(n).standard_normal((n, k), np.float32)
-    if bits == 0:
-        weight = dense.astype(dtype)
-        return (weight,), reference_plain(weight), weight
-    words, scales = quantize(dense, bits, dtype)
-    packed = reference_grouped(words, scales, bits, lanes(target))
-    return (words, scales), packed, dequantize(words, scales, bits)
+    stored = STORED[name]
+    tensors = quantize(np.random.default_rng(n).standard_normal((n, k), np.float32), stored)
+    if stored.bits:
+        form = reference_grouped(*tensors, stored.bits, lanes(target))
+    else:
+        form = reference_plain(tensors[0])
+    return tensors, form, dequantize(tensors, stored)
 
 
 @pytest.mark.parametrize("name", PACKS)
 def test_packing_is_exact(kernels: Kernels, name: str) -> None:
     _, stored, n, k = name.split("_")
     weights, expected, _ = _weight(int(n), int(k), stored, kernels.target)
-    (packed,) = kernels(name, *weights, outs=[(expected.shape, str(expected.dtype))])
-    np.testing.assert_array_equal(packed, expected)
+    (found,) = kernels(name, *weights, outs=[(expected.shape, str(expected.dtype))])
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("name", NARROWS)
@@ -152,8 +139,8 @@ def test_packing_rounds_to_bfloat16(kernels: Kernels, name: str) -> None:
     weight = np.random.default_rng(0).standard_normal((int(n), int(k)), F32).astype(stored)
     weight[0, :2], weight[1, :2] = [np.nan, np.inf], [6.1e-5, -6e-8]
     expected = reference_narrow(weight)
-    (packed,) = kernels(name, weight, outs=[(expected.shape, U16)])
-    np.testing.assert_array_equal(packed, expected)
+    (found,) = kernels(name, weight, outs=[(expected.shape, U16)])
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_inputs_in_bfloat16(kernels: Kernels) -> None:
@@ -173,7 +160,7 @@ def test_inputs_in_bfloat16(kernels: Kernels) -> None:
 def test_product_in_bfloat16(kernels: Kernels, name: str) -> None:
     n, k, stored, _ = PRODUCTS[name]
     (weight,), _, _ = _weight(n, k, stored, kernels.target)
-    packed = reference_narrow(weight)
+    form = reference_narrow(weight)
     dense = bfloat16.widened(bfloat16.reference(weight))
     for rows in LENGTHS:
         x = np.random.default_rng(rows).standard_normal((rows, k), np.float32)
@@ -181,7 +168,7 @@ def test_product_in_bfloat16(kernels: Kernels, name: str) -> None:
         rounded = bfloat16.widened(bits).astype(np.float64) @ dense.astype(np.float64).T
         exact = x.astype(np.float64) @ weight.astype(np.float64).T
         for kind in ["1", "m"] if rows == 1 else ["m"]:
-            (y,) = kernels(f"{kind}_{name}", bits, packed, outs=[((rows, n), F32)])
+            (y,) = kernels(f"{kind}_{name}", bits, form, outs=[((rows, n), F32)])
             assert error_ratio(y, rounded) < RATIO, f"{rows} rows"
             assert error_ratio(y, exact) < 2 * NARROW_RATIO, f"{rows} rows"
 
@@ -204,26 +191,26 @@ def test_quantized_inputs(kernels: Kernels) -> None:
 @pytest.mark.parametrize("name", [name for name, at in PRODUCTS.items() if at[3] == FLOAT32])
 def test_product_in_float32(kernels: Kernels, name: str) -> None:
     n, k, stored, _ = PRODUCTS[name]
-    _, packed, dense = _weight(n, k, stored, kernels.target)
+    _, form, dense = _weight(n, k, stored, kernels.target)
     for rows in LENGTHS:
         x = np.random.default_rng(rows).standard_normal((rows, k), np.float32)
         exact = x.astype(np.float64) @ dense.astype(np.float64).T
         for kind in ["1", "m"] if rows == 1 else ["m"]:
-            (y,) = kernels(f"{kind}_{name}", x, packed, outs=[((rows, n), F32)])
+            (y,) = kernels(f"{kind}_{name}", x, form, outs=[((rows, n), F32)])
             assert error_ratio(y, exact) < RATIO, f"{rows} rows"
 
 
 @pytest.mark.parametrize("name", [name for name, at in PRODUCTS.items() if at[3] == INT8])
 def test_product_of_bytes(byte_kernels: Kernels, name: str) -> None:
     n, k, stored, _ = PRODUCTS[name]
-    _, packed, dense = _weight(n, k, stored, byte_kernels.target)
+    _, form, dense = _weight(n, k, stored, byte_kernels.target)
     for rows in LENGTHS:
         x = np.random.default_rng(rows).standard_normal((rows, k), np.float32)
         records = activation.reference(x)
         rounded = activation.dequantized(records).astype(np.float64) @ dense.astype(np.float64).T
         exact = x.astype(np.float64) @ dense.astype(np.float64).T
         for kind in ["1", "m"] if rows == 1 else ["m"]:
-            (y,) = byte_kernels(f"{kind}_{name}", records, packed, outs=[((rows, n), F32)])
+            (y,) = byte_kernels(f"{kind}_{name}", records, form, outs=[((rows, n), F32)])
             assert error_ratio(y, rounded) < RATIO, f"{rows} rows"
             assert error_ratio(y, exact) < 2 * ROUNDING_RATIO, f"{rows} rows"
 
@@ -238,8 +225,11 @@ def test_large_weights_are_read_in_streams(
     if arithmetic == INT8 and not kernels.multiplies_bytes:
         pytest.skip("products of bytes need AVX2 or NEON's dot products")
     for (n, k), expected in zip(SIZES, [1, 1, 1, streams], strict=True):
-        weight = _packed(n, k, stored, arithmetic)
-        product = product_cpu.Product(input_type(1, weight, arithmetic), weight, kernels.target)
+        form = _packed(stored, arithmetic)
+        (weight,), inputs = stored_types(form, n, k), inputs_of(form, arithmetic)
+        x = input_type(1, k, inputs)
+        sig = Signature([x, weight], [], kernels.target, [form], inputs)
+        product = product_cpu.Product(x, weight, form, sig)
         assert product.streams == expected
         assert product.streams * product.tasks == weight.static(0)
 
@@ -247,14 +237,13 @@ def test_large_weights_are_read_in_streams(
 @pytest.mark.parametrize("stored", ["q4f16", "q8f16"])
 def test_the_largest_values_do_not_overflow(byte_kernels: Kernels, stored: str) -> None:
     """Every pair of products at once at its bound, of either sign."""
-    bits, _ = STORED[stored]
     dense = np.ones((70, 96), np.float32)
     dense[::2] = -1
-    words, scales = quantize(dense, bits, F16)
-    packed = reference_grouped(words, scales, bits, lanes(byte_kernels.target))
+    tensors = quantize(dense, STORED[stored])
+    form = reference_grouped(*tensors, STORED[stored].bits, lanes(byte_kernels.target))
     x = np.full((3, 96), 2.0, F32)
     x[1] *= -1
     (y,) = byte_kernels(
-        f"m_{stored}_int8_70_96", activation.reference(x), packed, outs=[((3, 70), F32)]
+        f"m_{stored}_int8_70_96", activation.reference(x), form, outs=[((3, 70), F32)]
     )
-    np.testing.assert_allclose(y, x @ dequantize(words, scales, bits).T, rtol=1e-6)
+    np.testing.assert_allclose(y, x @ dequantize(tensors, STORED[stored]).T, rtol=1e-6)

@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from compiling import Case, Kernels, error_ratio, poisoned
+from compiling import Case, Kernels, error_ratio, poisoned, specs, told
 
 from mlc_rwkv_world.kernels import embedding, layer_norm, offsets, state, token_shift
-from mlc_rwkv_world.quantization.group import dequantize, quantize
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.storage.groups import dequantize, quantize
 
 F32, F16 = "float32", "float16"
 VOCAB = 40
@@ -23,9 +24,9 @@ LENGTHS = [1, 5, 2]
 OFFSETS = np.cumsum([0, *LENGTHS]).astype(np.int32)
 
 
-def _quantized(bits: int, scale: str) -> Case:
-    words, scales = (VOCAB, 96 * bits // 32, "uint32"), (VOCAB, 3, scale)
-    return embedding.embedding_dequantize, [words, scales, ("t", "int32")], [("t", 96, F32)]
+def _embedding(stored: Stored, width: int) -> Case:
+    weight = specs(stored, VOCAB, width)
+    return told(embedding.embedding, stored), [*weight, ("t", "int32")], [("t", width, F32)]
 
 
 def _norm(width: int, count: int | str = "t") -> Case:
@@ -43,15 +44,16 @@ def _last(width: int, dtype: str) -> Case:
 
 
 STATE = (LAYERS, ROWS, 48, F32)
+QUANTIZED = [
+    Stored.symmetric(bits, scale, group)
+    for bits in (4, 8)
+    for scale in (F32, F16)
+    for group in (32, 0)
+]
 CASES: dict[str, Case] = {
-    f"embedding_{dtype}": (
-        embedding.embedding,
-        [(VOCAB, 50, dtype), ("t", "int32")],
-        [("t", 50, F32)],
-    )
-    for dtype in (F32, F16)
+    f"embedding_{dtype}": _embedding(Stored(0, dtype), 50) for dtype in (F32, F16)
 }
-CASES |= {f"embedding_{b}_{s}": _quantized(b, s) for b in (4, 8) for s in (F32, F16)}
+CASES |= {f"embedding_{i}": _embedding(stored, 96) for i, stored in enumerate(QUANTIZED)}
 CASES |= {f"layer_norm_{width}": _norm(width) for width in NORM_WIDTHS}
 # A known, small count of rows is not shared out over threads.
 CASES |= {f"layer_norm_one_{width}": _norm(width, 1) for width in NORM_WIDTHS[:2]}
@@ -96,17 +98,14 @@ def test_embedding_copies_rows(
     np.testing.assert_array_equal(rows, embedding.reference(weight, ids))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("scale", [F32, F16])
-def test_quantized_embedding(
-    kernels: Kernels, rng: np.random.Generator, bits: int, scale: str
-) -> None:
-    words, scales = quantize(rng.standard_normal((VOCAB, 96), np.float32), bits, scale)
+@pytest.mark.parametrize("stored", QUANTIZED, ids=str)
+def test_quantized_embedding(kernels: Kernels, rng: np.random.Generator, stored: Stored) -> None:
+    tensors = quantize(rng.standard_normal((VOCAB, 96), np.float32), stored)
     ids = rng.permutation(VOCAB).astype(np.int32)
     outs = [((VOCAB, 96), F32)]
-    (rows,) = kernels(f"embedding_{bits}_{scale}", words, scales, ids, outs=outs)
+    (rows,) = kernels(f"embedding_{QUANTIZED.index(stored)}", *tensors, ids, outs=outs)
     # One product of an integer and a scale, rounded once: the same everywhere.
-    np.testing.assert_array_equal(rows, dequantize(words, scales, bits)[ids])
+    np.testing.assert_array_equal(rows, dequantize(tensors, stored)[ids])
 
 
 @pytest.mark.parametrize("shift, ratio", [(0, LAYER_NORM_RATIO), (1e3, SHIFTED_LAYER_NORM_RATIO)])

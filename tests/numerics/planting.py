@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import mlc_rwkv_world as world
-from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.storage import format_named
 
 LIBRARY_OPTIONS: dict[str, Any] = {"prefill_chunk_size": 64}
 QUESTIONS = (
@@ -42,7 +42,7 @@ class Precision:
     @property
     def is_default(self) -> bool:
         """Whether this is what a build for a CPU chooses by itself."""
-        plain = format_named(self.quantization).bits == 0
+        plain = format_named(self.quantization).matrix.bits == 0
         default = Precision(self.quantization, compute_dtype="float32", arithmetic=self.arithmetic)
         return self == default and (plain or self.arithmetic == "auto")
 

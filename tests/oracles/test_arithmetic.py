@@ -14,8 +14,8 @@ from support.peers import rwkv_logits
 import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
-from mlc_rwkv_world.quantization import Format, format_named
-from mlc_rwkv_world.quantization.group import dequantize, quantize
+from mlc_rwkv_world.storage import Format, format_named
+from mlc_rwkv_world.storage.groups import dequantize, quantize
 
 # The residual is halved on its way, as formats that compute in float16 ask.
 LAYERS, WIDTH, POSITIONS = 7, 96, 40
@@ -61,10 +61,7 @@ def _kept(name: str, tensor: np.ndarray, fmt: Format) -> np.ndarray:
     """A tensor after a format has stored it; vectors stay as they are."""
     if not name.endswith("weight") or tensor.ndim != 2:
         return tensor
-    if fmt.bits == 0:
-        return tensor.astype(fmt.dtype).astype(np.float32)
-    words, scales = quantize(tensor, fmt.bits, fmt.dtype)
-    return np.asarray(dequantize(words, scales, fmt.bits), np.float32)
+    return dequantize(quantize(tensor, fmt.matrix), fmt.matrix)
 
 
 def _ours(model: Model, quantization: str, arithmetic: str, output: Path) -> list[np.ndarray]:

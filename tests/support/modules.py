@@ -12,7 +12,7 @@ from tvm.target import Target
 
 from mlc_rwkv_world.compiler.export import export
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.transforms.calls import packed_name
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.tvm_names import name_of

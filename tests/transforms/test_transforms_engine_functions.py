@@ -14,7 +14,7 @@ from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.logits import reference_bitmask, reference_penalty
-from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.storage import format_named
 
 VOCAB = 65536
 SIZES = {"vocab_size": VOCAB, "num_hidden_layers": 1}

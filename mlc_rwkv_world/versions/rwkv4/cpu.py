@@ -5,80 +5,105 @@ Of a step's six kernels, four have products and run in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.kernels import channel_mix_cpu, mix_cpu, time_mix_cpu
-from mlc_rwkv_world.kernels.arithmetic_cpu import input_type
+from mlc_rwkv_world.kernels.arithmetic_cpu import input_type, inputs_of
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule, type_of
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
-from mlc_rwkv_world.kernels.packed_weight import ROWS
 from mlc_rwkv_world.kernels.signature import TensorType
 from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
+from mlc_rwkv_world.storage.stored import ROWS
 
 
-def _suits(part: Part) -> bool:
-    """Whether the kernels take a branch: our state, whole blocks of rows, weights packed alike."""
-    if part.packed is None or POOL not in part:
-        return False
-    weights = [type_of(part.tensor(role)) for role in part.weights]
-    forms = {(ty.dtype, *ty.shape[2:]) for ty in weights}
-    return len(forms) == 1 and type_of(part.tensor("x")).static(1) % ROWS == 0
+class _Branch:
+    """A branch of a block whose weights are all packed alike, in our pool."""
 
+    def __init__(self, part: Part, emit: Emitter) -> None:
+        self.part = part
+        self.emit = emit
+        self.x = part.tensor("x")
+        self.rows = type_of(self.x)
+        self.one = next(iter(part.weights.values()))
+        self.inputs = inputs_of(self.one, str(part.packed))
+        self.state = part.tensor(POOL)
 
-def _input(part: Part, role: str) -> TensorType:
-    """The type in which the product with a weight takes its input."""
-    rows = type_of(part.tensor("x")).shape[0]
-    return input_type(rows, type_of(part.tensor(role)), str(part.packed))
+    @staticmethod
+    def suits(part: Part) -> bool:
+        """Whether the kernels take a part: whole blocks of rows, weights packed alike."""
+        packed = part.packed is not None and POOL in part
+        alike = len(set(part.weights.values())) == 1
+        return packed and alike and type_of(part.tensor("x")).static(1) % ROWS == 0
 
+    def input(self, width: int) -> TensorType:
+        """What a product with a weight of so many columns takes."""
+        return input_type(self.rows.shape[0], width, self.inputs)
 
-def _mix(part: Part, emit: Emitter, role: str) -> list[Tensor]:
-    """The blends, as inputs of the products like `role`'s, then the state."""
-    x, norm, state = part.tensor("x"), part.tensors("norm"), part.tensor(POOL)
-    outs = [_input(part, role)] * len(part.args["mix"])
-    eps = part.attrs["eps"]
-    place = [part.attrs["layer"], part.attrs["rows"][0]]
-    tail = [*part.tensors("mix"), state, part.tensor(SLOTS), *place]
-    if OFFSETS not in part:
-        return emit.call(mix_cpu.norm_mix, [x, *norm, *tail], outs, state=state, eps=eps)
-    (normal,) = emit.call(layer_norm, [x, *norm], [type_of(x)], eps=eps)
-    args = [normal, part.tensor(OFFSETS), *tail]
-    return emit.call(mix_cpu.shift_mix, args, outs, state=state)
+    def place(self, *row: int) -> list[Tensor | int]:
+        """Where a kernel finds the rows of its layer."""
+        return [self.state, self.part.tensor(SLOTS), self.part.attrs["layer"], *row]
+
+    def mix(self) -> list[Tensor]:
+        """The blends, as inputs of products."""
+        part, emit, eps = self.part, self.emit, self.part.attrs["eps"]
+        outs = [self.input(self.rows.static(1))] * len(part.args["mix"])
+        norm, tail = (
+            part.tensors("norm"),
+            [*part.tensors("mix"), *self.place(part.attrs["rows"][0])],
+        )
+        given = {"state": self.state, "inputs": self.inputs}
+        if OFFSETS not in part:
+            blends = emit.call(mix_cpu.norm_mix, [self.x, *norm, *tail], outs, eps=eps, **given)
+        else:
+            (normal,) = emit.call(layer_norm, [self.x, *norm], [self.rows], eps=eps)
+            args = [normal, part.tensor(OFFSETS), *tail]
+            blends = emit.call(mix_cpu.shift_mix, args, outs, **given)
+        *blends, self.state = blends
+        return blends
+
+    def call(
+        self, build: Callable[..., Any], args: Sequence[Any], outs: Sequence[Any], **options: Any
+    ) -> list[Tensor]:
+        """Calls a kernel with products."""
+        # Of two kinds of weights at most, which here are one.
+        stored, inputs = [self.one, self.one], self.inputs
+        return self.emit.call(build, args, outs, stored=stored, inputs=inputs, **options)
 
 
 def time_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
-    if not _suits(part):
+    if not _Branch.suits(part):
         return None
-    x, out = part.tensor("x"), [_input(part, "output")]
-    rows = type_of(x)
-    *blends, state = _mix(part, emit, "key")
+    branch = _Branch(part, emit)
+    blends, out = branch.mix(), [branch.input(branch.rows.static(1))]
     weights = [part.tensor(role) for role in ("key", "value", "receptance")]
     vectors = [part.tensor("decay"), part.tensor("first")]
-    place = [state, part.tensor(SLOTS), part.attrs["layer"]]
     if OFFSETS in part:
-        kvr = emit.call(time_mix_cpu.products, [*blends, *weights], [rows] * 3)
-        args = [*kvr, *vectors, part.tensor(OFFSETS), *place]
-        gated, state = emit.call(time_mix_cpu.recurrence, args, out, state=state)
+        kvr = branch.call(time_mix_cpu.products, [*blends, *weights], [branch.rows] * 3)
+        args = [*kvr, *vectors, part.tensor(OFFSETS), *branch.place()]
+        gated, state = emit.call(
+            time_mix_cpu.recurrence, args, out, state=branch.state, inputs=branch.inputs
+        )
     else:
-        args = [*blends, *weights, *vectors, *place]
-        gated, state = emit.call(time_mix_cpu.time_mix, args, out, state=state)
-    args = [gated, part.tensor("output"), x]
-    return [*emit.call(channel_mix_cpu.residual, args, [rows]), state]
+        args = [*blends, *weights, *vectors, *branch.place()]
+        gated, state = branch.call(time_mix_cpu.time_mix, args, out, state=branch.state)
+    args = [gated, part.tensor("output"), branch.x]
+    return [*branch.call(channel_mix_cpu.residual, args, [branch.rows]), state]
 
 
 def channel_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
-    if not _suits(part):
+    if not _Branch.suits(part):
         return None
-    x = part.tensor("x")
-    rows = type_of(x)
-    *blends, state = _mix(part, emit, "key")
-    weights = [part.tensor("key"), part.tensor("receptance")]
-    outs = [_input(part, "value"), rows]
-    key, gate = emit.call(channel_mix_cpu.key_receptance, [*blends, *weights], outs)
-    args = [key, part.tensor("value"), gate, x]
+    branch = _Branch(part, emit)
+    args = [*branch.mix(), part.tensor("key"), part.tensor("receptance")]
+    outs = [branch.input(part.attrs["hidden"]), branch.rows]
+    key, gate = branch.call(channel_mix_cpu.key_receptance, args, outs)
+    args = [key, part.tensor("value"), gate, branch.x]
     factor = part.attrs["factor"]
-    return [*emit.call(channel_mix_cpu.gated_residual, args, [rows], factor=factor), state]
+    after = branch.call(channel_mix_cpu.gated_residual, args, [branch.rows], factor=factor)
+    return [*after, branch.state]
 
 
 RULES: Mapping[str, Rule] = {"rwkv4.channel_mix": channel_mix, "rwkv4.time_mix": time_mix}

@@ -7,39 +7,40 @@ from collections.abc import Mapping, Sequence
 from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.kernels import matvec_cuda
-from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type, type_of
+from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type
 from mlc_rwkv_world.kernels.rules import pair, streamed
 from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
 
 
 def wkv(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     """Three products, the recurrence and the gate, for one token."""
-    blends = part.tensors("blends")
-    weights = [part.tensors(role) for role in ("key", "value", "receptance")]
-    alike = len({type_of(x) for x in blends}) == 1
-    if OFFSETS in part or POOL not in part or not alike:
-        return None
-    if not streamed(emit, list(zip(blends, weights, strict=True))):
+    products = dict(zip(("key", "value", "receptance"), part.tensors("blends"), strict=True))
+    if OFFSETS in part or POOL not in part or not streamed(emit, part, products):
         return None
     state = part.tensor(POOL)
-    stored = [tensor for weight in weights for tensor in pair(weight)]
+    weights = [tensor for role in products for tensor in pair(part.tensors(role))]
     vectors = [part.tensor("decay"), part.tensor("first")]
-    args = [*blends, *stored, *vectors, state, part.tensor(SLOTS)]
-    outs = [tensor_type(part.outs[0])]
-    return emit.call(matvec_cuda.time_mix_step, [*args, part.attrs["layer"]], outs, state=state)
+    place = [state, part.tensor(SLOTS), part.attrs["layer"]]
+    return emit.call(
+        matvec_cuda.time_mix_step,
+        [*products.values(), *weights, *vectors, *place],
+        [tensor_type(part.outs[0])],
+        state=state,
+        stored=[part.weights[role] for role in products],
+    )
 
 
 def gated_residual(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     """Both products of one token, the gate, the residual and its halving."""
-    products = [(part.tensor("x"), "value"), (part.tensor("gate"), "receptance")]
-    given = [(x, part.tensors(role)) for x, role in products]
-    if not streamed(emit, given):
+    products = {"value": part.tensor("x"), "receptance": part.tensor("gate")}
+    if not streamed(emit, part, products):
         return None
-    args = [tensor for x, weight in given for tensor in (x, *pair(weight))]
+    given = [(x, *pair(part.tensors(role))) for role, x in products.items()]
     return emit.call(
         matvec_cuda.matvec_gated_add,
-        [*args, part.tensor("residual")],
+        [*(tensor for one in given for tensor in one), part.tensor("residual")],
         [tensor_type(part.outs[0])],
+        stored=[part.weights[role] for role in products],
         factor=part.attrs["factor"],
     )
 

@@ -15,6 +15,7 @@ from mlc_rwkv_world.models.layers import Embedding, LayerNorm, Linear
 from mlc_rwkv_world.models.parts import OFFSETS, make
 from mlc_rwkv_world.models.segments import Segments
 from mlc_rwkv_world.models.state import State
+from mlc_rwkv_world.storage import Format
 
 # Rows of the state of one layer: previous inputs of the two mixes, and the recurrence's
 # numerator a, denominator b and exponent p.
@@ -26,7 +27,7 @@ INITIAL_ROWS = (0.0, 0.0, 0.0, -1e30, 0.0)
 class TimeMix(nn.Module):  # type: ignore[misc]
     """`x + Wo (sigmoid(Wr xr) * wkv(Wk xk, Wv xv))`."""
 
-    def __init__(self, config: ModelConfig, layer: int, storage: str, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
         super().__init__()
         size = config.hidden_size
         self.layer = layer
@@ -38,10 +39,10 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         self.time_mix_key = nn.Parameter((size,), "float32")
         self.time_mix_value = nn.Parameter((size,), "float32")
         self.time_mix_receptance = nn.Parameter((size,), "float32")
-        self.key = Linear(size, size, storage)
-        self.value = Linear(size, size, storage)
-        self.receptance = Linear(size, size, storage)
-        self.output = Linear(size, size, storage)
+        self.key = Linear(size, size, fmt.matrix)
+        self.value = Linear(size, size, fmt.matrix)
+        self.receptance = Linear(size, size, fmt.matrix)
+        self.output = Linear(size, size, fmt.matrix)
 
     def forward(self, x: Tensor, norm: LayerNorm, segments: Segments, state: State) -> Tensor:
         """The residual [T, D] of the compute type, before and after."""
@@ -49,20 +50,19 @@ class TimeMix(nn.Module):  # type: ignore[misc]
             "rwkv4.time_mix",
             {
                 "x": x,
-                "norm": norm.stored(),
+                "norm": norm,
                 "mix": [self.time_mix_key, self.time_mix_value, self.time_mix_receptance],
                 "decay": self.time_decay,
                 "first": self.time_first,
-                "key": self.key.stored(),
-                "value": self.value.stored(),
-                "receptance": self.receptance.stored(),
-                "output": self.output.stored(),
+                "key": self.key,
+                "value": self.value,
+                "receptance": self.receptance,
+                "output": self.output,
                 OFFSETS: segments.offsets,
             },
             [(x.shape, self.dtype)],
             block=self.layer,
             compute=self.dtype,
-            weights=["key", "value", "receptance", "output"],
             eps=norm.eps,
             key_dtype=self.key_dtype,
         )
@@ -72,7 +72,7 @@ class TimeMix(nn.Module):  # type: ignore[misc]
 class ChannelMix(nn.Module):  # type: ignore[misc]
     """`factor * (x + sigmoid(Wr xr) * (Wv relu(Wk xk)^2))`."""
 
-    def __init__(self, config: ModelConfig, layer: int, storage: str, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
         super().__init__()
         size, hidden = config.hidden_size, config.intermediate_size
         self.layer = layer
@@ -80,9 +80,9 @@ class ChannelMix(nn.Module):  # type: ignore[misc]
         self.factor = 0.5 if config.halvings(layer + 1) > config.halvings(layer) else 1.0
         self.time_mix_key = nn.Parameter((size,), "float32")
         self.time_mix_receptance = nn.Parameter((size,), "float32")
-        self.key = Linear(size, hidden, storage)
-        self.receptance = Linear(size, size, storage)
-        self.value = Linear(hidden, size, storage)
+        self.key = Linear(size, hidden, fmt.matrix)
+        self.receptance = Linear(size, size, fmt.matrix)
+        self.value = Linear(hidden, size, fmt.matrix)
 
     def forward(self, x: Tensor, norm: LayerNorm, segments: Segments, state: State) -> Tensor:
         """The residual [T, D] of the compute type, before and after."""
@@ -90,19 +90,18 @@ class ChannelMix(nn.Module):  # type: ignore[misc]
             "rwkv4.channel_mix",
             {
                 "x": x,
-                "norm": norm.stored(),
+                "norm": norm,
                 "mix": [self.time_mix_key, self.time_mix_receptance],
-                "key": self.key.stored(),
-                "receptance": self.receptance.stored(),
-                "value": self.value.stored(),
+                "key": self.key,
+                "receptance": self.receptance,
+                "value": self.value,
                 OFFSETS: segments.offsets,
             },
             [(x.shape, self.dtype)],
             block=self.layer,
             compute=self.dtype,
-            weights=["key", "receptance", "value"],
             eps=norm.eps,
-            hidden=self.key.out_features,
+            hidden=self.key.shape[0],
             factor=self.factor,
         )
         return state.emit(part, self.layer, [FFN_X])[0]
@@ -116,13 +115,13 @@ def _epsilon(config: ModelConfig, block: int) -> float:
 class Block(nn.Module):  # type: ignore[misc]
     """Two residual branches: time mix, then channel mix."""
 
-    def __init__(self, config: ModelConfig, layer: int, storage: str, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
         super().__init__()
         epsilon = _epsilon(config, layer)
         self.ln1 = LayerNorm(config.hidden_size, epsilon)
         self.ln2 = LayerNorm(config.hidden_size, epsilon)
-        self.attention = TimeMix(config, layer, storage, dtype)
-        self.feed_forward = ChannelMix(config, layer, storage, dtype)
+        self.attention = TimeMix(config, layer, fmt, dtype)
+        self.feed_forward = ChannelMix(config, layer, fmt, dtype)
 
     def forward(self, x: Tensor, segments: Segments, state: State) -> Tensor:
         """The residual [T, D] of the compute type, before and after."""
@@ -133,13 +132,13 @@ class Block(nn.Module):  # type: ignore[misc]
 class RWKV4(nn.Module):  # type: ignore[misc]
     """Embedding, normalization, blocks, normalization: everything below the head."""
 
-    def __init__(self, config: ModelConfig, storage: str, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, fmt: Format, dtype: str) -> None:
         super().__init__()
         self.dtype = dtype
-        self.embeddings = Embedding(config.vocab_size, config.hidden_size, storage)
+        self.embeddings = Embedding(config.vocab_size, config.hidden_size, fmt.matrix)
         self.pre_ln = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.blocks = nn.ModuleList(
-            [Block(config, i, storage, dtype) for i in range(config.num_hidden_layers)]
+            [Block(config, i, fmt, dtype) for i in range(config.num_hidden_layers)]
         )
         self.ln_out = LayerNorm(config.hidden_size, _epsilon(config, config.num_hidden_layers))
 

@@ -7,12 +7,16 @@ import warnings
 import numpy as np
 import pytest
 
-from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.quantization import FORMATS, format_named, group
-from mlc_rwkv_world.quantization.group import GROUP_SIZE, dequantize, quantize
+from mlc_rwkv_world.storage import Stored, groups
+from mlc_rwkv_world.storage.groups import dequantize, quantize
 
 Array = np.ndarray
 SCALES = ["float16", "float32"]
+GROUP_SIZE = 32
+
+
+def how(bits: int, scale_dtype: str) -> Stored:
+    return Stored.symmetric(bits, scale_dtype, GROUP_SIZE)
 
 
 @pytest.fixture(params=[4, 8])
@@ -49,7 +53,7 @@ def naive(weight: Array, bits: int, scale_dtype: str) -> tuple[list[list[int]], 
 
 @pytest.mark.parametrize("scale_dtype", SCALES)
 def test_layout_is_the_naive_one(weight: Array, bits: int, scale_dtype: str) -> None:
-    words, scales = quantize(weight, bits, scale_dtype)
+    words, scales = quantize(weight, how(bits, scale_dtype))
     assert (words.dtype, scales.dtype) == (np.uint32, scale_dtype)
     assert (words.tolist(), scales.tolist()) == naive(weight, bits, scale_dtype)
 
@@ -58,15 +62,15 @@ def test_a_word_by_hand() -> None:
     """Values 0, 1, -1, 2, ... of scale 1 in words of eight nibbles, the first one lowest."""
     row = np.zeros((1, 32), np.float32)
     row[0, :8] = [7, 0, 1, -1, 2, -2, -7, 3]
-    words, scales = quantize(row, 4, "float16")
+    words, scales = quantize(row, how(4, "float16"))
     assert scales.tolist() == [[1.0]]
     assert [f"{word:08x}" for word in words[0]] == ["a059687e", *["77777777"] * 3]
 
 
 @pytest.mark.parametrize("scale_dtype", SCALES)
 def test_values_come_back_within_half_a_step(weight: Array, bits: int, scale_dtype: str) -> None:
-    words, scales = quantize(weight, bits, scale_dtype)
-    back = dequantize(words, scales, bits)
+    words, scales = quantize(weight, how(bits, scale_dtype))
+    back = dequantize([words, scales], how(bits, scale_dtype))
     assert back.dtype == np.float32
     largest = 2 ** (bits - 1) - 1
     steps = np.repeat(scales.astype(np.float64), GROUP_SIZE, axis=1)
@@ -85,7 +89,8 @@ def test_what_was_dequantized_is_quantized_without_loss(weight: Array, bits: int
     values[:, :, 0] = largest
     exact = (values * 2.0 ** rng.integers(-10, 5, (4, 2, 1))).reshape(4, 64).astype(np.float32)
     for scale_dtype in SCALES:
-        back = dequantize(*quantize(exact, bits, scale_dtype), bits)
+        stored = how(bits, scale_dtype)
+        back = dequantize(quantize(exact, stored), stored)
         np.testing.assert_array_equal(back, exact)
 
 
@@ -93,10 +98,13 @@ def test_what_was_dequantized_is_quantized_without_loss(weight: Array, bits: int
 def test_the_largest_value_of_either_sign_is_kept(bits: int, sign: int) -> None:
     row = np.linspace(-0.5, 0.5, GROUP_SIZE, dtype=np.float32)[None]
     row[0, 5] = sign * 3.0
-    words, scales = quantize(row, bits, "float32")
+    tensors = quantize(row, how(bits, "float32"))
+    words, _ = tensors
     field = int(words[0, 5 * bits // 32]) >> (5 * bits % 32) & (2**bits - 1)
     assert field == (2**bits - 2 if sign == 1 else 0)
-    np.testing.assert_allclose(dequantize(words, scales, bits)[0, 5], sign * 3.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        dequantize(tensors, how(bits, "float32"))[0, 5], sign * 3.0, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("scale_dtype", SCALES)
@@ -108,8 +116,8 @@ def test_zeros_and_tiny_groups_give_neither_nan_nor_a_warning(bits: int, scale_d
     row[0, 3 * GROUP_SIZE] = smallest * 3 * (2 ** (bits - 1) - 1)  # a subnormal float16 scale
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        words, scales = quantize(row, bits, scale_dtype)
-        back = dequantize(words, scales, bits)
+        words, scales = quantize(row, how(bits, scale_dtype))
+        back = dequantize([words, scales], how(bits, scale_dtype))
     assert np.isfinite(scales).all()
     assert np.isfinite(back).all()
     assert (back[0, :GROUP_SIZE] == 0).all()
@@ -120,31 +128,54 @@ def test_zeros_and_tiny_groups_give_neither_nan_nor_a_warning(bits: int, scale_d
 def test_rows_in_slices_are_as_all_at_once(
     weight: Array, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = quantize(weight, bits, "float16")
+    whole = quantize(weight, how(bits, "float16"))
     # Slices of two rows and a rest, and rows that are longer than a slice.
     for limit in (200, 10):
-        monkeypatch.setattr(group, "_SLICE_VALUES", limit)
-        for part, expected in zip(quantize(weight, bits, "float16"), whole, strict=True):
+        monkeypatch.setattr(groups, "_SLICE_VALUES", limit)
+        for part, expected in zip(quantize(weight, how(bits, "float16")), whole, strict=True):
             np.testing.assert_array_equal(part, expected)
 
 
 def test_rows_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="rows of 48 values do not divide into groups of 32"):
-        quantize(np.zeros((2, 48), np.float32), 4, "float16")
+        quantize(np.zeros((2, 48), np.float32), how(4, "float16"))
 
 
 def test_halved_weights_have_halved_scales_and_the_same_words(weight: Array, bits: int) -> None:
     """What lets `rescale_every` divide weights before they are quantized."""
-    words, scales = quantize(weight, bits, "float32")
-    halved_words, halved_scales = quantize(weight * np.float32(0.5), bits, "float32")
+    words, scales = quantize(weight, how(bits, "float32"))
+    halved_words, halved_scales = quantize(weight * np.float32(0.5), how(bits, "float32"))
     np.testing.assert_array_equal(halved_words, words)
     np.testing.assert_array_equal(halved_scales * 2, scales)
 
 
-def test_formats() -> None:
-    for name, fmt in FORMATS.items():
-        assert format_named(name) is fmt
-        assert name.startswith(f"q{fmt.bits}f{fmt.dtype.removeprefix('float')}")
-        assert fmt.rescales == (fmt.dtype == "float16")
-    with pytest.raises(UsageError, match=r"'q3f16_1' is not known; choose one of q0f32, .*q8f16_1"):
-        format_named("q3f16_1")
+@pytest.mark.parametrize("group", [8, 24, 0])
+def test_groups_of_other_sizes(weight: Array, bits: int, group: int) -> None:
+    """Each is quantized as a row of its own would be."""
+    stored, alone = Stored.symmetric(bits, "float32", group), Stored.symmetric(bits, "float32", 0)
+    size = group or weight.shape[1]
+    words, scales = quantize(weight, stored)
+    assert (words.shape, scales.shape) == ((9, 96 * bits // 32), (9, 96 // size))
+    pieces = [quantize(weight[:, i : i + size], alone) for i in range(0, 96, size)]
+    np.testing.assert_array_equal(words, np.concatenate([piece for piece, _ in pieces], axis=1))
+    np.testing.assert_array_equal(scales, np.concatenate([piece for _, piece in pieces], axis=1))
+    back = dequantize([words, scales], stored)
+    steps = np.repeat(scales, size, axis=1)
+    assert (np.abs(back - weight) <= steps * (0.5 + 1e-4)).all()
+
+
+def test_an_offset_moves_what_is_stored_and_not_what_it_means(weight: Array) -> None:
+    stored, moved = Stored(2, "float32", 32, 1), Stored(2, "float32", 32, 2)
+    (words, scales), (others, same) = quantize(weight, stored), quantize(weight, moved)
+    np.testing.assert_array_equal(others, words + np.uint32(0x55555555))
+    np.testing.assert_array_equal(scales, same)
+    np.testing.assert_array_equal(
+        dequantize([words, scales], stored), dequantize([others, same], moved)
+    )
+
+
+@pytest.mark.parametrize("dtype", SCALES)
+def test_plain_weights_are_rounded_to_their_type(weight: Array, dtype: str) -> None:
+    (values,) = quantize(weight, Stored(0, dtype))
+    np.testing.assert_array_equal(values, weight.astype(dtype))
+    np.testing.assert_array_equal(dequantize([values], Stored(0, dtype)), values.astype(np.float32))
