@@ -16,6 +16,7 @@ from mlc_rwkv_world.errors import TargetError
 from mlc_rwkv_world.kernels import matmul_cuda, matvec_cuda
 from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.transforms.calls import with_root_block
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -30,27 +31,30 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
     state = [((tirx.Var("slots", "int64"), 32, 5, WIDTH), "float32"), ((1, 2), "int32")]
     many = ((tirx.Var("rows", "int64"), WIDTH), "float16")
 
-    def weight(outer: int, inner: int, bits: int) -> list[Any]:
-        if not bits:
-            return [((outer, inner), "float16")] * 2
-        return [((outer, inner * bits // 32), "uint32"), ((outer, inner // 32), "float16")]
+    def weight(outer: int, inner: int, stored: Stored) -> list[Any]:
+        tensors = [(tensor.shape, tensor.dtype) for tensor in stored.tensors(outer, inner)]
+        return tensors if stored.bits else tensors * 2
 
-    def sig(args: list[Any], outs: list[Any]) -> Signature:
-        return Signature([TensorType(*a) for a in args], [TensorType(*o) for o in outs], target)
+    def sig(args: list[Any], outs: list[Any], *stored: Stored) -> Signature:
+        types = [[TensorType(*one) for one in given] for given in (args, outs)]
+        return Signature(*types, target, stored)
 
     kernels = {"norm_mix": norm_mix_step(sig([row, *[vector] * 5, *state], [row] * 3), eps=1e-5)}
-    for bits in (0, 4):
-        square, value = weight(WIDTH, WIDTH, bits), weight(WIDTH, 4 * WIDTH, bits)
-        key = weight(4 * WIDTH, WIDTH, bits)
+    for stored in (Stored(0, "float16"), Stored.symmetric(4, "float16", group=32)):
+        bits = stored.bits
+        square, value = weight(WIDTH, WIDTH, stored), weight(WIDTH, 4 * WIDTH, stored)
+        key = weight(4 * WIDTH, WIDTH, stored)
         gated = [long, *value, row, *square, row]
         mixed = [row, row, row, *square * 3, vector, vector, *state]
         kernels |= {
-            f"output_{bits}": matvec_cuda.matvec_add(sig([row, *square, row], [row])),
-            f"key_{bits}": matvec_cuda.matvec_relu_square(sig([row, *key], [long])),
-            f"value_{bits}": matvec_cuda.matvec_gated_add(sig(gated, [row]), factor=1.0),
-            f"mix_{bits}": matvec_cuda.time_mix_step(sig(mixed, [row])),
+            f"output_{bits}": matvec_cuda.matvec_add(sig([row, *square, row], [row], stored)),
+            f"key_{bits}": matvec_cuda.matvec_relu_square(sig([row, *key], [long], stored)),
+            f"value_{bits}": matvec_cuda.matvec_gated_add(
+                sig(gated, [row], stored, stored), factor=1.0
+            ),
+            f"mix_{bits}": matvec_cuda.time_mix_step(sig(mixed, [row], *[stored] * 3)),
             f"rows_{bits}": matmul_cuda.matmul(
-                sig([many, *(square if bits else square[:1])], [many])
+                sig([many, *(square if bits else square[:1])], [many], stored)
             ),
         }
     return kernels

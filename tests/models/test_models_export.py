@@ -22,7 +22,7 @@ from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.models.parts import OFFSETS, POOL, PREFIX, ROWS, SLOTS, read
-from mlc_rwkv_world.quantization import FORMATS, format_named
+from mlc_rwkv_world.storage import FORMATS, format_named
 from mlc_rwkv_world.tvm_names import name_of
 
 OURS = {"rwkv_world_prefill", "rwkv_world_decode", "rwkv_world_batch_decode"}
@@ -48,12 +48,10 @@ def test_functions_and_well_formedness(mod: IRModule) -> None:
 
 
 def test_named_operations(mod: IRModule, dtype: tuple[str, str]) -> None:
-    quantized = dtype[0] == "q4f16_1"
-    embedding = "embedding_dequantize" if quantized else "embedding"
     for name, func in functions(mod).items():
         expected = Counter[str]()
         if name in OURS | {"embed"}:
-            expected[embedding] = 1
+            expected["embedding"] = 1
         if name in STEPS | RAGGED:
             expected["rwkv4.time_mix"] = expected["rwkv4.channel_mix"] = LAYERS
             expected["linear"] = 1
@@ -146,11 +144,13 @@ def test_parameters_are_those_of_the_functions(mod: IRModule, dtype: tuple[str, 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_each_format_stores(name: str) -> None:
-    fmt = FORMATS[name]
+    fmt, stored = FORMATS[name], FORMATS[name].matrix
     specs = {spec.name: spec for spec in parameters(small_config(), fmt)}
     assert specs["model.blocks.1.attention.time_decay"].dtype == "float32"
     assert specs["model.ln_out.weight"].dtype == "float32"
-    if fmt.bits == 0:
+    assert specs["model.ln_out.weight"].stored is None
+    assert {spec.stored for spec in specs.values() if "head." in spec.name} == {stored}
+    if stored.bits == 0:
         assert specs["head.weight"].dtype == fmt.dtype
         assert specs["model.embeddings.weight"].shape == (96, 64)
         return
@@ -160,7 +160,7 @@ def test_what_each_format_stores(name: str) -> None:
         ("model.blocks.0.feed_forward.value", 64, 256),
     ):
         words, scales = specs[f"{matrix}.q_weight"], specs[f"{matrix}.q_scale"]
-        assert (words.shape, words.dtype) == ((rows, inner * fmt.bits // 32), "uint32")
+        assert (words.shape, words.dtype) == ((rows, inner * stored.bits // 32), "uint32")
         assert (scales.shape, scales.dtype) == ((rows, inner // 32), fmt.dtype)
 
 

@@ -12,7 +12,7 @@ from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.arithmetic import resolve as resolve_arithmetic
 from mlc_rwkv_world.compiler.export import compute_dtype, parameters
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.quantization import FORMATS, format_named
+from mlc_rwkv_world.storage import FORMATS, format_named
 from mlc_rwkv_world.transforms.choose_kernels import DECOMPOSED
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 

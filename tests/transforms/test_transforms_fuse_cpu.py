@@ -19,7 +19,7 @@ from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError, UsageError
 from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
-from mlc_rwkv_world.quantization import format_named
+from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.tvm_names import name_of

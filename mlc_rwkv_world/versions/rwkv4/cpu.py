@@ -50,10 +50,8 @@ class _Branch:
         """The blends, as inputs of products."""
         part, emit, eps = self.part, self.emit, self.part.attrs["eps"]
         outs = [self.input(self.rows.static(1))] * len(part.args["mix"])
-        norm, tail = (
-            part.tensors("norm"),
-            [*part.tensors("mix"), *self.place(part.attrs["rows"][0])],
-        )
+        norm = part.tensors("norm")
+        tail = [*part.tensors("mix"), *self.place(part.attrs["rows"][0])]
         given = {"state": self.state, "inputs": self.inputs}
         if OFFSETS not in part:
             blends = emit.call(mix_cpu.norm_mix, [self.x, *norm, *tail], outs, eps=eps, **given)
