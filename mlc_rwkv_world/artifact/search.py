@@ -169,7 +169,8 @@ def _by_path(path: Path) -> Path:
         path = path.resolve()
     if (params := _params_of(path)) is not None:
         return params
-    if (missing := _missing_part(path)) is not None:
+    folder = path.parent if path.name == PARAMS_DIR else path
+    if (missing := _missing_part(folder)) is not None:
         require_file(missing)
         raise ArtifactError(f"{missing} is missing. Build or copy the artifact again.")
     raise NotFoundError(

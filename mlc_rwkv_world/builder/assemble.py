@@ -124,6 +124,9 @@ def build(
     output = Path(output)
     path = _locate(source, model, output / MODELS_DIR, prefer_safetensors, reporter)
     checkpoint = open_checkpoint(path, prefer_safetensors=prefer_safetensors)
+    dump = Path(debug_dump) if debug_dump is not None and library else None
+    if dump is not None:
+        pipeline.prepare_dump(dump)
     plan = make_plan(checkpoint, choices, output, reporter)
     if reuse_lib is not None:
         check_reusable(Path(reuse_lib), plan)
@@ -139,7 +142,6 @@ def build(
             shutil.copyfile(reuse_lib, built[0])
         elif library:
             cache = output / CACHE_DIR if use_cache else None
-            dump = Path(debug_dump) if debug_dump is not None else None
             built = _compile(plan, folder, cache, dump, system_lib, reporter)
         if weights:
             _convert(plan, folder / PARAMS_DIR, reporter)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlc_rwkv_world.artifact.storage import storing
+from mlc_rwkv_world.artifact.output import Kind, Output
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.errors import UsageError
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from mlc_rwkv_world.runtime import Engine
 
 _NUMBER = re.compile("[1-9][0-9]{0,5}")
+KIND = Kind(
+    "result of bench",
+    re.compile(rb'\{\n  "model": ".*",\n  "device": ".*",\n  "threads": \d+,\n  "bandwidth": '),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,9 @@ def _run(options: argparse.Namespace) -> int:
     batches = _numbers(options.batch, "--batch")
     if options.rounds < 1 or options.steps < 1:
         raise UsageError("--rounds and --steps are at least 1.")
+    output = Output(Path(options.json).expanduser(), KIND) if options.json else None
+    if output is not None:
+        output.check()
     engine = load(
         options.model, options.device, model_lib=options.model_lib, threads=options.threads
     )
@@ -104,10 +111,8 @@ def _run(options: argparse.Namespace) -> int:
         "results": [row.as_dict(limits) for row in rows],
     }
     _show(result)
-    if options.json:
-        path = Path(options.json).expanduser()
-        with storing(path):
-            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if output is not None:
+        output.write((json.dumps(result, indent=2) + "\n").encode())
     return 0
 
 
