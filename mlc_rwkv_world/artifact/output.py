@@ -39,11 +39,13 @@ class Output:
         And StorageError where its folder is missing or cannot be written.
         """
         path = self.path
-        if "\0" in str(path) or not path.name:
+        if "\0" in str(path):
             raise UsageError(f"{str(path)!r} is no name of a file.")
         with storing(path):
-            if path.is_symlink() or (path.exists() and not path.is_file()):
-                raise UsageError(f"{path} is no file but a link, a folder or a device. {_OTHER}")
+            if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+                raise UsageError(f"{path} is no file but a link, a pipe or a device. {_OTHER}")
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if path.exists() and not self._is_ours():
                 raise UsageError(
                     f"{path} is there already, and is no {self.kind.name}: it was left as it is. "

@@ -26,7 +26,7 @@ from mlc_rwkv_world.checkpoint import (
 )
 from mlc_rwkv_world.compiler import library as code
 from mlc_rwkv_world.compiler import pipeline
-from mlc_rwkv_world.compiler.cache import ModuleCache
+from mlc_rwkv_world.compiler.cache import ModuleCache, cache_folder
 from mlc_rwkv_world.compiler.export import export
 from mlc_rwkv_world.convert.chat_config import (
     record_precision,
@@ -40,7 +40,6 @@ from mlc_rwkv_world.models.fp32_layers import spelled
 from mlc_rwkv_world.reporter import Reporter
 
 MODELS_DIR = "models"
-CACHE_DIR = "cache"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +140,7 @@ def build(
             built = [_library_path(plan, folder, system_lib=False)]
             shutil.copyfile(reuse_lib, built[0])
         elif library:
-            cache = output / CACHE_DIR if use_cache else None
+            cache = cache_folder() if use_cache else None
             built = _compile(plan, folder, cache, dump, system_lib, reporter)
         if weights:
             _convert(plan, folder / PARAMS_DIR, reporter)
@@ -182,7 +181,7 @@ def _library_path(plan: Plan, folder: Path, *, system_lib: bool) -> Path:
 def _compile(
     plan: Plan,
     folder: Path,
-    cache_folder: Path | None,
+    kept: Path | None,
     dump: Path | None,
     system_lib: bool,
     reporter: Reporter,
@@ -191,7 +190,7 @@ def _compile(
     reporter.stage(f"compiling for {chosen.target.kind}")
     described = plan.described()
     prefix = code.system_lib_prefix(plan.name) if system_lib else None
-    cache = ModuleCache(cache_folder, described, prefix) if cache_folder is not None else None
+    cache = ModuleCache(kept, described, prefix) if kept is not None else None
     mod = cache.load() if cache is not None and dump is None else None
     if mod is None:
         exported = export(plan.config, chosen.format, chosen.compute_dtype)

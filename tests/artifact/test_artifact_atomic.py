@@ -201,9 +201,10 @@ def test_a_lock_follows_no_link(tmp_path: Path, target: str) -> None:
     (tmp_path / "there").write_text("mine")
     link = tmp_path / ".model.lock"
     link.symlink_to(tmp_path / target)
-    with pytest.raises(
-        OSError, match=r"a link is in the place of a lock; remove it.*\.model\.lock"
-    ), locked(tmp_path / "model"):
+    with (
+        pytest.raises(OSError, match=r"a link is in the place of a lock; remove it.*\.model\.lock"),
+        locked(tmp_path / "model"),
+    ):
         pass
     assert names(tmp_path) == [".model.lock", "there"]
     assert link.is_symlink()
@@ -212,9 +213,9 @@ def test_a_lock_follows_no_link(tmp_path: Path, target: str) -> None:
 
 def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".model.lock")
-    with pytest.raises(OSError, match=r"what is in the place of a lock is no file"):
-        with locked(tmp_path / "model"):
-            pass
+    message = "what is in the place of a lock is no file"
+    with pytest.raises(OSError, match=message), locked(tmp_path / "model"):
+        pass
     assert names(tmp_path) == [".model.lock"]
 
 

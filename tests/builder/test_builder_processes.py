@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import CHUNK, NAME, contents
@@ -61,13 +62,33 @@ def test_what_a_build_prints(source: Path, dist: Path) -> None:
     assert lines[-1] == f"Chat with it:  mlc_chat_cli --model {NAME}"
 
 
+@pytest.mark.parametrize("home", ["none", "a file"])
+def test_what_a_build_prints_works_without_a_record(
+    source: Path, tmp_path: Path, home: str
+) -> None:
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "MLC_RWKV_WORLD_HOME": str(tmp_path / "file")}
+    if home == "none":
+        environment["MLC_RWKV_WORLD_HOME"] = "~no-such-user"
+    arguments = ["--hf-path", source, "--target", "llvm", "--artifact-path", ".", "--quantization"]
+    build = [sys.executable, "-m", "mlc_rwkv_world", "build", *map(str, arguments), "q0f32"]
+    place: dict[str, Any] = {"cwd": tmp_path, "env": environment, "capture_output": True}
+    done = subprocess.run(build, **place, text=True)
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.splitlines()[-1].removeprefix("Chat with it:  mlc_chat_cli ")
+    assert command == "--model ./tiny-q0f32"
+    chat = [sys.executable, "-m", "mlc_rwkv_world", "chat", *command.split(), "--prompt", "Hi"]
+    done = subprocess.run([*chat, "--max-tokens", "1"], **place, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_two_builds_at_once(source: Path, dist: Path) -> None:
     processes = [start(*options(source, dist), command=command) for command in COMMANDS]
     results = [finish(process) for process in processes]
     assert [status for status, _, _ in results] == [0, 0], results
     waiting = f"waiting for another build of {NAME} ..."
     assert sum(waiting in out for _, out, _ in results) == 1
-    assert {path.name for path in dist.iterdir()} == {"cache", NAME}
+    assert {path.name for path in dist.iterdir()} == {NAME}
     assert mlc_rwkv_world.load(dist / NAME, "cpu").vocab_size == 65536
 
 
@@ -103,7 +124,7 @@ def test_killed_builds_leave_nothing_that_looks_complete(
     # The next build starts clean.
     status, _, err = finish(start(*options(source, dist), "--convert-weights-only"))
     assert status == 0, err
-    assert {path.name for path in dist.iterdir()} == {"cache", NAME}
+    assert {path.name for path in dist.iterdir()} == {NAME}
     ParameterIndex.read(dist / NAME / "params").check_files()
 
 
