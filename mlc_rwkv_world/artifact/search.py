@@ -181,11 +181,11 @@ def _by_path(path: Path) -> Path:
 
 
 def _params_of(path: Path) -> Path | None:
-    """The `params` folder of the artifact in the folder `path`, or `path` itself if it is one.
+    """`path` itself if it is a folder of parameters, else that of the artifact in `path`.
 
-    What lies in a `params` folder is data, a folder that looks like an artifact too.
+    What lies in a folder of parameters is data, what looks like an artifact too.
     """
-    folders = (path,) if path.name == PARAMS_DIR else (path / PARAMS_DIR, path)
+    folders = (path,) if path.name == PARAMS_DIR else (path, path / PARAMS_DIR)
     return next((folder for folder in folders if (folder / CHAT_CONFIG).is_file()), None)
 
 
