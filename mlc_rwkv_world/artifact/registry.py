@@ -54,13 +54,13 @@ class Record:
 
     def holds(self, folder: Path) -> bool:
         """Whether what stands in `folder` is what this user built there."""
-        return list_digest(folder) in self.lists.get(folder.resolve(), ())
+        return list_digest(folder) in self.lists.get(_real(folder), ())
 
     def doubt(self, folder: Path) -> str:
         """Why `holds` does not hold of an artifact, in a few words."""
-        if folder.resolve() not in self.folders:
+        if _real(folder) not in self.folders:
             return "was not built here by you"
-        if folder.resolve() not in self.lists:
+        if _real(folder) not in self.lists:
             return "was recorded by an older version: build it again"
         if list_digest(folder) is None:
             return f"lost its {SHA256SUMS}"
@@ -102,7 +102,7 @@ def register(artifact: Path, written: Path | None = None) -> bool:
     killed, what stands there is known. A home that cannot be written is no reason for a build to
     fail, so nothing is raised.
     """
-    folder, place = artifact.resolve(), home()
+    folder, place = _real(artifact), home()
     digest = list_digest(written or folder)
     if place is None or digest is None:
         return False
@@ -126,3 +126,8 @@ def register(artifact: Path, written: Path | None = None) -> bool:
     except (OSError, UnicodeError):
         return False
     return True
+
+
+def _real(folder: Path) -> Path:
+    # Path.resolve raises where links lead in a circle.
+    return Path(os.path.realpath(folder))

@@ -296,6 +296,12 @@ def test_a_pipe_in_place_of_the_configuration(place: Path) -> None:
         find(folder)
 
 
+def test_links_in_a_circle_are_no_artifacts(place: Path) -> None:
+    (place / "m-q0f32").symlink_to("m-q0f32")
+    with pytest.raises(NotFoundError):
+        find("m")
+
+
 def test_other_folders_are_no_artifacts(place: Path) -> None:
     (place / "checkpoint").mkdir()
     (place / "checkpoint/config.json").write_text("{}")
