@@ -223,7 +223,7 @@ def _by_name(name: str, *, any_library: bool) -> Path:
         for place, folders in found.items():
             if one := _only(name, filter(fits, folders), place):
                 return _by_path(one)
-    _refuse(name, record, dict.fromkeys(folder for folders in found.values() for folder in folders))
+    _refuse(name, record, [folder for folders in found.values() for folder in folders])
     looked = [str(Path(name).absolute())]
     looked += [str(place.absolute() / name) for place in places[1:]]
     looked += [place for place in found if place.endswith(REGISTRY)]
@@ -263,7 +263,8 @@ def _only(name: str, folders: Iterable[Path], place: str) -> Path | None:
 
 def _refuse(name: str, record: Record, folders: Iterable[Path]) -> None:
     """Raise UsageError where `folders` hold artifacts, none of which this user built as it is."""
-    others = [folder for folder in folders if is_artifact(folder)]
+    different = {os.path.realpath(folder): folder for folder in reversed(list(folders))}
+    others = [folder for folder in reversed(different.values()) if is_artifact(folder)]
     if not others:
         return
     raise UsageError(

@@ -17,6 +17,7 @@ from support.checkpoints import Tensors, random_world, write_pth
 import mlc_rwkv_world
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.search import find
+from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.errors import NotFoundError
 
 COMMANDS = [["mlc_llm.build"], ["mlc_rwkv_world", "build"]]
@@ -62,23 +63,20 @@ def test_what_a_build_prints(source: Path, dist: Path) -> None:
     assert lines[-1] == f"Chat with it:  mlc_chat_cli --model {NAME}"
 
 
-@pytest.mark.parametrize("home", ["none", "a file"])
+@pytest.mark.parametrize("home", ["~no-such-user", "a file"])
 def test_what_a_build_prints_works_without_a_record(
-    source: Path, tmp_path: Path, home: str
+    source: Path, built: Artifact, tmp_path: Path, home: str
 ) -> None:
-    (tmp_path / "file").touch()
-    environment = {**os.environ, "MLC_RWKV_WORLD_HOME": str(tmp_path / "file")}
-    if home == "none":
-        environment["MLC_RWKV_WORLD_HOME"] = "~no-such-user"
-    arguments = ["--hf-path", source, "--target", "llvm", "--artifact-path", ".", "--quantization"]
-    build = [sys.executable, "-m", "mlc_rwkv_world", "build", *map(str, arguments), "q0f32"]
-    place: dict[str, Any] = {"cwd": tmp_path, "env": environment, "capture_output": True}
-    done = subprocess.run(build, **place, text=True)
+    (tmp_path / "a file").touch()
+    place: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "MLC_RWKV_WORLD_HOME": home}}
+    arguments = [*map(str, options(source, Path())), "--reuse-lib", str(built.libraries[0])]
+    build = [sys.executable, "-m", "mlc_rwkv_world", "build", *arguments]
+    done = subprocess.run(build, **place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     command = done.stdout.splitlines()[-1].removeprefix("Chat with it:  mlc_chat_cli ")
-    assert command == "--model ./tiny-q0f32"
+    assert command == f"--model ./{NAME}"
     chat = [sys.executable, "-m", "mlc_rwkv_world", "chat", *command.split(), "--prompt", "Hi"]
-    done = subprocess.run([*chat, "--max-tokens", "1"], **place, text=True)
+    done = subprocess.run([*chat, "--max-tokens", "1"], **place, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
