@@ -18,6 +18,8 @@ from support.overflows import BUMP, CASES
 from support.rwkv4_values import run
 
 from mlc_rwkv_world.__main__ import main
+from mlc_rwkv_world.artifact.output import Output
+from mlc_rwkv_world.cli.inspect import NUMBERS, PICTURE
 from mlc_rwkv_world.numerics.heatmap import heatmap
 from mlc_rwkv_world.numerics.inspection import inspect
 from mlc_rwkv_world.numerics.observe import observe
@@ -225,6 +227,9 @@ def test_command(
     arguments += ["--prompt", "User: hi", "--prompt", "a, b, c"]
     arguments += ["--json", str(tmp_path / "r.json"), "--picture", str(tmp_path / "r.svg")]
     assert main(arguments) == 0
+    # What an earlier run wrote may be replaced.
+    for place, kind in (("r.json", NUMBERS), ("r.svg", PICTURE)):
+        Output(tmp_path / place, kind).check()
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "Recommended:  --fp32-layers 2"
     assert any(line.startswith("First infinity: block 2, attention.output") for line in printed)
@@ -235,6 +240,18 @@ def test_command(
     # Four bits cost some percent.
     assert all(0.01 < error < 0.5 for error in errors)
     assert ElementTree.parse(tmp_path / "r.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("option", ["--json", "--picture"])
+def test_outputs_replace_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """And that is said before the model is looked for."""
+    path = tmp_path / "mine.svg"
+    path.write_text("<svg>mine</svg>")
+    assert main(["inspect", "./nowhere", option, str(path)]) == 2
+    assert f"{path} is there already, and is no " in capsys.readouterr().err
+    assert path.read_text() == "<svg>mine</svg>"
 
 
 @pytest.mark.parametrize(
