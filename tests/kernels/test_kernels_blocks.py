@@ -23,8 +23,8 @@ from mlc_rwkv_world.kernels.packed_weight import (
     reference_plain,
 )
 from mlc_rwkv_world.kernels.signature import TensorType
-from mlc_rwkv_world.kernels.wkv import reference as wkv
 from mlc_rwkv_world.quantization.group import dequantize, quantize
+from mlc_rwkv_world.versions.rwkv4.reference import wkv
 
 F32, U32, U16 = "float32", "uint32", "uint16"
 # So many blocks of rows that a task reads two or four streams; a state of two layers.

@@ -1,0 +1,1 @@
+"""The versions of RWKV, a folder each, and what their references have in common."""
