@@ -1,7 +1,8 @@
 """Builds the folder that `gpu.sh run` needs on a machine with a GPU, and shows what it weighs.
 
 It holds libraries of this package for the World models' shapes, without weights; TVM's runtime and
-tvm_ffi for the Python there; CUDA's runtime library; and the two scripts.
+tvm_ffi for the Python there; CUDA's runtime library; this package's Python files, of which the
+reference is used; and the two scripts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import tvm
 from tvm import IRModule, relax
 
+import mlc_rwkv_world
 from mlc_rwkv_world.compiler import library, metadata, pipeline
 from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
@@ -58,6 +60,7 @@ def main() -> None:
             size = path.stat().st_size
             print(f"{path.name}: {size / 1e6:.1f} MB, {time.monotonic() - begin:.0f} s", flush=True)
     _runtime(options.folder, options.python)
+    _package(options.folder)
     for script in ("gpu.sh", "gpu_run.py"):
         shutil.copy2(HERE / script, options.folder)
     total = _show(options.folder)
@@ -144,6 +147,15 @@ def _runtime(folder: Path, version: str) -> None:
     if cudart is not None:
         shutil.copy2(cudart.resolve(), libraries / "libcudart.so.13")
     (folder / "built.json").write_text(json.dumps({"tvm": tvm.__version__, "python": version}))
+
+
+def _package(folder: Path) -> None:
+    """This package without anything compiled."""
+    package = Path(mlc_rwkv_world.__file__).parent
+    for source in package.rglob("*.py"):
+        target = folder / "python" / package.name / source.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
 
 
 def _show(folder: Path) -> int:

@@ -1,7 +1,8 @@
 """Checks the carried libraries against a float32 reference, then measures them. See gpu.sh.
 
-Uses TVM's runtime and numpy; torch and `rwkv` where they are installed. Weights are random. Every
-check starts from device memory full of NaN. Ends with status 1 where a check fails.
+Uses TVM's runtime, numpy and this package's reference; torch and `rwkv` where they are installed.
+Weights are random. Every check starts from device memory full of NaN. Ends with status 1 where a
+check fails.
 """
 
 from __future__ import annotations
@@ -14,11 +15,18 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.storage import Stored, format_named
+from mlc_rwkv_world.storage.groups import dequantize
+from mlc_rwkv_world.versions.precision import FLOAT32
+from mlc_rwkv_world.versions.references import run
+from mlc_rwkv_world.versions.rwkv4 import reference as rwkv4
 
 Array = np.ndarray
 PREFILLS = (128, 1024, 4096)
@@ -43,6 +51,7 @@ class Model:
         self.machine = vm.VirtualMachine(module, device)
         described = json.loads(self.machine["_metadata"]())
         ours = described["rwkv_world"]
+        self.quantization: str = described["quantization"]
         self.layers, self.width = ours["num_hidden_layers"], ours["hidden_size"]
         self.vocabulary, self.chunk = ours["vocab_size"], described["prefill_chunk_size"]
         self.eps, self.rescale = ours["layer_norm_epsilon"], ours["rescale_every"]
@@ -169,81 +178,50 @@ def _poison(device: Any, nbytes: int) -> None:
     del held
 
 
-# The reference: BlinkDL's formulas in float32, weights as they are stored.
+class Weights:
+    """The same weights for the model's reference."""
+
+    def __init__(self, model: Model) -> None:
+        stored = zip((spec["name"] for spec in model.specs), model.weights, strict=True)
+        self.arrays = {name: tensor.numpy() for name, tensor in stored}
+        self.how: Stored = format_named(model.quantization).matrix
+
+    def vector(self, name: str) -> Array:
+        return self.arrays[name]
+
+    def rows(self, name: str, ids: Array) -> Array:
+        return self._matrix(name)[ids]
+
+    def slices(self, name: str) -> Iterator[Array]:
+        yield self._matrix(name)
+
+    def _matrix(self, name: str) -> Array:
+        if name in self.arrays:
+            return self.arrays[name]
+        layer = name.removesuffix("weight")
+        return dequantize([self.arrays[layer + one] for one in self.how.names], self.how)
 
 
 class Reference:
-    """The same weights on the CPU, one token at a time."""
+    """The same model on the CPU: its reference in float32, with weights as they are stored."""
 
     def __init__(self, model: Model) -> None:
-        self.model = model
-        stored = dict(zip((s["name"] for s in model.specs), model.weights, strict=True))
-        self.stored = {name: tensor.numpy() for name, tensor in stored.items()}
-
-    def matrix(self, name: str) -> Array:
-        """The dense float32 weight [N, K]."""
-        if name + ".weight" in self.stored:
-            return self.stored[name + ".weight"].astype(np.float32)
-        words, scales = self.stored[name + ".q_weight"], self.stored[name + ".q_scale"]
-        bits = 32 * words.shape[1] // (scales.shape[1] * 32)
-        shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
-        fields = (words[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)
-        centred = fields.reshape(len(words), -1).astype(np.float32) - ((1 << (bits - 1)) - 1)
-        return centred * np.repeat(scales.astype(np.float32), 32, axis=1)
+        self.weights = Weights(model)
+        self.config = ModelConfig(
+            hidden_size=model.width,
+            intermediate_size=4 * model.width,
+            num_hidden_layers=model.layers,
+            vocab_size=model.vocabulary,
+            layer_norm_epsilon=model.eps,
+            rescale_every=model.rescale,
+        )
 
     def run(self, ids: Array, state: Array) -> Array:
         """ids [T], state [L, 5, D], which it updates; the logits [V] after the last token."""
-        model, get = self.model, self.stored
-        x = self.matrix("model.embeddings")[ids]
-        x, eps = self._norm(x, "model.pre_ln", model.eps), model.eps
-        for i in range(model.layers):
-            block, rows = f"model.blocks.{i}.", state[i]
-            n = self._norm(x, block + "ln1", eps)
-            before = np.concatenate([rows[:1], n[:-1]])
-            rows[0] = n[-1]
-
-            def mixed(part: str, n: Array = n, before: Array = before) -> Array:
-                ratio = get[part]
-                return n * ratio + before * (1 - ratio)
-
-            att = block + "attention."
-            k = mixed(att + "time_mix_key") @ self.matrix(att + "key").T
-            v = mixed(att + "time_mix_value") @ self.matrix(att + "value").T
-            r = mixed(att + "time_mix_receptance") @ self.matrix(att + "receptance").T
-            wkv = self._wkv(k, v, get[att + "time_decay"], get[att + "time_first"], rows)
-            x = x + (_sigmoid(r) * wkv) @ self.matrix(att + "output").T
-            n = self._norm(x, block + "ln2", eps)
-            before = np.concatenate([rows[4:5], n[:-1]])
-            rows[4] = n[-1]
-            ffn = block + "feed_forward."
-            k = mixed(ffn + "time_mix_key", n, before) @ self.matrix(ffn + "key").T
-            r = mixed(ffn + "time_mix_receptance", n, before) @ self.matrix(ffn + "receptance").T
-            x = x + _sigmoid(r) * (np.square(np.maximum(k, 0)) @ self.matrix(ffn + "value").T)
-            if model.rescale and (i + 1) % model.rescale == 0:
-                x, eps = x * np.float32(0.5), eps / 4
-        return self._norm(x[-1:], "model.ln_out", eps)[0] @ self.matrix("head").T
-
-    def _norm(self, x: Array, name: str, eps: float) -> Array:
-        centred = x - x.mean(axis=-1, keepdims=True)
-        deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + eps)
-        return centred / deviation * self.stored[name + ".weight"] + self.stored[name + ".bias"]
-
-    def _wkv(self, k: Array, v: Array, decay: Array, u: Array, rows: Array) -> Array:
-        w, out = -np.exp(decay), np.empty_like(k)
-        a, b, p = rows[1], rows[2], rows[3]
-        for t in range(len(k)):
-            q = np.maximum(p, u + k[t])
-            e1, e2 = np.exp(p - q), np.exp(u + k[t] - q)
-            out[t] = (e1 * a + e2 * v[t]) / (e1 * b + e2)
-            q = np.maximum(p + w, k[t])
-            e1, e2 = np.exp(p + w - q), np.exp(k[t] - q)
-            a, b, p = e1 * a + e2 * v[t], e1 * b + e2, q
-        rows[1], rows[2], rows[3] = a, b, p
-        return out
-
-
-def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
+        offsets = np.array([0, len(ids)])
+        logits, after = run(rwkv4, self.config, self.weights, ids, offsets, state[None], FLOAT32)
+        state[:] = after[0]
+        return logits[0]
 
 
 def check(path: Path, device: Any, poison: int, lengths: list[int]) -> bool:

@@ -11,7 +11,7 @@ from mlc_rwkv_world.artifact.identity import make_build_id
 from mlc_rwkv_world.models.causal_lm import CausalLM
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.storage import Format, Stored
-from mlc_rwkv_world.versions import version_of
+from mlc_rwkv_world.versions.table import version_of
 
 # Counts changes of what the numbers in the shards mean.
 _STORAGE = 1

@@ -20,7 +20,7 @@ from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.transforms.pack_weights import PACKED_PARAMS
 from mlc_rwkv_world.tvm_names import StringImm, name_of
-from mlc_rwkv_world.versions import version_of
+from mlc_rwkv_world.versions.table import version_of
 
 
 def describe(

@@ -18,7 +18,7 @@ from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.storage.groups import quantize
 from mlc_rwkv_world.storage.stored import matrix_of
-from mlc_rwkv_world.versions import version_of
+from mlc_rwkv_world.versions.table import version_of
 
 Progress = Callable[[str, int], None]
 

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.kernels import formulas
 from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
 
-Array = NDArray[Any]
 _LANES = 16
 
-
-def reference(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """x: [T, D]; weight, bias: [D]. Computes in x's dtype."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    return np.asarray(centred / np.sqrt(variance + eps) * weight + bias)
+reference = formulas.layer_norm
 
 
 def _square(value: Any) -> Any:

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.kernels import formulas
 from mlc_rwkv_world.kernels.channels import Channels
 from mlc_rwkv_world.kernels.signature import Signature
 
-Array = NDArray[Any]
-
-
-def reference(x: Array, last: Array, offsets: Array) -> Array:
-    """x: [T, D]; last: [B, D]; offsets: [B + 1]."""
-    shifted = np.empty_like(x)
-    for s, (begin, end) in enumerate(pairwise(offsets)):
-        shifted[begin] = last[s]
-        shifted[begin + 1 : end] = x[begin : end - 1]
-    return shifted
+reference = formulas.token_shift
 
 
 def token_shift(sig: Signature) -> tirx.PrimFunc:

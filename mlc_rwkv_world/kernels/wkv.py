@@ -4,14 +4,14 @@ For one channel, with w = -exp(time_decay) and u = time_first (RWKV-LM `RWKV-v4n
 
     q = max(p, u + k);  y = (e^(p-q) a + e^(u+k-q) v) / (e^(p-q) b + e^(u+k-q))
     q = max(p + w, k);  a = e^(p+w-q) a + e^(k-q) v;  b = e^(p+w-q) b + e^(k-q);  p = q
+
+`versions.rwkv4.reference.wkv` is its reference.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -19,27 +19,8 @@ from mlc_rwkv_world.kernels.channels import Channels
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import STACK, Signature
 
-Array = NDArray[Any]
-
 # Four exponentials and a division.
 _STEP_COST = 16
-
-
-def reference(
-    k: Array, v: Array, w: Array, u: Array, a: Array, b: Array, p: Array, offsets: Array
-) -> tuple[Array, Array, Array, Array]:
-    """k, v: [T, D]; w, u: [D]; a, b, p: [B, D]; offsets: [B + 1]. Computes in k's dtype."""
-    y = np.empty_like(k)
-    a, b, p = a.copy(), b.copy(), p.copy()
-    for s in range(len(a)):
-        for t in range(offsets[s], offsets[s + 1]):
-            q = np.maximum(p[s], u + k[t])
-            e1, e2 = np.exp(p[s] - q), np.exp(u + k[t] - q)
-            y[t] = (e1 * a[s] + e2 * v[t]) / (e1 * b[s] + e2)
-            q = np.maximum(p[s] + w, k[t])
-            e1, e2 = np.exp(p[s] + w - q), np.exp(k[t] - q)
-            a[s], b[s], p[s] = e1 * a[s] + e2 * v[t], e1 * b[s] + e2, q
-    return y, a, b, p
 
 
 def output(a: Any, b: Any, old: Any, new: Any, v: Any) -> Any:

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlc_rwkv_world.kernels.activation import dequantized, reference
+from mlc_rwkv_world.numerics.weights import StoredWeights
+from mlc_rwkv_world.versions.precision import Float, Precision
+from mlc_rwkv_world.versions.weights import Weights
 
 Array = NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteInputs(Precision):
+    """A precision whose products with quantized weights are also computed with rounded inputs.
+
+    Results are the exact ones.
+    """
+
+    stored: StoredWeights
+    _losses: list[float | None] = dataclasses.field(default_factory=list)
+
+    def product(self, x: Array, weights: Weights, name: str, dtype: Float | None = None) -> Array:
+        if not (self.stored.quantized(name) and np.isfinite(x).all()):
+            return super().product(x, weights, name, dtype)
+        both = super().product(np.concatenate([x, rounded(x)]), weights, name, dtype)
+        exact, found = both[: len(x)], both[len(x) :]
+        self._losses.append(loss(exact, found))
+        return exact
+
+    def taken(self) -> float | None:
+        """What the product since the last call lost; None where none was measured."""
+        return self._losses.pop() if self._losses else None
 
 
 def rounded(x: Array) -> Array:

@@ -13,10 +13,11 @@ from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import ArtifactError, TargetError, UsageError
 from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, multiplied_as_bytes
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.numerics.model import Model
 from mlc_rwkv_world.numerics.observe import Progress, observe
-from mlc_rwkv_world.numerics.prompts import BUILT_IN, encoded
+from mlc_rwkv_world.numerics.prompts import BUILT_IN, Prompts, encoded
 from mlc_rwkv_world.numerics.report import Library, Report
-from mlc_rwkv_world.numerics.stepwise import Arithmetic, Array, Prompts, Stepwise
+from mlc_rwkv_world.numerics.stepwise import Array
 from mlc_rwkv_world.numerics.subject import Subject, open_subject
 
 _SAME = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "model_version")
@@ -48,19 +49,19 @@ def inspect(
     stage("asking its library")
     asked = _ask(subject, prompts)
     subject = subject.with_bytes(_rounds(subject, asked))
-    stage("compiling its operations")
-    stepwise = Stepwise([subject.arithmetic, reference], prompts)
     stage("running it block by block")
-    report, logits = observe(subject, stepwise, texts, reference=1, against=name, progress=progress)
+    report, logits = observe(
+        subject, prompts, texts, reference=reference, against=name, progress=progress
+    )
     return dataclasses.replace(report, library=_library(asked, report, logits))
 
 
-def _reference(subject: Subject, against: str | Path | None) -> tuple[str, Arithmetic]:
+def _reference(subject: Subject, against: str | Path | None) -> tuple[str, Model]:
     if against is None:
         source = "its weights" if subject.checkpoint is None else "the checkpoint"
         return f"{source} in float32", subject.in_float32()
     other = open_subject(against)
-    ours, theirs = subject.arithmetic.config, other.arithmetic.config
+    ours, theirs = subject.model.config, other.model.config
     for field in _SAME:
         if getattr(ours, field) != getattr(theirs, field):
             raise UsageError(
@@ -69,7 +70,7 @@ def _reference(subject: Subject, against: str | Path | None) -> tuple[str, Arith
             )
     if other.checkpoint is not None:
         return f"{other.name} in float32", other.in_float32(ours)
-    return other.name, dataclasses.replace(other.arithmetic, int8=False)
+    return other.name, dataclasses.replace(other.model, int8=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +112,12 @@ def _rounds(subject: Subject, asked: _Asked | None) -> bool:
     if asked is not None and asked.metadata is not None:
         return asked.arithmetic == INT8
     for_cpu = subject.found is None or subject.found.kinds <= {"cpu"}
-    suits = multiplied_as_bytes(subject.arithmetic.format.matrix)
+    suits = multiplied_as_bytes(subject.model.format.matrix)
     return for_cpu and suits and multiplies_bytes(resolve("llvm").target)
 
 
 def _library(asked: _Asked | None, report: Report, logits: Array) -> Library | None:
-    """What the artifact's library said, beside what the steps found."""
+    """What the artifact's library said, beside what was found here."""
     if asked is None:
         return None
     if asked.metadata is None or asked.logits is None:

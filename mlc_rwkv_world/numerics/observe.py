@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from mlc_rwkv_world.numerics.model import Model
+from mlc_rwkv_world.numerics.prompts import Prompts
 from mlc_rwkv_world.numerics.report import (
     FLOAT16_LARGEST,
     LARGEST,
@@ -14,45 +17,43 @@ from mlc_rwkv_world.numerics.report import (
     Reading,
     Report,
 )
-from mlc_rwkv_world.numerics.steps import RESIDUAL, Row
-from mlc_rwkv_world.numerics.stepwise import Array, Rows, Seen, Stepwise, finish
+from mlc_rwkv_world.numerics.stepwise import Array, Seen, Steps, Stepwise
 from mlc_rwkv_world.numerics.subject import Subject
 from mlc_rwkv_world.tokenizer import WorldTokenizer
-from mlc_rwkv_world.versions import version_of
+from mlc_rwkv_world.versions.table import version_of
+from mlc_rwkv_world.versions.values import RESIDUAL, Carried, Value, finish
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 def observe(
     subject: Subject,
-    stepwise: Stepwise,
+    prompts: Prompts,
     texts: Sequence[str],
     *,
-    model: int = 0,
-    reference: int | None = None,
+    reference: Model | None = None,
     against: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Report, Array]:
-    """A report on the subject, which is model `model` of `stepwise`, and its logits [B, V].
+    """A report on the subject after reading prompts, which are `texts`, and its logits [B, V].
 
-    Model `reference`, called `against`, is what it is compared with. Where a block leaves float16's
+    `reference`, called `against`, is what it is compared with. Where a block leaves float16's
     range, or comes within a quarter of its end, or has a product that cannot bear inputs of 8 bits
     although it is to have them, it is computed again in float32, and what follows is seen as it
     then is.
     """
-    observer = _Observer(subject, stepwise, model, reference)
+    observer = _Observer(subject, prompts, reference)
     return observer.run(texts, against, progress)
 
 
 class _Observer:
-    def __init__(
-        self, subject: Subject, stepwise: Stepwise, model: int, reference: int | None
-    ) -> None:
+    def __init__(self, subject: Subject, prompts: Prompts, reference: Model | None) -> None:
         self.subject = subject
-        self.stepwise = stepwise
-        self.model = model
-        self.reference = reference
-        self.config = subject.arithmetic.config
+        self.prompts = prompts
+        self.config = subject.model.config
+        self.ours = Stepwise(subject.model, prompts)
+        self.theirs = Stepwise(reference, prompts) if reference is not None else None
         self.readings: list[Reading] = []
         self.needed: list[Need] = []
         self.leaving: list[int] = []
@@ -60,25 +61,20 @@ class _Observer:
     def run(
         self, texts: Sequence[str], against: str | None, progress: Progress
     ) -> tuple[Report, Array]:
-        stepwise, layers = self.stepwise, self.config.num_hidden_layers
-        _, x, other = self._section(None, stepwise.first)
-        wide = False
-        for block in range(layers):
-            x, wide, other = self._block(block, x, other)
-            progress(block + 1, layers)
-        _, logits, _ = self._section(
-            None,
-            lambda model: (
-                stepwise.last(model, wide, x)
-                if model == self.model
-                else stepwise.last(model, False, other)
-            ),
+        ours, theirs, layers = self.ours, self.theirs, self.config.num_hidden_layers
+        _, x, other = self._section(
+            None, ours.first(), theirs.first() if theirs is not None else None
         )
-        arithmetic = self.subject.arithmetic
+        for block in range(layers):
+            x, other = self._block(block, x, other)
+            progress(block + 1, layers)
+        last = theirs.last(other) if theirs is not None and other is not None else None
+        _, logits, _ = self._section(None, ours.last(x), last)
+        model = self.subject.model
         report = Report(
             model=self.subject.name,
-            quantization=arithmetic.format.name,
-            compute_dtype=arithmetic.compute_dtype,
+            quantization=model.format.name,
+            compute_dtype=model.compute_dtype,
             fp32_layers=tuple(self.config.fp32_layers or ()),
             rescale_every=self.config.rescale_every,
             num_hidden_layers=layers,
@@ -91,73 +87,66 @@ class _Observer:
         )
         return report, logits
 
-    def _block(self, block: int, x: Array, other: Array) -> tuple[Array, bool, Array]:
-        """One block: its output, whether that is of float32, and the reference's output."""
-        stepwise, ours = self.stepwise, self.model
-        narrow = self.subject.arithmetic.compute_dtype == "float16"
-        wide = narrow and block in (self.config.fp32_layers or ())
-        if narrow and not wide and x.dtype == np.float32 and _largest(x) > FLOAT16_LARGEST:
+    def _block(
+        self, block: int, x: Carried, other: Carried | None
+    ) -> tuple[Carried, Carried | None]:
+        """One block: what leaves it, and what leaves the reference's."""
+        ours, theirs = self.ours, self.theirs
+        narrow, wide = ours.model.narrow, ours.computes_wide(block)
+        if narrow and not wide and x[0].dtype == np.float32 and _largest(x) > FLOAT16_LARGEST:
             why = f"its input is {_largest(x):.6g}, which float16 does not hold"
             self.needed.append(Need(block, why))
             wide = True
-        readings, out, other = self._section(
-            block,
-            lambda model: (
-                stepwise.block(model, block, wide, x)
-                if model == ours
-                else stepwise.block(model, block, False, other)
-            ),
-        )
+        beside = None
+        if theirs is not None and other is not None:
+            beside = theirs.block(block, other, wide=theirs.computes_wide(block))
+        readings, out, other = self._section(block, ours.block(block, x, wide=wide), beside)
         troubles = [reading for reading in readings if narrow and reading.troubled]
         troubles += [reading for reading in readings if reading.drowned]
         if troubles and not wide:
             worst = next((t for t in troubles if t.bad), troubles[0])
             self.needed.append(Need(block, worst.why()))
             if narrow:
-                out, wide = finish(stepwise.block(ours, block, True, x)), True
+                out, wide = finish(ours.block(block, x, wide=True)), True
         if narrow and wide and _largest(out) > FLOAT16_LARGEST:
             self.leaving.append(block)
-        return out, wide, other
+        return out, other
 
     def _section(
-        self, block: int | None, start: Callable[[int], Rows]
-    ) -> tuple[list[Reading], Array, Array]:
-        """Reads a section of the model and, in step with it, of the reference."""
+        self, block: int | None, ours: Steps[T], theirs: Steps[T] | None
+    ) -> tuple[list[Reading], T, T | None]:
+        """Reads a part of the model and, in step with it, of the reference."""
         readings: list[Reading] = []
-        other = _Follower(start(self.reference)) if self.reference is not None else None
-        rows = start(self.model)
+        other = _Follower(theirs) if theirs is not None else None
         while True:
             try:
-                seen = next(rows)
+                seen = next(ours)
             except StopIteration as end:
-                out: Array = end.value
+                out: T = end.value
                 break
-            expected = other.value(seen.row) if other is not None else None
+            expected = other.values(seen.value.name) if other is not None else None
             if expected is not None:
-                expected = expected * self._factor(seen.row, block)
+                expected = expected * self._factor(seen.value, block)
             readings.append(self._reading(block, seen, expected))
         self.readings += readings
-        return readings, out, other.finish() if other is not None else out
+        return readings, out, other.finish() if other is not None else None
 
-    def _factor(self, row: Row, block: int | None) -> float:
+    def _factor(self, value: Value, block: int | None) -> float:
         """What a residual that is halved more often than the reference's is smaller by."""
         halved = version_of(self.config.model_version).halved_outputs
-        after = block is None and row.anchor == RESIDUAL
-        if self.reference is None or not (after or f"{row.anchor}.weight" in halved):
+        after = block is None and value.layer == RESIDUAL
+        if self.theirs is None or not (after or f"{value.layer}.weight" in halved):
             return 1.0
         block = self.config.num_hidden_layers if block is None else block
-        counts = [
-            model.arithmetic.config.halvings(block)
-            for model in (
-                self.stepwise.models[self.model],
-                self.stepwise.models[self.reference],
-            )
-        ]
-        return float(0.5 ** (counts[0] - counts[1]))
+        ours, theirs = (
+            config.halvings(block) for config in (self.config, self.theirs.model.config)
+        )
+        return float(0.5 ** (ours - theirs))
 
     def _reading(self, block: int | None, seen: Seen, expected: Array | None) -> Reading:
-        dtype = str(seen.values.dtype)
-        values = seen.values.astype(np.float32).reshape(len(seen.values), -1)
+        name, values = seen.value.name, seen.value.values
+        dtype = str(values.dtype)
+        values = values.astype(np.float32).reshape(len(values), -1)
         finite = np.isfinite(values)
         magnitudes = np.where(finite, np.abs(values), 0)
         largest = float(magnitudes.max())
@@ -168,7 +157,7 @@ class _Observer:
             kind = "NaN" if np.isnan(values.flat[np.argmax(~finite)]) else "infinity"
         return Reading(
             block=block,
-            operation=seen.row.name,
+            operation=name,
             dtype=dtype,
             largest=largest,
             share=largest / LARGEST[dtype],
@@ -182,7 +171,7 @@ class _Observer:
 
     def _place(self, flat: np.intp, values: Array) -> Place:
         row, channel = divmod(int(flat), values.shape[1])
-        prompts = self.stepwise.prompts
+        prompts = self.prompts
         if len(values) == prompts.tokens:
             prompt, position = prompts.place(row)
         else:
@@ -192,30 +181,31 @@ class _Observer:
         return Place(prompt, position, token, _shown(self.subject.tokenizer, token), channel)
 
 
-class _Follower:
-    """A reference's rows by name, read in step with the model's."""
+class _Follower(Generic[T]):
+    """A reference's values by name, read in step with the model's."""
 
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-        self.out: Array | None = None
+    def __init__(self, steps: Steps[T]) -> None:
+        self.steps = steps
+        self.out: T | None = None
         self.ahead: dict[str, Array] = {}
 
-    def value(self, row: Row) -> Array | None:
-        """The reference's value for a row, float64; None where it has no such operation."""
-        while row.name not in self.ahead and self.out is None:
+    def values(self, name: str) -> Array | None:
+        """The reference's values of this name, float64; None where it has no such operation."""
+        while name not in self.ahead and self.out is None:
             try:
-                found = next(self.rows)
-                self.ahead[found.row.name] = found.values.astype(np.float64)
+                found = next(self.steps).value
+                self.ahead[found.name] = found.values.astype(np.float64)
             except StopIteration as end:
                 self.out = end.value
-        return self.ahead.pop(row.name, None)
+        return self.ahead.pop(name, None)
 
-    def finish(self) -> Array:
-        return finish(self.rows) if self.out is None else self.out
+    def finish(self) -> T:
+        return finish(self.steps) if self.out is None else self.out
 
 
-def _largest(x: Array) -> float:
-    return float(np.abs(np.nan_to_num(x, nan=0.0)).max())
+def _largest(carried: Carried) -> float:
+    """The largest magnitude in the residual that passes between two blocks."""
+    return float(np.abs(np.nan_to_num(carried[0], nan=0.0)).max())
 
 
 def _error(values: Array, expected: Array) -> float | None:

@@ -8,7 +8,6 @@ from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.numerics.observe import Progress, observe
 from mlc_rwkv_world.numerics.prompts import BUILT_IN, encoded
-from mlc_rwkv_world.numerics.stepwise import Stepwise
 from mlc_rwkv_world.numerics.subject import checkpoint_subject
 from mlc_rwkv_world.storage import Format
 
@@ -41,7 +40,6 @@ def choose(
     config = dataclasses.replace(config, fp32_layers=(), fp32_reasons=())
     subject = checkpoint_subject(checkpoint, config, fmt, fmt.dtype).with_bytes(int8)
     prompts = encoded(BUILT_IN, subject.tokenizer)
-    stepwise = Stepwise([subject.arithmetic], prompts)
-    report, _ = observe(subject, stepwise, BUILT_IN, progress=progress)
+    report, _ = observe(subject, prompts, BUILT_IN, progress=progress)
     read = f"measured on {len(BUILT_IN)} prompts of {prompts.tokens} tokens"
     return Choice(report.recommended, (*report.recommendation()[:-1], read))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import accumulate, chain
+
+import numpy as np
+from numpy.typing import NDArray
+
 from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.numerics.stepwise import Prompts
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 # In the World format. Lists full of commas come first: they are what broke the 1.5B model.
@@ -19,6 +24,31 @@ BUILT_IN: tuple[str, ...] = (
     "3.14159, 2.71828, 1.41421, 1.61803, -1, 0, 1e10, 65504\n",
     ",,,,,,,,,,,,,,,,\n\n\n\n................",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Token ids of B prompts, at least one each, that are read together, each on its own."""
+
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """T, how many there are in all."""
+        return sum(map(len, self.ids))
+
+    def joined(self) -> NDArray[np.int32]:
+        """All token ids [T], one prompt's after another's."""
+        return np.fromiter(chain.from_iterable(self.ids), np.int32)
+
+    def offsets(self) -> NDArray[np.int32]:
+        """Where each prompt begins, and the last one ends, [B + 1]."""
+        return np.array([0, *accumulate(map(len, self.ids))], np.int32)
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The prompt, and the position in it, of one of all the tokens."""
+        prompt = int(np.searchsorted(self.offsets(), row, side="right")) - 1
+        return prompt, row - int(self.offsets()[prompt])
 
 
 def encoded(texts: tuple[str, ...], tokenizer: WorldTokenizer) -> Prompts:

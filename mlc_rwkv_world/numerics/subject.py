@@ -14,7 +14,7 @@ from mlc_rwkv_world.convert.model_config import model_config
 from mlc_rwkv_world.errors import NotFoundError, UsageError
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.fp32_layers import parse
-from mlc_rwkv_world.numerics.stepwise import Arithmetic
+from mlc_rwkv_world.numerics.model import Model
 from mlc_rwkv_world.numerics.weights import ArtifactWeights, CheckpointWeights
 from mlc_rwkv_world.storage import Format, format_named
 from mlc_rwkv_world.tokenizer import WorldTokenizer
@@ -24,30 +24,30 @@ REFERENCE_FORMAT = "q0f32"
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model whose operations can be run: what it computes, and where it came from."""
+    """A model whose operations can be looked at: what it computes, and where it came from."""
 
     name: str
-    arithmetic: Arithmetic
+    model: Model
     tokenizer: WorldTokenizer
     checkpoint: Checkpoint | None = None
     found: Found | None = None
 
     def with_bytes(self, int8: bool) -> Subject:
         """The same model; `int8` is whether inputs rounded to bytes are measured."""
-        return dataclasses.replace(self, arithmetic=dataclasses.replace(self.arithmetic, int8=int8))
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, int8=int8))
 
-    def in_float32(self, config: ModelConfig | None = None) -> Arithmetic:
+    def in_float32(self, config: ModelConfig | None = None) -> Model:
         """The same model in float32: a checkpoint's own weights, an artifact's as it stores them.
 
         `config` is that of the model to compare with, whose residual may be halved on its way.
         """
-        ours = self.arithmetic
+        ours = self.model
         if self.checkpoint is None:
             return dataclasses.replace(ours, compute_dtype="float32", int8=False)
         fmt = format_named(REFERENCE_FORMAT)
         shared = config or ours.config
         weights = CheckpointWeights(self.checkpoint, shared, fmt)
-        return Arithmetic(shared, fmt, "float32", weights)
+        return Model(shared, fmt, "float32", weights)
 
 
 def open_subject(
@@ -83,10 +83,10 @@ def open_subject(
     fmt = format_named(chat.quantization)
     fields = Fields.read(chat.path).object("model_config")
     config = _with_layers(ModelConfig.from_dict(fields.values), fp32_layers)
-    weights = ArtifactWeights(ParameterIndex.read(found.params))
+    weights = ArtifactWeights(ParameterIndex.read(found.params), config, fmt)
     tokenizer = WorldTokenizer.from_file(found.params / chat.tokenizer_file)
-    arithmetic = Arithmetic(config, fmt, _dtype(compute_dtype, fmt), weights)
-    return Subject(found.name, arithmetic, tokenizer, found=found)
+    computed = Model(config, fmt, _dtype(compute_dtype, fmt), weights)
+    return Subject(found.name, computed, tokenizer, found=found)
 
 
 def checkpoint_subject(
@@ -98,8 +98,8 @@ def checkpoint_subject(
         WorldTokenizer.from_file(vocabulary) if vocabulary is not None else WorldTokenizer.default()
     )
     weights = CheckpointWeights(checkpoint, config, fmt)
-    arithmetic = Arithmetic(config, fmt, compute_dtype, weights)
-    return Subject(checkpoint.name, arithmetic, tokenizer, checkpoint=checkpoint)
+    model = Model(config, fmt, compute_dtype, weights)
+    return Subject(checkpoint.name, model, tokenizer, checkpoint=checkpoint)
 
 
 def _with_layers(config: ModelConfig, fp32_layers: str | None) -> ModelConfig:

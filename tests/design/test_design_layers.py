@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +15,8 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 # A room imports only rooms before it.
 ORDER = (
     *("tvm_names", "reporter", "errors", "artifact", "tokenizer", "checkpoint", "storage"),
-    *("models", "kernels", "transforms", "compiler", "convert", "runtime", "numerics"),
-    *("builder", "chat", "integration", "cli"),
+    *("models", "kernels", "versions", "transforms", "compiler", "convert", "runtime"),
+    *("numerics", "builder", "chat", "integration", "cli"),
 )
 # These run where TVM's compiler is not installed.
 WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact", "storage")
@@ -55,6 +57,15 @@ def test_the_compiler_is_not_needed(room: str) -> None:
     compiling = ("tvm.relax.frontend", "tvm.script", "tvm.tirx", "tvm.relax.transform", "tvm.s_tir")
     for path, name in imports(room):
         assert not name.startswith(compiling), f"{path} imports {name}"
+
+
+def test_references_need_numpy_alone() -> None:
+    """They are carried to machines that have nothing but TVM's runtime, see benchmarks/gpu.sh."""
+    code = "import sys; import mlc_rwkv_world.versions.references; print('tvm' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, encoding="utf-8"
+    )
+    assert found.stdout == "False\n"
 
 
 def test_only_the_integration_knows_mlc_llm() -> None:

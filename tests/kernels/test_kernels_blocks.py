@@ -22,9 +22,9 @@ from mlc_rwkv_world.kernels.packed_weight import (
     reference_narrow,
     reference_plain,
 )
-from mlc_rwkv_world.kernels.wkv import reference as wkv
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
+from mlc_rwkv_world.versions.rwkv4.reference import wkv
 
 F32, U32, U16 = "float32", "uint32", "uint16"
 # So many blocks of rows that a task reads two or four streams; a state of two layers.

@@ -9,8 +9,8 @@ from support.modules import small_config
 
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.versions import version_of
 from mlc_rwkv_world.versions.rwkv4 import model as rwkv4
+from mlc_rwkv_world.versions.table import version_of
 
 
 def test_sizes_that_follow_from_others() -> None:

@@ -23,9 +23,9 @@ from mlc_rwkv_world.cli.inspect import NUMBERS, PICTURE
 from mlc_rwkv_world.numerics.heatmap import heatmap
 from mlc_rwkv_world.numerics.inspection import inspect
 from mlc_rwkv_world.numerics.observe import observe
-from mlc_rwkv_world.numerics.prompts import BUILT_IN, encoded
+from mlc_rwkv_world.numerics.prompts import BUILT_IN, Prompts, encoded
 from mlc_rwkv_world.numerics.report import Report
-from mlc_rwkv_world.numerics.stepwise import Array, Stepwise
+from mlc_rwkv_world.numerics.stepwise import Array
 from mlc_rwkv_world.numerics.subject import Subject, open_subject
 from mlc_rwkv_world.numerics.table import table
 
@@ -47,17 +47,17 @@ TEXTS = BUILT_IN[:3]
 
 @dataclasses.dataclass(frozen=True)
 class Looked:
-    """Subjects that were compiled together, and where the reference of each stands."""
+    """Subjects that read the same prompts."""
 
     subjects: list[Subject]
-    stepwise: Stepwise
+    prompts: Prompts
 
     def report(self, number: int, reference: int | None = None) -> tuple[Report, Array]:
         subject = self.subjects[number]
-        against = "float32" if reference is not None else None
-        return observe(
-            subject, self.stepwise, TEXTS, model=number, reference=reference, against=against
-        )
+        if reference is None:
+            return observe(subject, self.prompts, TEXTS)
+        model = self.subjects[reference].model
+        return observe(subject, self.prompts, TEXTS, reference=model, against="float32")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,7 @@ def looked(demo_checkpoint: Path, planted_checkpoint: Callable[[str, int], Path]
     for case, layer, float32_keys, _ in PLANTED:
         path = planted_checkpoint(case, layer)
         subjects.append(open_subject(path, quantization="q0f16", float32_keys=float32_keys))
-    prompts = encoded(TEXTS, subjects[0].tokenizer)
-    return Looked(subjects, Stepwise([subject.arithmetic for subject in subjects], prompts))
+    return Looked(subjects, encoded(TEXTS, subjects[0].tokenizer))
 
 
 @pytest.mark.parametrize("number, planted", [*enumerate(PLANTED, start=2)])
@@ -103,29 +102,13 @@ def _spelled(blocks: tuple[int, ...]) -> str:
 def test_values_are_those_of_the_formulas(looked: Looked, demo_checkpoint: Path) -> None:
     """Largest magnitudes and where they stand, operation by operation, against float64."""
     report, logits = looked.report(0)
-    prompts = looked.stepwise.prompts
+    prompts = looked.prompts
     runs = [run(read_hf(demo_checkpoint), ids) for ids in prompts.ids]
-    names = {
-        "ln1": "ln1",
-        "attention.key": "att.key",
-        "attention.value": "att.value",
-        "attention.receptance": "att.receptance",
-        "attention.wkv": "att.wkv",
-        "attention.wkv multiply": "att.mix",
-        "attention.output": "att.output",
-        "attention.output add": "att",
-        "ln2": "ln2",
-        "feed_forward.key": "ffn.key",
-        "feed_forward.key square": "ffn.square",
-        "feed_forward.receptance": "ffn.receptance",
-        "feed_forward.value": "ffn.value",
-        "feed_forward.value add": "out",
-    }
     checked = 0
     for reading in report.readings:
-        if reading.block is None or reading.operation not in names:
+        if reading.block is None:
             continue
-        values = [blocks[reading.block][names[reading.operation]] for blocks, _ in runs]
+        values = [blocks[reading.block][reading.operation] for blocks, _ in runs]
         largest = max(np.abs(value).max() for value in values)
         assert reading.largest == pytest.approx(largest, rel=1e-4)
         place = reading.where
@@ -133,7 +116,7 @@ def test_values_are_those_of_the_formulas(looked: Looked, demo_checkpoint: Path)
         assert abs(there) == pytest.approx(largest, rel=1e-4)
         assert place.token == prompts.ids[place.prompt][place.position]
         checked += 1
-    assert checked == len(names) * report.num_hidden_layers
+    assert checked == 25 * report.num_hidden_layers
     expected = np.stack([last[-1] for _, last in runs])
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3)
 
@@ -146,6 +129,18 @@ def test_errors_against_float32(looked: Looked) -> None:
     assert report.readings[0].error == 0
     assert report.recommended == ()
     assert "nothing comes near" in report.recommendation()[0]
+
+
+def test_against_a_cured_model(
+    looked: Looked, planted_checkpoint: Callable[[str, int], Path]
+) -> None:
+    """The blocks that what is compared with has in float32 compute so."""
+    path = planted_checkpoint("square", 0)
+    cured = open_subject(path, quantization="q0f16", fp32_layers="0")
+    broken = looked.subjects[2 + [case for case, *_ in PLANTED].index("square")]
+    report, _ = observe(broken, looked.prompts, TEXTS, reference=cured.model, against="cured")
+    errors = [r.error for r in report.readings if r.block != 0]
+    assert all(error is not None and error < 5e-3 for error in errors)
 
 
 def test_table_and_picture(looked: Looked) -> None:
@@ -290,12 +285,11 @@ def test_halved_residual_compares_with_one_that_is_not(tmp_path: Path) -> None:
     )
     halved = open_subject(source, quantization="q0f16")
     plain = open_subject(source, quantization="q0f32")
-    assert halved.arithmetic.config.rescale_every == 2
-    assert plain.arithmetic.config.rescale_every == 0
+    assert halved.model.config.rescale_every == 2
+    assert plain.model.config.rescale_every == 0
     texts = ("User: hi",)
-    models = [halved.arithmetic, plain.arithmetic]
-    stepwise = Stepwise(models, encoded(texts, halved.tokenizer))
-    report, _ = observe(halved, stepwise, texts, reference=1, against="float32")
+    prompts = encoded(texts, halved.tokenizer)
+    report, _ = observe(halved, prompts, texts, reference=plain.model, against="float32")
     named = {(r.block, r.operation): r.error for r in report.readings}
     assert named[3, "feed_forward.value multiply 2"] is None
     compared = [error for error in named.values() if error is not None]

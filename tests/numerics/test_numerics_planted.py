@@ -6,11 +6,19 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from planting import Answers, Precision, answers
+from support.checkpoints import read_hf
+from support.overflows import CASES
+from support.rwkv4_values import run
 
+import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.versions.precision import FLOAT16
+
+PROMPT = "User: Which one is not like the others: apple, pear?\n\nAssistant:"
 
 Params = Callable[[str, int, str], Path]
 Libraries = Callable[[Precision], Path]
@@ -25,6 +33,31 @@ def ask(planted_params: Params, library: Libraries) -> Callable[[str, int, Preci
 
 
 Ask = Callable[[str, int, Precision], Answers]
+
+
+@pytest.mark.parametrize("case, block", [("key", 0), ("square", 2), ("value", 0), ("bump", 2)])
+def test_reference_breaks_where_the_library_does(
+    planted_checkpoint: Callable[[str, int], Path],
+    planted_params: Params,
+    library: Libraries,
+    case: str,
+    block: int,
+) -> None:
+    """Token by token: the same logits are finite, and those are equal within float16's steps."""
+    keys = case != "key"
+    chosen = library(Precision("q0f16", float32_keys=keys))
+    engine = world.load(planted_params(case, block, "q0f16"), "cpu", model_lib=chosen)
+    ids = [int(token) for token in engine.encode(PROMPT)]
+    state = engine.new_state()
+    compiled = np.stack([engine.decode(token, state) for token in ids])
+    tensors = read_hf(planted_checkpoint(case, block))
+    blocks, logits = run(tensors, ids, FLOAT16, float32_keys=keys)
+    finite = np.isfinite(logits).all(axis=1)
+    assert not finite.all()
+    np.testing.assert_array_equal(np.isfinite(compiled).all(axis=1), finite)
+    np.testing.assert_allclose(compiled[finite], logits[finite], rtol=0, atol=0.1)
+    bad = [name for name, values in blocks[block].items() if not np.isfinite(values).all()]
+    assert bad[0] == CASES[case].operation
 
 
 def broken(found: Answers, right: Answers) -> bool:

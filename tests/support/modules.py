@@ -16,7 +16,7 @@ from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.transforms.calls import packed_name
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.tvm_names import name_of
-from mlc_rwkv_world.versions import VERSIONS
+from mlc_rwkv_world.versions.table import VERSIONS
 
 LAYERS = 2
 

@@ -1,4 +1,4 @@
-"""RWKV-4 in float64, written from its formulas, with every intermediate value kept."""
+"""The values of a checkpoint's model, by the reference."""
 
 from __future__ import annotations
 
@@ -6,70 +6,73 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-Values = dict[str, np.ndarray]
-EPSILON = 1e-5
+from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.versions.precision import FLOAT64, Precision
+from mlc_rwkv_world.versions.rwkv4 import reference
+from mlc_rwkv_world.versions.table import version_of
+from mlc_rwkv_world.versions.values import Value, finish
+from mlc_rwkv_world.versions.weights import Dense
+from support.checkpoints import canonical_name
+
+Block = dict[str, np.ndarray]
 
 
-def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + EPSILON) * weight + bias
+def model_weights(tensors: Mapping[str, np.ndarray]) -> Dense:
+    """Tensors under BlinkDL's names as the model names and shapes them."""
+    return Dense({_model_name(name): tensor.squeeze() for name, tensor in tensors.items()})
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+def _model_name(name: str) -> str:
+    name = canonical_name(name).replace("blocks.0.pre_ln", "pre_ln")
+    return name if name == "head.weight" else f"model.{name}"
 
 
-def _wkv(k: np.ndarray, v: np.ndarray, decay: np.ndarray, first: np.ndarray) -> np.ndarray:
-    a, b, p = np.zeros(k.shape[1]), np.zeros(k.shape[1]), np.full(k.shape[1], -1e30)
-    y = np.empty_like(k)
-    for t in range(len(k)):
-        q = np.maximum(p, first + k[t])
-        old, new = np.exp(p - q), np.exp(first + k[t] - q)
-        y[t] = (old * a + new * v[t]) / (old * b + new)
-        q = np.maximum(p + decay, k[t])
-        old, new = np.exp(p + decay - q), np.exp(k[t] - q)
-        a, b, p = old * a + new * v[t], old * b + new, q
-    return y
+def model_config(tensors: Mapping[str, np.ndarray], *, float32_keys: bool = True) -> ModelConfig:
+    """The configuration of a checkpoint's model."""
+    vocab_size, width = tensors["emb.weight"].shape
+    return ModelConfig(
+        hidden_size=width,
+        intermediate_size=len(tensors["blocks.0.ffn.key.weight"]),
+        num_hidden_layers=sum(name.endswith(".ln1.weight") for name in tensors),
+        vocab_size=vocab_size,
+        float32_keys=float32_keys,
+        fp32_layers=(),
+    )
 
 
-def run(tensors: Mapping[str, np.ndarray], ids: Sequence[int]) -> tuple[list[Values], np.ndarray]:
+def fresh_state(
+    config: ModelConfig, batch: int, dtype: type[np.floating] = np.float64
+) -> np.ndarray:
+    """[B, L, R, D]."""
+    initial = np.array(version_of(config.model_version).initial_rows, dtype)
+    shape = (batch, config.num_hidden_layers, len(initial), config.hidden_size)
+    return np.broadcast_to(initial[:, None], shape).copy()
+
+
+def run(
+    tensors: Mapping[str, np.ndarray],
+    ids: Sequence[int],
+    precision: Precision = FLOAT64,
+    *,
+    float32_keys: bool = True,
+) -> tuple[list[Block], np.ndarray]:
     """The values of each block [T, ..] over one sequence from a fresh state, and logits [T, V].
 
-    `tensors` are under BlinkDL's names; values are named by what computes them: `ln1`, `att.key`,
-    `att.mix` (the input of att.output), `att` (residual after the time mix), `out`, ...
+    `tensors` are under BlinkDL's names; values have the names that the reference gives them.
     """
-    w = {name: np.asarray(value, np.float64).squeeze() for name, value in tensors.items()}
-    x = layer_norm(w["emb.weight"][list(ids)], w["blocks.0.ln0.weight"], w["blocks.0.ln0.bias"])
-    blocks = []
-    layers = 1 + max(int(name.split(".")[1]) for name in w if name.startswith("blocks."))
-    for layer in range(layers):
-        blocks.append(_block(w, f"blocks.{layer}.", x))
-        x = blocks[-1]["out"]
-    return blocks, layer_norm(x, w["ln_out.weight"], w["ln_out.bias"]) @ w["head.weight"].T
-
-
-def _block(w: Mapping[str, np.ndarray], b: str, x: np.ndarray) -> Values:
-    def mixed(y: np.ndarray, name: str) -> np.ndarray:
-        ratio = w[b + name]
-        previous = np.concatenate([np.zeros((1, y.shape[1])), y[:-1]])
-        return np.asarray(y * ratio + previous * (1 - ratio))
-
-    def product(y: np.ndarray, name: str) -> np.ndarray:
-        return np.asarray(y @ w[f"{b}{name}.weight"].T)
-
-    found = {"in": x}
-    y = found["ln1"] = layer_norm(x, w[b + "ln1.weight"], w[b + "ln1.bias"])
-    for part, name in (("k", "key"), ("v", "value"), ("r", "receptance")):
-        found[f"att.{name}"] = product(mixed(y, f"att.time_mix_{part}"), f"att.{name}")
-    decay, first = -np.exp(w[b + "att.time_decay"]), w[b + "att.time_first"]
-    found["att.wkv"] = _wkv(found["att.key"], found["att.value"], decay, first)
-    found["att.mix"] = _sigmoid(found["att.receptance"]) * found["att.wkv"]
-    found["att.output"] = product(found["att.mix"], "att.output")
-    x = found["att"] = x + found["att.output"]
-    y = found["ln2"] = layer_norm(x, w[b + "ln2.weight"], w[b + "ln2.bias"])
-    found["ffn.key"] = product(mixed(y, "ffn.time_mix_k"), "ffn.key")
-    found["ffn.receptance"] = product(mixed(y, "ffn.time_mix_r"), "ffn.receptance")
-    found["ffn.square"] = np.square(np.maximum(found["ffn.key"], 0))
-    found["ffn.value"] = product(found["ffn.square"], "ffn.value")
-    found["out"] = x + _sigmoid(found["ffn.receptance"]) * found["ffn.value"]
-    return found
+    weights = model_weights(tensors)
+    config = model_config(tensors, float32_keys=float32_keys)
+    offsets = np.array([0, len(ids)])
+    state = fresh_state(config, 1, precision.wide)
+    carried = finish(reference.first(np.array(ids), weights, config, precision))
+    blocks: list[Block] = []
+    for number in range(config.num_hidden_layers):
+        seen: list[Value] = []
+        rows = state[:, number]
+        carried, _ = finish(
+            reference.block(number, carried, weights, rows, offsets, config, precision), seen.append
+        )
+        blocks.append({value.name: value.values for value in seen})
+    # Each token as the last of a sequence of its own.
+    each = np.arange(len(ids) + 1)
+    return blocks, finish(reference.last(carried, weights, each, config, precision))

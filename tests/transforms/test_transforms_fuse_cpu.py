@@ -23,8 +23,8 @@ from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.tvm_names import name_of
-from mlc_rwkv_world.versions import VERSIONS
 from mlc_rwkv_world.versions.rwkv4.model import INITIAL_ROWS
+from mlc_rwkv_world.versions.table import VERSIONS
 
 FUSED = {
     "rwkv_world_decode": ["norm_mix", "time_mix", "residual"],
