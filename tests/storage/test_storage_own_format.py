@@ -12,6 +12,7 @@ from support.modules import small_config
 from support.rwkv4_values import run
 
 import mlc_rwkv_world as world
+from mlc_rwkv_world.cli.bench import work
 from mlc_rwkv_world.compiler import arithmetic
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
@@ -102,6 +103,10 @@ def test_it_is_judged(fmt: Format, built: world.Artifact) -> None:
     found = predict(engine, TEXT)
     # A random model knows nothing, and says so with about as many bits as a token needs.
     assert 15 < found.nats / np.log(2) / found.tokens < 18
+    # Thirteen squares in a block, and the head.
+    read, operations = work(engine)
+    assert operations == 2 * (13 * LAYERS * WIDTH**2 + engine.metadata.vocab_size * WIDTH)
+    assert fmt.matrix.bits / 8 < 2 * read / operations < fmt.matrix.bits / 8 + 0.1
     report = inspect(open_subject(built.folder, compute_dtype="float32"), texts=[TEXT])
     assert report.library is not None and report.library.fault is None
     assert report.library.arithmetic == "float32"
