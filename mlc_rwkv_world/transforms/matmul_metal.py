@@ -12,6 +12,7 @@ from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.s_tir.dlight.gpu.matmul import (
     auto_inline_consumer_chain,
     auto_inline_producers,
+    get_in_out_dtypes,
     get_index_map,
     get_reduction_blocks,
 )
@@ -51,8 +52,8 @@ class MatmulMetal(ScheduleRule):  # type: ignore[misc]
 def _suits(product: Any) -> bool:
     if get_index_map(product) is None:
         return False
-    inputs = {str(read.source.dtype) for read in product.reads}
-    return inputs == {"float16"} and str(product.writes[0].source.dtype) == "float32"
+    # Both inputs have the type of x.
+    return tuple(map(str, get_in_out_dtypes(product))) == ("float16", "float32")
 
 
 def _schedule(sch: Schedule, product: Any) -> None:
