@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class ModuleCache:
             "system_lib_prefix": prefix,
             "tvm": tvm.__version__,
             "revision": REVISION,
-            "sources": _digest_of_sources(),
+            "sources": digest_of_sources(),
         }
         text = json.dumps(made_from, sort_keys=True).encode()
         self.path = folder / f"module-{hashlib.sha256(text).hexdigest()[:20]}.json"
@@ -49,7 +50,9 @@ class ModuleCache:
             return
 
 
-def _digest_of_sources() -> str:
+@cache
+def digest_of_sources() -> str:
+    """The checksum of everything here that a lowered module depends on, as hexadecimal digits."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for room in _SOURCES:
