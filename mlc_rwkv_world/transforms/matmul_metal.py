@@ -1,12 +1,11 @@
-"""Products of float16 on the matrix units of Apple's GPUs. Sums are float32; dlight's are float16."""
+"""Products of float16 on the matrix units of Apple's GPUs, with float32 sums."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from tvm import tirx
-from tvm.s_tir import Schedule, TensorIntrin
+from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.s_tir.dlight.gpu.matmul import (
@@ -16,22 +15,17 @@ from tvm.s_tir.dlight.gpu.matmul import (
     get_index_map,
     get_reduction_blocks,
 )
-from tvm.script import tirx as T
 from tvm.target import Target
 
-# What a threadgroup computes, y [32, 64], with 32 of K in its memory at a time. The sums take more of
-# it than either input, so that they get memory of their own: TVM would reuse that of a larger one,
-# and then refuses a pointer to float32 in it.
-_ROWS, _OUTER, _DEPTH = 32, 64, 32
-# Its simdgroups lie side by side along the rows of W. A matrix is 8 x 8.
-_SIMDGROUPS, _LANES, _MATRIX = 4, 32, 8
-_VECTOR = 4
+from mlc_rwkv_world.kernels import metal_intrinsics as intrinsics
 
-_LOAD_X = "simdgroup_load_8x8x8_f16_shared"
-_LOAD_W = "simdgroup_load_8x8x8_f16_shared_trans"
-_CLEAR = "rwkv_world_simdgroup_clear_f32"
-_MULTIPLY = "rwkv_world_simdgroup_multiply_accumulate_f16_f32"
-_STORE = "rwkv_world_simdgroup_store_f32_shared"
+# What a threadgroup computes, y [32, 64], with 32 of K in its memory at a time. The sums take more
+# of that than either input, so that they get memory of their own: TVM would reuse that of a larger
+# one, and then refuses a pointer to float32 in it.
+_ROWS, _OUTER, _DEPTH = 32, 64, 32
+# Its simdgroups lie side by side along the rows of W.
+_SIMDGROUPS, _LANES, _VECTOR = 4, 32, 4
+_MATRIX = intrinsics.SIZE
 
 
 class MatmulMetal(ScheduleRule):  # type: ignore[misc]
@@ -44,7 +38,7 @@ class MatmulMetal(ScheduleRule):  # type: ignore[misc]
         products = get_reduction_blocks(sch, sch.get_child_blocks(get_root_block(sch)))
         if products is None or not _suits(sch.get(products[0])):
             return None
-        _register_intrinsics()
+        intrinsics.register()
         _schedule(sch, products[0])
         return sch
 
@@ -92,10 +86,11 @@ def _schedule(sch: Schedule, product: Any) -> None:
     sch.reverse_compute_at(rounded, j_tile, preserve_unit_loops=True)
 
     cleared = sch.decompose_reduction(product, k_tile)
-    blocks = {x_matrix: _LOAD_X, w_matrix: _LOAD_W, stored: _STORE, cleared: _CLEAR}
-    for block, intrinsic in blocks.items():
-        _tensorize(sch, block, intrinsic)
-    sch.tensorize(sch.get_loops(product)[-3], _MULTIPLY)
+    _tensorize(sch, x_matrix, intrinsics.LOAD)
+    _tensorize(sch, w_matrix, intrinsics.LOAD_TRANSPOSED)
+    _tensorize(sch, stored, intrinsics.STORE)
+    _tensorize(sch, cleared, intrinsics.CLEAR)
+    sch.tensorize(sch.get_loops(product)[-3], intrinsics.MULTIPLY)
     auto_inline_consumer_chain(sch, rounded)
     _share(sch, rounded)
 
@@ -115,57 +110,3 @@ def _tensorize(sch: Schedule, block: Any, intrinsic: str) -> None:
     j_out, j_in = sch.split(j, [None, _MATRIX])
     sch.reorder(i_out, j_out, i_in, j_in)
     sch.tensorize(i_in, intrinsic)
-
-
-@cache
-def _register_intrinsics() -> None:
-    """Those that TVM lacks: it has no product of float16 with a float32 sum."""
-    from tvm.s_tir.tensor_intrin import metal
-
-    TensorIntrin.register(_CLEAR, *metal.get_make_filled_simdgroup_matrix_intrin("float32"))
-    TensorIntrin.register(_STORE, *metal.get_simdgroup_store_intrin("float32", "shared"))
-    TensorIntrin.register(_MULTIPLY, *_multiply(metal.get_simdgroup_index))
-
-
-def _multiply(index: Any) -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
-    """What the intrinsic means, and how it is written."""
-    size = _MATRIX
-
-    @T.prim_func(s_tir=True)
-    def meaning(var_a: T.handle, var_b: T.handle, var_c: T.handle) -> None:
-        scope = T.meta_var("metal.simdgroup")
-        a = T.match_buffer(var_a, (size, size), "float16", scope=scope, offset_factor=1)
-        b = T.match_buffer(var_b, (size, size), "float16", scope=scope, offset_factor=1)
-        c = T.match_buffer(var_c, (size, size), "float32", scope=scope, offset_factor=1)
-        with T.sblock("root"):
-            T.reads(c[0:size, 0:size], a[0:size, 0:size], b[0:size, 0:size])
-            T.writes(c[0:size, 0:size])
-            for i, j, k in T.grid(size, size, size):
-                with T.sblock(""):
-                    m, n, o = T.axis.remap("SSR", [i, j, k])
-                    c[m, n] = c[m, n] + T.cast(a[m, o], "float32") * T.cast(b[o, n], "float32")
-
-    @T.prim_func(s_tir=True)
-    def written(var_a: T.handle, var_b: T.handle, var_c: T.handle) -> None:
-        a0, a1, b0, b1, c0, c1 = T.int32(), T.int32(), T.int32(), T.int32(), T.int32(), T.int32()
-        shape = T.meta_var((size, size))
-        scope = T.meta_var("metal.simdgroup")
-        a = T.match_buffer(var_a, shape, "float16", scope=scope, strides=[a1, a0], offset_factor=1)
-        b = T.match_buffer(var_b, shape, "float16", scope=scope, strides=[b1, b0], offset_factor=1)
-        c = T.match_buffer(var_c, shape, "float32", scope=scope, strides=[c1, c0], offset_factor=1)
-        with T.sblock("root"):
-            T.reads(c[0:size, 0:size], a[0:size, 0:size], b[0:size, 0:size])
-            T.writes(c[0:size, 0:size])
-            T.metal.simdgroup_multiply_accumulate(
-                c.data,
-                index(c, c1, size, size),
-                a.data,
-                index(a, a1, size, size),
-                b.data,
-                index(b, b1, size, size),
-                c.data,
-                index(c, c1, size, size),
-            )
-
-    return meaning, written
-

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stand_in import run, with_path
+from stand_in import HANG, run, with_path
 from support.checkpoints import read_hf, write_pth
 
 import mlc_rwkv_world as world
@@ -118,7 +118,7 @@ def in_engine(
         env=with_path(path),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
@@ -187,7 +187,7 @@ def in_our_command(
         input="".join(f"{message}\n/reset\n" for message in messages * 2),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
         check=False,
     )
     assert result.returncode == 0, result.stderr
