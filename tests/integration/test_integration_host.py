@@ -18,6 +18,8 @@ from support.checkpoints import read_hf, write_pth
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.artifact.conversation import OPENING_ANSWER
+from mlc_rwkv_world.artifact.metadata import REVISION
+from mlc_rwkv_world.compiler.cache import digest_of_sources
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 pytestmark = pytest.mark.host
@@ -301,6 +303,9 @@ def test_presets(host_path: list[Path], tmp_path: Path) -> None:
     assert config["model_config"]["hidden_size"] == 2048
     # The published model leaves float16's range in its first block.
     assert config["model_config"]["fp32_layers"] == [0]
+    # What the host's cache of compiled libraries knows of our code.
+    known = f"{world.__version__}-{REVISION}-{digest_of_sources()[:12]}"
+    assert config["model_config"]["rwkv_world_revision"] == known
 
 
 def test_our_build_beside_the_host(
