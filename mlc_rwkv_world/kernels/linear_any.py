@@ -9,7 +9,7 @@ from mlc_rwkv_world.kernels.signature import Signature
 
 
 def linear_any(sig: Signature) -> tirx.PrimFunc:
-    """(x [M, K], weight...) -> [M, N]; sums are float32 on a CPU, else of the result's type.
+    """(x [M, K], weight...) -> [M, N] in the type of the signature's result; sums are float32.
 
     A GPU's schedule is left to dlight.
     """
@@ -17,7 +17,6 @@ def linear_any(sig: Signature) -> tirx.PrimFunc:
     rows, inner = sig.args[0].extents("seq_len")
     _, outer = sig.outs[0].extents("seq_len")
     dtype, out_type = sig.args[0].dtype, sig.outs[0].dtype
-    sum_type = "float32" if sig.on_cpu else out_type
     x = te.placeholder((rows, inner), dtype, "x")
     weight = [te.placeholder(ty.extents(), ty.dtype, "weight") for ty in sig.args[1:]]
     dense_type = "float32" if sig.on_cpu else dtype
@@ -27,10 +26,10 @@ def linear_any(sig: Signature) -> tirx.PrimFunc:
     k = te.reduce_axis((0, inner), "k")
     product = te.compute(
         (rows, outer),
-        lambda m, n: te.sum(x[m, k].astype(sum_type) * dense[n, k].astype(sum_type), axis=k),
+        lambda m, n: te.sum(x[m, k].astype("float32") * dense[n, k].astype("float32"), axis=k),
         "matmul",
     )
-    if sum_type != out_type:
+    if out_type != "float32":
         sums = product
         product = te.compute(sums.shape, lambda m, n: sums[m, n].astype(out_type), "rounded")
     func = te.create_prim_func([x, *weight, product])

@@ -56,8 +56,8 @@ def _row(sig: Signature, *, write: bool) -> tirx.PrimFunc:
         value = T.match_buffer(var_value, (batch, width), "float32")
         for piece in grid.outer(batch * blocks):
             for thread in grid.threads():
-                s = grid.row(piece)
-                c = grid.channel(piece, thread)
+                s = T.meta_var(grid.row(piece))
+                c = T.meta_var(grid.channel(piece, thread))
                 for i in T.vectorized(lanes):
                     if write:
                         pool[write_slot(slots, s), layer, row, c + i] = value[s, c + i]
