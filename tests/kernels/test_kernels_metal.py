@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from compiling import Array, signature
-from mlc_rwkv_world.quantization.group import dequantize, quantize
+from compiling import Array, signature, specs, told
 from support.metal_emulation import MetalKernel
 from tvm import IRModule
 from tvm.s_tir import dlight
 
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.linear import linear, reference
+from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.storage.groups import dequantize, quantize
 from mlc_rwkv_world.transforms import schedule_gpu
 
 pytestmark = pytest.mark.skipif(
@@ -28,13 +29,11 @@ ROWS, OUTER, INNER = 37, 72, 512
 TILE_ROWS, TILE_OUTER = 32, 64
 
 
-def metal_source(bits: int, out_type: str) -> str:
-    stored = [(OUTER, INNER, "float16")]
-    if bits < 16:
-        stored = [(OUTER, INNER * bits // 32, "uint32"), (OUTER, INNER // 32, "float16")]
-    target = resolve("metal").target
-    case = (linear, [("m", INNER, "float16"), *stored], [("m", OUTER, out_type)])
-    kernel = linear(signature(case, target)).with_attr("global_symbol", "product")
+def metal_source(stored: Stored, out_type: str) -> str:
+    build, target = told(linear, stored), resolve("metal").target
+    args = [("m", INNER, "float16"), *specs(stored, OUTER, INNER)]
+    case = (build, args, [("m", OUTER, out_type)])
+    kernel = build(signature(case, target)).with_attr("global_symbol", "product")
     with target:
         mod = dlight.ApplyDefaultSchedule(*schedule_gpu.rules())(IRModule({"product": kernel}))
     built = tvm.compile(mod, target=target)
@@ -49,13 +48,12 @@ def test_products_on_matrix_units(bits: int, out_type: str, tmp_path: Path) -> N
     rng = np.random.default_rng(bits)
     x = rng.standard_normal((ROWS, INNER)).astype(np.float16)
     weight: Array = rng.standard_normal((OUTER, INNER)).astype(np.float16)
-    stored = {"weight_ptr": weight}
-    if bits < 16:
-        words, scales = quantize(weight.astype(np.float32), bits, "float16")
-        # The kernel rounds what it unpacks to the type of x.
-        weight = dequantize(words, scales, bits).astype(np.float16)
-        stored = {"weight_ptr": words, "weight_ptr_1": scales}
-    source = metal_source(bits, out_type)
+    how = Stored.symmetric(bits, "float16", group=32) if bits < 16 else Stored(0, "float16")
+    tensors = quantize(weight.astype(np.float32), how)
+    # The kernel rounds what it unpacks to the type of x.
+    weight = dequantize(tensors, how).astype(np.float16)
+    stored = dict(zip(("weight_ptr", "weight_ptr_1"), tensors, strict=False))
+    source = metal_source(how, out_type)
     assert "simdgroup_multiply_accumulate" in source
     name = "matmul_ptr" if out_type == "float32" else "rounded_ptr"
     y = np.full((ROWS + 1, OUTER), np.nan, out_type)
