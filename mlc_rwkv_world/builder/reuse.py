@@ -8,6 +8,7 @@ from typing import Any
 
 import tvm
 
+from mlc_rwkv_world.artifact.abi import METADATA
 from mlc_rwkv_world.builder.plan import Plan
 from mlc_rwkv_world.errors import ArtifactError
 from mlc_rwkv_world.runtime.library import open_library
@@ -27,7 +28,7 @@ _IDENTITY = (
 def check_reusable(path: Path, plan: Plan) -> None:
     """ArtifactError unless the library at `path` computes what this build's would."""
     ours = _identity(plan.described())
-    theirs = _identity(json.loads(str(open_library(path, tvm.cpu()).machine["_metadata"]())))
+    theirs = _identity(json.loads(str(open_library(path, tvm.cpu()).machine[METADATA]())))
     for key, value in ours.items():
         if theirs[key] != value:
             found = "" if key == "params" else f" ({theirs[key]!r} there, {value!r} here)"

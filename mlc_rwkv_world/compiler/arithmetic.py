@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlc_rwkv_world.artifact.abi import BATCH_DECODE, DECODE, PREFILL
 from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.errors import TargetError, UsageError
 from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, multiplied_as_bytes
@@ -10,9 +11,9 @@ from mlc_rwkv_world.storage import Format
 
 # The exported function of each use.
 FUNCTIONS = {
-    "decode": "rwkv_world_decode",
-    "batch": "rwkv_world_batch_decode",
-    "prefill": "rwkv_world_prefill",
+    "decode": DECODE,
+    "batch": BATCH_DECODE,
+    "prefill": PREFILL,
 }
 AUTO = "auto"
 _ALL = (AUTO, INT8, BFLOAT16, FLOAT32)

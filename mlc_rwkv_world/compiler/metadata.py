@@ -11,6 +11,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.ir import Op
 
+from mlc_rwkv_world.artifact.abi import METADATA
 from mlc_rwkv_world.artifact.json_fields import BUILD_ID
 from mlc_rwkv_world.artifact.layout import MODEL_TYPE
 from mlc_rwkv_world.artifact.metadata import REVISION
@@ -90,10 +91,10 @@ def attach(mod: IRModule, metadata: dict[str, Any]) -> IRModule:
         metadata["rwkv_world"] = {**metadata["rwkv_world"], "packed_params": packed}
     text = json.dumps(metadata)
     builder = relax.BlockBuilder()
-    with builder.function("_metadata", params=[]):
+    with builder.function(METADATA, params=[]):
         builder.emit_func_output(StringImm(text))
     mod = mod.clone()
-    mod["_metadata"] = builder.finalize()["_metadata"]
+    mod[METADATA] = builder.finalize()[METADATA]
     return mod
 
 

@@ -13,6 +13,7 @@ from tvm.relax import backend
 from tvm.s_tir import dlight
 from tvm.target import Target
 
+from mlc_rwkv_world.artifact.abi import OURS
 from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.artifact.output import Kind, Output
 from mlc_rwkv_world.artifact.storage import storing
@@ -144,7 +145,7 @@ def _bound_shapes(mod: IRModule, config: ModelConfig) -> IRModule:
     mod = mod.clone()
     for gvar, func in mod.functions_items():
         if isinstance(func, relax.Function):
-            ours = name_of(gvar).startswith("rwkv_world_")
+            ours = name_of(gvar).startswith(OURS)
             bounds = sequences | ({"seq_len": config.prefill_chunk_size} if ours else {})
             func = func.with_attr("tir_var_upper_bound", bounds)
             mod[gvar] = func.with_attr("relax.memory_plan_dynamic_func_output", True)

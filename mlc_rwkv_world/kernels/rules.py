@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tvm.relax.frontend.nn import Tensor
 
+from mlc_rwkv_world.artifact.abi import OFFSETS, POOL, SLOTS
 from mlc_rwkv_world.kernels import linear as as_stored
 from mlc_rwkv_world.kernels import matvec_cuda, product_cpu
 from mlc_rwkv_world.kernels.activation import quantize
@@ -16,7 +17,7 @@ from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type, type_of
 from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
 from mlc_rwkv_world.kernels.signature import Signature
-from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
+from mlc_rwkv_world.models.parts import Part
 
 
 def linear(part: Part, emit: Emitter) -> Sequence[Tensor]:

@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
+from mlc_rwkv_world.artifact import abi
 from mlc_rwkv_world.models import operations as ops
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.layers import Linear
@@ -136,8 +137,8 @@ class CausalLM(nn.Module):  # type: ignore[misc]
         def states(batch: int | str) -> dict[str, nn.spec.Tensor]:
             shape = ["num_slots", self.config.num_hidden_layers, len(self.initial_rows), size]
             return {
-                "slots": nn.spec.Tensor([batch, 2], "int32"),
-                "pool": nn.spec.Tensor(shape, "float32"),
+                abi.SLOTS: nn.spec.Tensor([batch, 2], "int32"),
+                abi.POOL: nn.spec.Tensor(shape, "float32"),
             }
 
         arguments: dict[str, dict[str, Any]] = {
@@ -151,14 +152,14 @@ class CausalLM(nn.Module):  # type: ignore[misc]
             },
             "batch_decode": {"input_embeds": steps, "state": handle},
             "create_rnn_state": {"max_batch_size": int, "max_history": int},
-            "rwkv_world_prefill": {
-                "ids": ids,
-                "offsets": nn.spec.Tensor(["num_offsets"], "int32"),
+            abi.PREFILL: {
+                abi.IDS: ids,
+                abi.OFFSETS: nn.spec.Tensor(["num_offsets"], "int32"),
                 **states("batch_size"),
             },
-            "rwkv_world_decode": {"ids": nn.spec.Tensor([1], "int32"), **states(1)},
-            "rwkv_world_batch_decode": {
-                "ids": nn.spec.Tensor(["batch_size"], "int32"),
+            abi.DECODE: {abi.IDS: nn.spec.Tensor([1], "int32"), **states(1)},
+            abi.BATCH_DECODE: {
+                abi.IDS: nn.spec.Tensor(["batch_size"], "int32"),
                 **states("batch_size"),
             },
         }

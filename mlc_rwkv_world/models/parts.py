@@ -28,11 +28,8 @@ from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.tvm_names import StringImm
 
 PREFIX = "rwkv_world."
-# Roles of the state: our pool, which is updated in place, and the slots in it that each sequence
-# reads and writes; or the rows [B, D] of a state of another kind.
-POOL, SLOTS, ROWS = "pool", "slots", "old_rows"
-# What divides rows into sequences, see `segments`.
-OFFSETS = "offsets"
+# The role of the rows [B, D] of a state that is not in our pool.
+ROWS = "old_rows"
 
 _DPS_PACKED = Op.get("relax.call_dps_packed")
 

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from tvm.relax.frontend.nn import Tensor
 
+from mlc_rwkv_world.artifact.abi import OFFSETS
 from mlc_rwkv_world.models import operations as ops
-from mlc_rwkv_world.models.parts import OFFSETS, Part
+from mlc_rwkv_world.models.parts import Part
 
 
 class Segments(Protocol):

@@ -10,7 +10,8 @@ from typing import Any
 
 from tvm.relax.frontend.nn import Tensor, op
 
-from mlc_rwkv_world.models.parts import OFFSETS, Part, make
+from mlc_rwkv_world.artifact.abi import OFFSETS
+from mlc_rwkv_world.models.parts import Part, make
 from mlc_rwkv_world.models.segments import Segments, segments_of
 from mlc_rwkv_world.models.state import PartState
 

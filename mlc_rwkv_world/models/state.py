@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from tvm import relax
 from tvm.relax.frontend.nn import Tensor
 
+from mlc_rwkv_world.artifact.abi import POOL, SLOTS
 from mlc_rwkv_world.models import operations as ops
-from mlc_rwkv_world.models.parts import POOL, ROWS, SLOTS, Part
+from mlc_rwkv_world.models.parts import ROWS, Part
 
 
 class State(Protocol):

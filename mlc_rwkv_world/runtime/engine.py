@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from mlc_rwkv_world.artifact.abi import BATCH_DECODE, DECODE, PREFILL
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.layout import SHA256SUMS
@@ -19,9 +20,6 @@ from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.device import kind_of, open_device
 from mlc_rwkv_world.runtime.generate import Generation
 from mlc_rwkv_world.runtime.library import (
-    BATCH_DECODE,
-    DECODE,
-    PREFILL,
     Library,
     open_library,
     open_listed,

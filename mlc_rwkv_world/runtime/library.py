@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlc_rwkv_world.artifact import abi
 from mlc_rwkv_world.artifact.checksums import fault_of
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.identity import belonging
@@ -18,9 +19,6 @@ from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.runtime.elf import check_library
 
-PREFILL = "rwkv_world_prefill"
-DECODE = "rwkv_world_decode"
-BATCH_DECODE = "rwkv_world_batch_decode"
 _AGAIN = "Build or copy the artifact again."
 
 
@@ -68,7 +66,7 @@ def open_library(path: Path, device: Any) -> Library:
         _check_fit(embedded)
     try:
         machine = tvm_runtime.machine(path, device)
-        text = machine["_metadata"]()
+        text = machine[abi.METADATA]()
     except (AttributeError, RuntimeError, ValueError, OSError) as error:
         raise _not_loaded(path, embedded, error) from error
     metadata = LibraryMetadata.parse(str(text), str(path))

@@ -6,15 +6,15 @@ import tvm
 from tvm import IRModule, relax
 from tvm.target import Target
 
+from mlc_rwkv_world.artifact.abi import BATCH_DECODE, DECODE, POOL, SLOTS
 from mlc_rwkv_world.kernels.emitter import tensor_type
 from mlc_rwkv_world.kernels.signature import Signature
 from mlc_rwkv_world.kernels.state import slots_at_hand
-from mlc_rwkv_world.models.parts import POOL, SLOTS
 from mlc_rwkv_world.transforms.calls import with_root_block
 from mlc_rwkv_world.transforms.rewrite import Rewriter
 from mlc_rwkv_world.tvm_names import name_of
 
-CAPTURED = ("rwkv_world_decode", "rwkv_world_batch_decode")
+_CAPTURED = (DECODE, BATCH_DECODE)
 # How many of a function's arguments come anew with each call; the others stay where they are.
 _NEW_ARGUMENTS = "num_input"
 # Names of a function's dynamic extents, for each of whose values a graph is captured.
@@ -38,7 +38,7 @@ class CaptureDecode:
             return mod
         prepared = _Preparer(mod, self.target).run()
         for gvar, func in prepared.functions_items():
-            if name_of(gvar) in CAPTURED:
+            if name_of(gvar) in _CAPTURED:
                 names = [name_of(param) for param in func.params]
                 extents = sorted(name_of(var) for var in relax.analysis.defined_symbolic_vars(func))
                 func = func.with_attr(_NEW_ARGUMENTS, names.index(POOL))
@@ -55,7 +55,7 @@ class _Preparer(Rewriter):
 
     def parameters(self, name: str, func: relax.Function) -> list[relax.Var]:
         slots = [param for param in func.params if name_of(param) == SLOTS]
-        self._slots = slots[0] if name in CAPTURED else None
+        self._slots = slots[0] if name in _CAPTURED else None
         return list(func.params)
 
     def binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr:

@@ -15,6 +15,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.target import Target
 
+from mlc_rwkv_world.artifact.abi import OURS, PACK
 from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32
 from mlc_rwkv_world.kernels.emitter import tensor_type
 from mlc_rwkv_world.kernels.packed_weight import pack, packed
@@ -27,8 +28,6 @@ from mlc_rwkv_world.tvm_names import name_of
 
 # What the pass leaves for the library's metadata, as an attribute of the module.
 PACKED_PARAMS = "rwkv_world_packed_params"
-OURS = "rwkv_world_"
-_PACK = OURS + "pack"
 
 # The parameters in which a weight is stored, by number.
 Sources = tuple[int, ...]
@@ -226,7 +225,7 @@ class _Packer(Rewriter):
         for place in range(len(self.layout.kept)):
             maker = self.layout.maker(place)
             if maker is not None and maker not in self.functions:
-                self.functions[maker] = f"{_PACK}_{len(self.functions)}"
+                self.functions[maker] = f"{PACK}_{len(self.functions)}"
                 self._add_pack(self.functions[maker], maker)
         return super().run()
 

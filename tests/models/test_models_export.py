@@ -18,10 +18,11 @@ from support.modules import (
 )
 from tvm import IRModule, relax
 
+from mlc_rwkv_world.artifact.abi import OFFSETS, POOL, SLOTS
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.models.parts import OFFSETS, POOL, PREFIX, ROWS, SLOTS, read
+from mlc_rwkv_world.models.parts import PREFIX, ROWS, read
 from mlc_rwkv_world.storage import FORMATS, format_named
 from mlc_rwkv_world.tvm_names import name_of
 

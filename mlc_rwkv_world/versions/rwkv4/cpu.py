@@ -10,12 +10,13 @@ from typing import Any
 
 from tvm.relax.frontend.nn import Tensor
 
+from mlc_rwkv_world.artifact.abi import OFFSETS, POOL, SLOTS
 from mlc_rwkv_world.kernels import channel_mix_cpu, mix_cpu, time_mix_cpu
 from mlc_rwkv_world.kernels.arithmetic_cpu import input_type, inputs_of
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule, type_of
 from mlc_rwkv_world.kernels.layer_norm import layer_norm
 from mlc_rwkv_world.kernels.signature import TensorType
-from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
+from mlc_rwkv_world.models.parts import Part
 from mlc_rwkv_world.storage.stored import ROWS
 
 

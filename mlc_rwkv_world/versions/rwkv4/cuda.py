@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from tvm.relax.frontend.nn import Tensor
 
+from mlc_rwkv_world.artifact.abi import OFFSETS, POOL, SLOTS
 from mlc_rwkv_world.kernels import matvec_cuda
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type
 from mlc_rwkv_world.kernels.rules import pair, streamed
-from mlc_rwkv_world.models.parts import OFFSETS, POOL, SLOTS, Part
+from mlc_rwkv_world.models.parts import Part
 
 
 def wkv(part: Part, emit: Emitter) -> Sequence[Tensor] | None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
+from mlc_rwkv_world.artifact.abi import OFFSETS
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.models.layers import Embedding, LayerNorm, Linear
-from mlc_rwkv_world.models.parts import OFFSETS, make
+from mlc_rwkv_world.models.parts import make
 from mlc_rwkv_world.models.segments import Segments
 from mlc_rwkv_world.models.state import State
 from mlc_rwkv_world.storage import Format

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 from tvm.relax.frontend.nn import Tensor, op
 
+from mlc_rwkv_world.artifact.abi import OFFSETS
 from mlc_rwkv_world.models import operations as ops
-from mlc_rwkv_world.models.parts import OFFSETS, Part
+from mlc_rwkv_world.models.parts import Part
 from mlc_rwkv_world.models.segments import segments_of
 from mlc_rwkv_world.models.shared_parts import (
     Decomposition,
