@@ -102,6 +102,8 @@ void Sampler::Penalize(Row* row) const {
   const std::lock_guard lock(mutex_);
   for (std::size_t i = 0; i < memory_.ids.size(); ++i) {
     float& score = (*row)[memory_.ids[i]];
+    // A token that never comes stays one.
+    if (std::isinf(score)) continue;
     if (repetition != 1) score = score > 0 ? score / repetition : score * repetition;
     score -= static_cast<float>(options_.presence_penalty +
                                 options_.frequency_penalty * memory_.weights[i]);

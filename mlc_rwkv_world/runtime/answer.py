@@ -2,9 +2,9 @@
 
 An answer calls no engine. Whoever has the logits pushes them in:
 
-    while answer.finish_reason is None:
-        token = answer.choose(logits)
-        show(answer.take(token))
+    token = answer.choose(logits)
+    show(answer.take(token))
+    if answer.finish_reason is None:
         logits = engine.decode(token, state)
 
 A conversation drives one so, and a server many at once, with `choose_all`.
