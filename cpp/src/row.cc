@@ -1,8 +1,6 @@
 #include "row.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <functional>
 #include <limits>
 #include <numeric>

@@ -7,7 +7,7 @@ number. All of it is done in C++, without the interpreter's lock; see rwkv_world
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlc_rwkv_world.artifact import config as defaults
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.errors import ArtifactError, RwkvWorldError, StateError, UsageError
 from mlc_rwkv_world.runtime import _sampler
@@ -53,11 +54,11 @@ class Sampling:
     ids. Raises UsageError for a value out of range.
     """
 
-    temperature: float = 1.0
-    top_p: float = 0.3
-    presence_penalty: float = 0.4
-    frequency_penalty: float = 0.4
-    repetition_penalty: float = 1.0
+    temperature: float = defaults.TEMPERATURE
+    top_p: float = defaults.TOP_P
+    presence_penalty: float = defaults.PRESENCE_PENALTY
+    frequency_penalty: float = defaults.FREQUENCY_PENALTY
+    repetition_penalty: float = defaults.REPETITION_PENALTY
     penalty_decay: float = 0.996
     top_k: int = 0
     min_p: float = 0.0
@@ -115,7 +116,7 @@ class Sampler:
             penalty_decay=sampling.penalty_decay,
             logit_bias=list(sampling.logit_bias.items()),
             vocab_size=vocab_size,
-            seed=secrets.randbits(64) if seed is None else int(seed),
+            seed=int.from_bytes(os.urandom(8), "little") if seed is None else int(seed),
         )
 
     def choose(self, logits: Logits, mask: Mask | None = None) -> int:
