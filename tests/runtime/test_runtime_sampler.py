@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -377,6 +380,34 @@ def test_scores_are_log_probabilities_of_the_model() -> None:
     logits[1, 0] = math.nan
     with pytest.raises(ArtifactError, match="not a number"):
         score([3, 3, 3], logits, [0, 0, 0], USABLE)
+
+
+@pytest.mark.parametrize("call", ["choose", "choose_all", "score"])
+def test_other_threads_run_meanwhile(call: str) -> None:
+    """This thread gives up the interpreter only where the call does so."""
+    sampler = Sampler(Sampling(), 1, USABLE)
+    rows = np.stack([random_logits(row) for row in range(8)])
+    calls: dict[str, Callable[[], object]] = {
+        "choose": lambda: sampler.choose(rows[0]),
+        "choose_all": lambda: choose_all([sampler] * 8, rows),
+        "score": lambda: score(range(8), rows, [0] * 8, USABLE),
+    }
+    gate, ran = threading.Lock(), []
+    gate.acquire()
+    other = threading.Thread(target=lambda: gate.acquire() and ran.append(True))
+    other.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        gate.release()
+        tries = 0
+        while not ran and tries < 10_000:
+            calls[call]()
+            tries += 1
+        assert ran
+    finally:
+        sys.setswitchinterval(interval)
+        other.join()
 
 
 def test_files_of_before_are_read() -> None:
