@@ -11,7 +11,11 @@ as it was.
 from __future__ import annotations
 
 from pathlib import Path
+<<<<<<< HEAD
 from typing import TYPE_CHECKING
+=======
+from typing import Any, Protocol
+>>>>>>> csampler
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +23,34 @@ import numpy.typing as npt
 from mlc_rwkv_world.runtime.pool import Slot
 from mlc_rwkv_world.runtime.state_file import StateFile
 
-if TYPE_CHECKING:
-    from mlc_rwkv_world.runtime.engine import Engine
-
 TOKENS_READ = "tokens_read"
+
+
+class Owner(Protocol):
+    """The engine that makes and reads a state, as far as the state needs one."""
+
+    @property
+    def identity(self) -> str:
+        """The identity of its model."""
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """The shape [L, R, D] of a state."""
+
+    def fresh_slot(self) -> Slot:
+        """The slot with the content of a new state."""
+
+    def read_slot(self, slot: Slot) -> npt.NDArray[np.float32]:
+        """A copy of a slot's content, float32 [L, R, D]."""
+
+    def slot_of(self, content: npt.NDArray[np.float32]) -> Slot:
+        """A slot with this content, float32 [L, R, D]."""
 
 
 class State:
     """What one sequence has left behind. Made by `Engine.new_state`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Owner) -> None:
         self._engine = engine
         self._content: tuple[Slot, int] = (engine.fresh_slot(), 0)
 
@@ -43,7 +65,7 @@ class State:
         return self._content[1]
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Owner:
         """The engine that made this state, and the only one that can use it."""
         return self._engine
 
