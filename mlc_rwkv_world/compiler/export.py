@@ -13,6 +13,7 @@ from mlc_rwkv_world.models.causal_lm import CausalLM
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.quantization.layers import quantize_layers
+from mlc_rwkv_world.tvm_script import quick_parsing
 
 # Counts changes of what the numbers in the shards mean.
 _STORAGE = 1
@@ -55,6 +56,7 @@ def build_id(config: ModelConfig, fmt: Format, specs: Sequence[ParameterSpec]) -
     return make_build_id(((spec.name, spec.shape, spec.dtype) for spec in specs), meaning)
 
 
+@quick_parsing()
 def export(config: ModelConfig, fmt: Format, compute_dtype: str) -> IRModule:
     """The model with marked blocks and no kernels chosen."""
     module = model(config, fmt, compute_dtype)

@@ -32,11 +32,13 @@ from mlc_rwkv_world.transforms.order_shapes import OrderShapes
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 from mlc_rwkv_world.tvm_names import name_of
+from mlc_rwkv_world.tvm_script import quick_parsing
 
 # Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
 _DRAWS_THERE = ("cuda", "vulkan", "metal")
 
 
+@quick_parsing()
 def run(
     mod: IRModule,
     target: Target,

@@ -12,6 +12,7 @@ from tvm import IRModule
 
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.transforms.calls import with_root_block
+from mlc_rwkv_world.tvm_script import quick_parsing
 
 ARCH = "cuda -arch=sm_90"
 # Inputs, and shape and dtype of each result.
@@ -21,10 +22,11 @@ Call = tuple[Sequence[Any], Sequence[tuple[tuple[int, ...], str]]]
 def build(cases: Mapping[str, Case], target: str = ARCH) -> Any:
     """The kernels of some cases, compiled for CUDA."""
     chosen = resolve(target).target
-    functions = {
-        name: with_root_block(case[0](signature(case, chosen))).with_attr("global_symbol", name)
-        for name, case in cases.items()
-    }
+    with quick_parsing():
+        functions = {
+            name: with_root_block(case[0](signature(case, chosen))).with_attr("global_symbol", name)
+            for name, case in cases.items()
+        }
     for name, func in functions.items():
         assert func.attrs.get("tirx.is_scheduled"), f"{name} is left for dlight"
     with chosen:
