@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm import IRModule
+from tvm.relax.frontend import nn
 
 from mlc_rwkv_world.artifact.identity import make_build_id
 from mlc_rwkv_world.models.causal_lm import CausalLM
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.quantization.layers import quantize_layers
+from mlc_rwkv_world.transforms.pack_weights import OURS
 from mlc_rwkv_world.tvm_script import quick_parsing
 
 # Counts changes of what the numbers in the shards mean.
@@ -57,8 +59,17 @@ def build_id(config: ModelConfig, fmt: Format, specs: Sequence[ParameterSpec]) -
 
 
 @quick_parsing()
-def export(config: ModelConfig, fmt: Format, compute_dtype: str) -> IRModule:
-    """The model with marked blocks and no kernels chosen."""
+def export(config: ModelConfig, fmt: Format, compute_dtype: str, *, stock: bool = True) -> IRModule:
+    """The model with marked blocks and no kernels chosen; with `stock`, under stock's names too."""
     module = model(config, fmt, compute_dtype)
-    mod, _, _ = module.export_tvm(spec=module.get_default_spec(), allow_extern=True)
+    spec = module.get_default_spec()
+    if not stock:
+        spec = _ours(spec)
+    mod, _, _ = module.export_tvm(spec=spec, allow_extern=True)
     return mod
+
+
+def _ours(spec: nn.spec.ModuleSpec) -> nn.spec.ModuleSpec:
+    methods = zip(spec.method_names, spec.method_specs, strict=True)
+    kept = {name: method for name, method in methods if name.startswith(OURS)}
+    return nn.spec.ModuleSpec(spec.module, list(kept), list(kept.values()))

@@ -18,7 +18,7 @@ from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
-from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions
+from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions, serves_engine
 from mlc_rwkv_world.transforms.add_sampling_functions import AddSamplingFunctions
 from mlc_rwkv_world.transforms.attach_symbols import AttachSymbols
 from mlc_rwkv_world.transforms.capture_decode import CaptureDecode
@@ -97,7 +97,9 @@ def run(
             AttachSymbols(),
         ],
     }
-    added = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS), *_sampling(target, config)]
+    added = []
+    if serves_engine(mod):
+        added = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS), *_sampling(target, config)]
     with target:
         mod = _bound_shapes(tvm.transform.Sequential(added)(mod), config)
     # Without it the pass does nothing.

@@ -186,7 +186,8 @@ class _Model:
         self.shape = (len(prompts.ids), config.hidden_size)
         self.initial = version_of(config.model_version).initial_rows
         names = [spec.name for spec in parameters(config, arithmetic.format)]
-        mod = _bound(export(config, arithmetic.format, arithmetic.compute_dtype), prompts)
+        mod = export(config, arithmetic.format, arithmetic.compute_dtype, stock=False)
+        mod = _bound(mod, prompts)
         self.plain = take_apart(mod, FUNCTION, names, kernels)
         self.wide = self.plain
         if arithmetic.compute_dtype != "float32":
