@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from building import CHUNK, NAME, build_tiny, contents
+from building import NAME, OPTIONS, build_tiny, contents
 from support.checkpoints import random_world, write_pth
 from support.disks import fill, make_read_only, small_disk
 
@@ -89,8 +89,7 @@ def test_a_linker_that_survives_its_build(
         (tools / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
     before = contents(older)
-    arguments = ["--hf-path", source, "--target", "llvm", "--artifact-path", dist]
-    arguments += ["--prefill-chunk-size", CHUNK, "--build-model-only"]
+    arguments = ["--hf-path", source, "--artifact-path", dist, *OPTIONS, "--build-model-only"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlc_rwkv_world", "build", *map(str, arguments)],
         env=environment,
@@ -150,8 +149,8 @@ def test_full_disk(built: Artifact, source: Path, disk: Path) -> None:
 
 
 def command(source: Path, dist: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    arguments = ["--hf-path", source, "--target", "llvm", "--artifact-path", dist, *more]
-    arguments += ["--prefill-chunk-size", CHUNK, "--convert-weights-only"]
+    arguments = ["--hf-path", source, "--artifact-path", dist, *OPTIONS, *more]
+    arguments += ["--convert-weights-only"]
     return subprocess.run(
         [sys.executable, "-m", "mlc_rwkv_world", "build", *map(str, arguments)],
         capture_output=True,

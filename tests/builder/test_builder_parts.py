@@ -157,6 +157,7 @@ def test_library_of_another_model_is_not_reused(
         (source, {"arithmetic": "decode=float32,prefill=int8"}, ArtifactError, "other arithmetic"),
         (other_config, {}, ArtifactError, r"other rescale_every \(6 there, 1 here\)"),
         (source, {"target": "cuda -arch=sm_90"}, ArtifactError, r"other target \('llvm' there"),
+        (source, {"stock": True}, ArtifactError, r"other stock \(False there, True here\)"),
         (source, {"reuse_lib": text}, ArtifactError, r"text\.so cannot be loaded"),
         (source, {"reuse_lib": tmp_path / "no"}, NotFoundError, r"no: there is no such file"),
     ]

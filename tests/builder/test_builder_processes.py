@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from building import CHUNK, NAME, contents
+from building import NAME, OPTIONS, contents
 from support.checkpoints import Tensors, random_world, write_pth
 
 import mlc_rwkv_world
+from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.errors import NotFoundError
@@ -37,8 +38,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def options(source: Path, dist: Path) -> list[object]:
-    chunk = ["--prefill-chunk-size", CHUNK]
-    return ["--hf-path", source, "--target", "llvm", "--artifact-path", dist, *chunk]
+    return ["--hf-path", source, "--artifact-path", dist, *OPTIONS]
 
 
 def test_what_a_build_prints(source: Path, dist: Path) -> None:
@@ -58,6 +58,8 @@ def test_what_a_build_prints(source: Path, dist: Path) -> None:
     assert "4.5" in weights and "bits per weight" in weights
     library = next(line for line in lines if line.startswith("  library"))
     assert library.split()[1] == str(folder / f"{NAME}-llvm.so")
+    said = read_embedded(folder / f"{NAME}-llvm.so")
+    assert said is not None and not said.stock
     assert lines[-1] == f"Chat with it:  mlc_chat_cli --model {NAME}"
 
 

@@ -15,6 +15,8 @@ import pytest
 from support import checkpoints
 from support.hub_server import HubServer
 
+from mlc_rwkv_world.artifact.embedded import read_embedded
+
 REPO = "StarRing2022/RWKV-4-World-3B"
 QUESTION = "What is the capital of France?"
 CHAT = ["mlc_rwkv_world", "chat", "--model", "RWKV-4-World-3B-q4f16_1"]
@@ -82,6 +84,9 @@ def test_killed_download_is_resumed_then_skipped_and_the_model_answers(
     assert hub.sent() - before < weights.stat().st_size
     assert "mlc_chat_cli --model RWKV-4-World-3B-q4f16_1" in first.stdout
     assert (place / "dist/models/RWKV-4-World-3B/pytorch_model.bin").is_file()
+    (library,) = (place / "dist/RWKV-4-World-3B-q4f16_1").glob("*.so")
+    said = read_embedded(library)
+    assert said is not None and said.stock
 
     before = hub.sent()
     _run(_build(), place, environment)

@@ -61,7 +61,9 @@ def test_choice(
 def test_rounded_inputs(planted_checkpoint: Callable[[str, int], Path], tmp_path: Path) -> None:
     """Built for a CPU as it comes, a format that multiplies bytes is measured with bytes."""
     source = planted_checkpoint("bump", 2)
-    build = partial(world.build, source, target="llvm", output=tmp_path, fp32_layers="auto")
+    build = partial(
+        world.build, source, target="llvm", output=tmp_path, fp32_layers="auto", stock=False
+    )
     artifact = build(quantization="q4f32_1", arithmetic="float32", library=False)
     assert artifact.fp32_layers == ()
     if not multiplies_bytes(resolve("llvm").target):
@@ -82,6 +84,7 @@ def test_a_healthy_model_needs_none(demo_checkpoint: Path, tmp_path: Path) -> No
         output=tmp_path,
         fp32_layers="auto",
         prefill_chunk_size=16,
+        stock=False,
     )
     assert artifact.fp32_layers == ()
     ours = json.loads(str(world.load(artifact.folder).library.machine["_metadata"]()))["rwkv_world"]

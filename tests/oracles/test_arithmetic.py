@@ -70,7 +70,12 @@ def _kept(name: str, tensor: np.ndarray, fmt: Format) -> np.ndarray:
 def _ours(model: Model, quantization: str, arithmetic: str, output: Path) -> list[np.ndarray]:
     """Logits [T, V] by single steps, by steps of a batch, and the last ones by prompts."""
     built = world.build(
-        model.pth, target="llvm", quantization=quantization, arithmetic=arithmetic, output=output
+        model.pth,
+        target="llvm",
+        quantization=quantization,
+        arithmetic=arithmetic,
+        output=output,
+        stock=False,
     )
     engine = world.load(built.folder)
     ids, one, batch = model.ids, engine.new_state(), [engine.new_state() for _ in range(6)]

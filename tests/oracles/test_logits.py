@@ -74,7 +74,9 @@ def case(
     tensors = checkpoints.random_world(layers, width, seed=layers)
     pth = checkpoints.write_pth(root / "random.pth", tensors)
     folder = checkpoints.write_hf_safetensors(root / "random", tensors)
-    artifact = world.build(pth, target=target, quantization="q0f32", output=root / "dist")
+    artifact = world.build(
+        pth, target=target, quantization="q0f32", output=root / "dist", stock=False
+    )
     return Case(pth, folder, world.load(artifact.folder), _random_ids(layers))
 
 
