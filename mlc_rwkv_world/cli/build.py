@@ -26,7 +26,7 @@ _WITHOUT_MEANING = {
     "--no-cutlass-attn": "there is no attention",
     "--no-cutlass-norm": "kernels are generated, none come from a library",
     "--no-cublas": "kernels are generated, none come from a library",
-    "--use-cuda-graph": "it is not built in yet",
+    "--use-cuda-graph": "decode steps on CUDA are always captured as graphs",
     "--quantization-mode": "--quantization names the whole format",
 }
 

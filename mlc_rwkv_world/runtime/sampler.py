@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlc_rwkv_world.artifact import config as defaults
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError
 
@@ -45,11 +46,11 @@ class Sampling:
     is positive, multiplies it where negative. Raises UsageError for a value out of range.
     """
 
-    temperature: float = 1.0
-    top_p: float = 0.3
-    presence_penalty: float = 0.4
-    frequency_penalty: float = 0.4
-    repetition_penalty: float = 1.0
+    temperature: float = defaults.TEMPERATURE
+    top_p: float = defaults.TOP_P
+    presence_penalty: float = defaults.PRESENCE_PENALTY
+    frequency_penalty: float = defaults.FREQUENCY_PENALTY
+    repetition_penalty: float = defaults.REPETITION_PENALTY
     penalty_decay: float = 0.996
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ def test_what_a_build_prints(source: Path, dist: Path) -> None:
     status, out, err = finish(start(*options(source, dist), *old_options))
     assert status == 0, err
     assert "note: --num-shards has no effect here: the model runs on one device." in err
-    assert "note: --use-cuda-graph has no effect here" in err
+    assert "note: --use-cuda-graph has no effect here: decode steps on CUDA are always" in err
     assert "--use-safetensors" not in err
     lines = out.splitlines()
     folder = dist / NAME
