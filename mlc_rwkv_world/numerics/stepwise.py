@@ -186,8 +186,7 @@ class _Model:
         self.shape = (len(prompts.ids), config.hidden_size)
         self.initial = version_of(config.model_version).initial_rows
         names = [spec.name for spec in parameters(config, arithmetic.format)]
-        mod = export(config, arithmetic.format, arithmetic.compute_dtype, stock=False)
-        mod = _bound(mod, prompts)
+        mod = _bound(export(config, arithmetic.format, arithmetic.compute_dtype), prompts)
         self.plain = take_apart(mod, FUNCTION, names, kernels)
         self.wide = self.plain
         if arithmetic.compute_dtype != "float32":

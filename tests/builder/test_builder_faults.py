@@ -23,6 +23,8 @@ from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.errors import StorageError
 from mlc_rwkv_world.runtime.verify import verify
 
+pytestmark = pytest.mark.slow
+
 # Kills of builds that compile nothing, and of those that compile: a second each, and several.
 KILLS = {"weights": 40, "library": 4}
 

@@ -19,6 +19,8 @@ from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.errors import NotFoundError
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = [["mlc_llm.build"], ["mlc_rwkv_world", "build"]]
 
 

@@ -18,6 +18,8 @@ from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.quantization import format_named
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_kept_module_makes_an_equal_library(
     lowered: Lowered, linked: Path, tmp_path: Path

@@ -18,7 +18,10 @@ from mlc_rwkv_world.compiler import cuda
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import ArtifactError, TargetError
 
-pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="builds as on Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(platform.system() != "Linux", reason="builds as on Linux"),
+]
 
 # The machine of an ELF file that holds code of NVIDIA's, and where the file's header has it.
 _EM_CUDA = 190

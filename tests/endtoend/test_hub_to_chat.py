@@ -58,6 +58,7 @@ def _build(source: str = REPO) -> list[str]:
     return ["mlc_llm.build", "--hf-path", source, "--target", "auto", "--quantization", "q4f16_1"]
 
 
+@pytest.mark.slow
 def test_killed_download_is_resumed_then_skipped_and_the_model_answers(
     hub: HubServer, place: Path, tmp_path: Path
 ) -> None:

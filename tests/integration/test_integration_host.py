@@ -20,7 +20,10 @@ import mlc_rwkv_world as world
 from mlc_rwkv_world.artifact.conversation import OPENING_ANSWER
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
-pytestmark = pytest.mark.host
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.host,
+]
 
 DRIVER = Path(__file__).with_name("engine_driver.py")
 QUESTIONS = Path(__file__).parents[2] / "demo" / "questions.jsonl"

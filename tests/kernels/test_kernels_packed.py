@@ -23,6 +23,8 @@ from mlc_rwkv_world.kernels.packed_weight import (
 from mlc_rwkv_world.kernels.signature import TensorType
 from mlc_rwkv_world.quantization.group import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 # float32 sums of up to 160 products; integers of a group are exact.
 RATIO = 5e-7
 # Rounding normally distributed inputs to 8 bits in groups of 32.

@@ -12,6 +12,8 @@ from compiling import Case, Kernels, error_ratio, poisoned
 from mlc_rwkv_world.kernels import embedding, layer_norm, offsets, state, token_shift
 from mlc_rwkv_world.quantization.group import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 F32, F16 = "float32", "float16"
 VOCAB = 40
 LAYER_NORM_RATIO = 3e-7

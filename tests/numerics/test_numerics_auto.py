@@ -16,6 +16,8 @@ from mlc_rwkv_world.artifact.layout import CHAT_CONFIG
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])

@@ -12,6 +12,8 @@ from planting import Answers, Precision, answers
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 
+pytestmark = pytest.mark.slow
+
 Params = Callable[[str, int, str], Path]
 Libraries = Callable[[Precision], Path]
 

@@ -17,6 +17,8 @@ from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.quantization import Format, format_named
 from mlc_rwkv_world.quantization.group import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 # The residual is halved on its way, as formats that compute in float16 ask.
 LAYERS, WIDTH, POSITIONS = 7, 96, 40
 # float32's rounding, of the largest logit.

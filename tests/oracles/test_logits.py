@@ -17,6 +17,8 @@ import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.runtime.cpu import missing_features
 
+pytestmark = pytest.mark.slow
+
 POSITIONS = 64
 
 
