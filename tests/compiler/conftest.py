@@ -20,9 +20,25 @@ def system_lowered() -> Lowered:
 
 
 @pytest.fixture(scope="session")
+def whole() -> Lowered:
+    """With stock's functions, as a build makes it by itself."""
+    return lower(stock=True)
+
+
+@pytest.fixture(scope="session")
 def linked(lowered: Lowered, shared: Path) -> Path:
     """The small model's library."""
-    path = shared / "compiler" / f"small{library.ending(lowered.target, False)}"
+    return _linked(lowered, shared / "compiler" / "small")
+
+
+@pytest.fixture(scope="session")
+def whole_linked(whole: Lowered, shared: Path) -> Path:
+    """The same with stock's functions."""
+    return _linked(whole, shared / "compiler" / "whole")
+
+
+def _linked(lowered: Lowered, stem: Path) -> Path:
+    path = stem.with_suffix(library.ending(lowered.target, False))
 
     def make() -> None:
         assert library.write(lowered.module, lowered.target, path) == [path]

@@ -175,6 +175,7 @@ def test_any_marked_module() -> None:
     assert found[-1].gives == ("float16",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["llvm", "cuda -arch=sm_90"])
 def test_kernels_of_a_chosen_block(target: str) -> None:
     """Weights are read as they are stored, by kernels that take and give float32."""
