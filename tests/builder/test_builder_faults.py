@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from building import NAME, OPTIONS, build_tiny, contents
+from support import patience
 from support.checkpoints import random_world, write_pth
 from support.disks import fill, make_read_only, small_disk
 
@@ -47,7 +48,10 @@ def test_killed_anywhere(
     script = Path(__file__).with_name("killing.py")
     arguments = [source, other, dist, KILLS[part], part]
     done = subprocess.run(
-        [sys.executable, script, *map(str, arguments)], capture_output=True, text=True, timeout=600
+        [sys.executable, script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=patience.SECONDS,
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
@@ -71,7 +75,7 @@ echo $? > {folder}/linked
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience.SECONDS
     while not path.exists():
         assert time.monotonic() < deadline, path
         time.sleep(0.02)

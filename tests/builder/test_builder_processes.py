@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from building import NAME, OPTIONS, contents
+from support import patience
 from support.checkpoints import Tensors, random_world, write_pth
 
 import mlc_rwkv_world
@@ -35,7 +36,7 @@ def start(*arguments: object, command: list[str] = COMMANDS[0]) -> subprocess.Po
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=patience.SECONDS)
     return process.returncode, out, err
 
 
@@ -84,7 +85,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _kill_while_converting(source: Path, dist: Path) -> None:
     process = start(*options(source, dist), "--convert-weights-only")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience.SECONDS
     while not list(dist.glob(f".{NAME}.*.tmp/params/params_shard_0.bin")):
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline

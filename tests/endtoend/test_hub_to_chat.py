@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from support import checkpoints
+from support import checkpoints, patience
 from support.hub_server import HubServer
 
 from mlc_rwkv_world.artifact.embedded import read_embedded
@@ -72,7 +72,7 @@ def test_killed_download_is_resumed_then_skipped_and_the_model_answers(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience.SECONDS
     while hub.sent() < weights.stat().st_size // 4:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
