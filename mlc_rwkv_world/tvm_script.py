@@ -7,6 +7,7 @@ without a file, as importing leaves many, `inspect` looks through all modules ev
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,11 +48,29 @@ class _Inspect:
         return frames
 
 
+_tree = doc.parse
+
+
+@lru_cache(maxsize=1024)
+def _lasting_tree(source: str) -> Any:
+    """A source's syntax tree, if parsing leaves it as it is each time; else None.
+
+    Of a function inside another one, parsing takes the decorator off.
+    """
+    functions = (isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(source)))
+    return None if sum(functions) > 1 else _tree(source)
+
+
+def _parse(source: str, *args: Any, **kwargs: Any) -> Any:
+    """As TVM's, but gives the same tree again where that can be."""
+    tree = None if args or kwargs else _lasting_tree(source)
+    return _tree(source, *args, **kwargs) if tree is None else tree
+
+
 _INSTEAD: tuple[tuple[Any, str, Any], ...] = (
     (parser, "inspect", _Inspect()),
     (entry, "inspect", _Inspect()),
-    # What parsing changes in it, it changes in the same way each time.
-    (doc, "parse", lru_cache(maxsize=1024)(doc.parse)),
+    (doc, "parse", _parse),
 )
 
 
