@@ -8,7 +8,7 @@ MODEL := RWKV-4-World-Demo
 # Building with more jobs than cores gains nothing and costs memory.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo quick test clean
 
 demo: $(VENV)/installed
 	mkdir -p $(DEMO)
@@ -20,6 +20,13 @@ demo: $(VENV)/installed
 	done < $(CURDIR)/demo/prompts.txt
 	cd $(DEMO) && $(BIN)/mlc_chat_cli --model $(MODEL)-q4f16_1 --evaluate
 
+# A file's tests stay together, since they share what its fixtures built. A crash ends the run.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
+
+# What a change is tried on first: no test of more than some seconds, and three libraries in all.
+quick: $(VENV)/installed-test
+	$(PYTEST) -m "not slow"
+
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,8 +36,7 @@ test: $(VENV)/installed-test
 	    -DRWKV_WORLD_TESTS=ON -DRWKV_WORLD_SANITIZE=ON
 	cmake --build build/cpp
 	ctest --test-dir build/cpp --output-on-failure
-	# A file's tests stay together, since they share what its fixtures built. A crash ends the run.
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(PYTEST)
 
 $(VENV)/installed: pyproject.toml CMakeLists.txt $(shell find cpp mlc_rwkv_world mlc_llm -type f -not -path '*/__pycache__/*')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

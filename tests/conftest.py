@@ -46,26 +46,35 @@ def demo_checkpoint(shared: Path) -> Path:
     return once(folder, lambda: subprocess.run(unpack, check=True))
 
 
-@pytest.fixture(scope="session")
-def demo_artifact(demo_checkpoint: Path, shared: Path) -> Callable[[str], Path]:
-    """`demo_artifact(quantization)`: the folder of the trained model built for this CPU.
-
-    Never to be changed: all tests share it.
-    """
-    output = shared / "dist"
-
+def _built(checkpoint: Path, output: Path, *, stock: bool) -> Callable[[str], Path]:
     def artifact(quantization: str) -> Path:
         from mlc_rwkv_world import build
 
         def make() -> None:
             build(
-                demo_checkpoint,
+                checkpoint,
                 target="llvm",
                 quantization=quantization,
                 output=output,
                 max_batch_size=64,
+                stock=stock,
             )
 
-        return once(output / f"{demo_checkpoint.name}-{quantization}", make)
+        return once(output / f"{checkpoint.name}-{quantization}", make)
 
     return artifact
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(demo_checkpoint: Path, shared: Path) -> Callable[[str], Path]:
+    """`demo_artifact(quantization)`: the folder of the trained model built for this CPU.
+
+    It has no functions with stock names. Never to be changed: all tests share it.
+    """
+    return _built(demo_checkpoint, shared / "dist", stock=False)
+
+
+@pytest.fixture(scope="session")
+def stock_artifact(demo_checkpoint: Path, shared: Path) -> Callable[[str], Path]:
+    """`demo_artifact` as a build makes it by itself, with the functions that mlc_llm calls."""
+    return _built(demo_checkpoint, shared / "stock", stock=True)

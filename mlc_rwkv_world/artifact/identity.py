@@ -106,4 +106,6 @@ def describe_library(path: Path, params: Path, tvm: str | None = None) -> str:
     built_by = f"built by TVM {metadata.tvm}" if metadata.tvm else "does not say which TVM built it"
     if tvm is not None and metadata.tvm not in (None, tvm):
         built_by += f", and {tvm} is here; where it does not load, build the model again"
+    if not metadata.stock:
+        built_by += ", without stock mlc_llm's functions"
     return f"{path}: {built_by}" + ("" if fault is None else f"; not for these weights: {fault}")

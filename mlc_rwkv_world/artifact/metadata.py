@@ -56,7 +56,8 @@ class LibraryMetadata:
     what the code needs, empty where the library does not say. `fp32_layers` are the blocks that
     compute in float32 whatever `compute_dtype` is. `tvm` is the version of TVM that compiled the
     library, None where it does not say. `arithmetic` is what products with packed weights compute
-    in by use, "int8", "bfloat16" or "float32", outside those blocks.
+    in by use, "int8", "bfloat16" or "float32", outside those blocks. `stock` is whether the
+    functions are there that stock mlc_llm's engine calls.
     """
 
     source: str
@@ -78,6 +79,7 @@ class LibraryMetadata:
     initial_rows: tuple[float, ...]
     build_id: str | None
     tvm: str | None
+    stock: bool
 
     @classmethod
     def parse(cls, text: str, source: str) -> LibraryMetadata:
@@ -127,6 +129,7 @@ class LibraryMetadata:
             initial_rows=rows,
             build_id=ours.build_id(),
             tvm=ours.text("tvm", "") or None,
+            stock=ours.values.get("stock") is not False,
         )
 
 

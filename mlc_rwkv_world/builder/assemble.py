@@ -78,6 +78,7 @@ def build(
     use_cache: bool = True,
     debug_dump: str | Path | None = None,
     system_lib: bool = False,
+    stock: bool = True,
     prefer_safetensors: bool = True,
     arithmetic: str = "auto",
     reporter: Reporter | None = None,
@@ -92,7 +93,8 @@ def build(
     for a limit; the model has none. With `debug_dump`, the module after each phase is written to
     that folder. `arithmetic` is what a CPU multiplies in: "int8" (quantized weights; inputs are
     rounded to 8 bits), "bfloat16" (other weights; both sides are rounded), "float32" or "auto", or
-    one of them for each use, "decode=int8,batch=int8,prefill=float32".
+    one of them for each use, "decode=int8,batch=int8,prefill=float32". Without `stock` the library
+    has no functions for stock mlc_llm's engine, and is half as large and compiled sooner.
 
     `compute_dtype` "auto" is the format's type on a GPU and float32 on a CPU; "float16" on a CPU
     rounds every operation's result to float16, as a GPU does, and is slow. `fp32_layers` are the
@@ -117,6 +119,7 @@ def build(
         max_seq_len=max_seq_len,
         prefill_chunk_size=prefill_chunk_size,
         max_batch_size=max_batch_size,
+        stock=stock,
     )
     if reuse_lib is not None and not Path(reuse_lib).is_file():
         raise NotFoundError(f"--reuse-lib {reuse_lib}: there is no such file.")
@@ -193,7 +196,7 @@ def _compile(
     cache = ModuleCache(kept, described, prefix) if kept is not None else None
     mod = cache.load() if cache is not None and dump is None else None
     if mod is None:
-        exported = export(plan.config, chosen.format, chosen.compute_dtype)
+        exported = export(plan.config, chosen.format, chosen.compute_dtype, stock=chosen.stock)
         if prefix is not None:
             exported = exported.with_attr("system_lib_prefix", prefix)
         mod = pipeline.run(exported, chosen.target.target, plan.config, described, dump)

@@ -34,6 +34,7 @@ class Choices:
     max_seq_len: int | None
     prefill_chunk_size: int
     max_batch_size: int
+    stock: bool
 
     def __post_init__(self) -> None:
         for name in ("max_seq_len", "prefill_chunk_size", "max_batch_size"):
@@ -55,6 +56,7 @@ def choose(
     max_seq_len: int | None,
     prefill_chunk_size: int,
     max_batch_size: int,
+    stock: bool,
 ) -> Choices:
     """The choices that a user's words mean on this machine. Raises UsageError, TargetError."""
     chosen, fmt = for_this_cpu(resolve(target), target), format_named(quantization)
@@ -69,6 +71,7 @@ def choose(
         max_seq_len=max_seq_len,
         prefill_chunk_size=prefill_chunk_size,
         max_batch_size=max_batch_size,
+        stock=stock,
     )
 
 

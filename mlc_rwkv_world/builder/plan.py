@@ -43,6 +43,7 @@ class Plan:
             chosen.target,
             chosen.compute_dtype,
             chosen.arithmetic,
+            stock=chosen.stock,
         )
 
 

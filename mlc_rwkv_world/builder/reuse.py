@@ -45,5 +45,6 @@ def _identity(described: dict[str, Any]) -> dict[str, Any]:
         "target": json.loads(ours["target"])["kind"],
         "quantization": described["quantization"],
         **{key: ours.get(key) for key in _IDENTITY},
+        "stock": ours.get("stock", True),
         "params": described["params"],
     }

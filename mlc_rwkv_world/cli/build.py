@@ -26,7 +26,7 @@ _WITHOUT_MEANING = {
     "--no-cutlass-attn": "there is no attention",
     "--no-cutlass-norm": "kernels are generated, none come from a library",
     "--no-cublas": "kernels are generated, none come from a library",
-    "--use-cuda-graph": "it is not built in yet",
+    "--use-cuda-graph": "decode steps on CUDA are always captured as graphs",
     "--quantization-mode": "--quantization names the whole format",
 }
 
@@ -109,6 +109,11 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         "--system-lib", action="store_true", help="objects to link into a program, as a .tar"
     )
     parser.add_argument(
+        "--no-stock",
+        action="store_true",
+        help="leave out the functions that stock mlc_llm calls: half the library, built sooner",
+    )
+    parser.add_argument(
         "--use-safetensors",
         action="store_true",
         default=None,
@@ -180,6 +185,7 @@ def _run(arguments: argparse.Namespace) -> int:
             use_cache=bool(arguments.use_cache),
             debug_dump=dump,
             system_lib=arguments.system_lib,
+            stock=not arguments.no_stock,
             arithmetic=arguments.arithmetic,
             reporter=console,
         )

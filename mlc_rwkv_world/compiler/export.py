@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from tvm import IRModule
+from tvm.relax.frontend import nn
 
+from mlc_rwkv_world.artifact.abi import OURS
 from mlc_rwkv_world.artifact.identity import make_build_id
 from mlc_rwkv_world.models.causal_lm import CausalLM
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.storage import Format, Stored
+from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.table import version_of
 
 # Counts changes of what the numbers in the shards mean.
@@ -62,8 +65,18 @@ def build_id(config: ModelConfig, fmt: Format, specs: Sequence[ParameterSpec]) -
     return make_build_id(((spec.name, spec.shape, spec.dtype) for spec in specs), meaning)
 
 
-def export(config: ModelConfig, fmt: Format, compute_dtype: str) -> IRModule:
-    """The model in parts, with no kernels chosen."""
+@quick_parsing()
+def export(config: ModelConfig, fmt: Format, compute_dtype: str, *, stock: bool = True) -> IRModule:
+    """The model in parts, with no kernels chosen; with `stock`, under stock's names too."""
     module = model(config, fmt, compute_dtype)
-    mod, _, _ = module.export_tvm(spec=module.get_default_spec(), allow_extern=True)
+    spec = module.get_default_spec()
+    if not stock:
+        spec = _ours(spec)
+    mod, _, _ = module.export_tvm(spec=spec, allow_extern=True)
     return mod
+
+
+def _ours(spec: nn.spec.ModuleSpec) -> nn.spec.ModuleSpec:
+    methods = zip(spec.method_names, spec.method_specs, strict=True)
+    kept = {name: method for name, method in methods if name.startswith(OURS)}
+    return nn.spec.ModuleSpec(spec.module, list(kept), list(kept.values()))

@@ -31,8 +31,13 @@ def describe(
     target: BuildTarget,
     compute_dtype: str,
     arithmetic: dict[str, str] | None = None,
+    *,
+    stock: bool = True,
 ) -> dict[str, Any]:
-    """The fields that stock engines read, and our own under `rwkv_world`."""
+    """The fields that stock engines read, and our own under `rwkv_world`.
+
+    `stock` is whether the library has the functions that these engines call.
+    """
     return {
         "model_type": MODEL_TYPE,
         "quantization": fmt.name,
@@ -74,6 +79,7 @@ def describe(
             "fp32_layers": list(config.fp32_layers or ()),
             "fp32_reasons": list(config.fp32_reasons),
             "float32_keys": config.float32_keys,
+            "stock": stock,
             "packed_params": None,
         },
     }

@@ -22,7 +22,7 @@ from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
-from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions
+from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions, serves_engine
 from mlc_rwkv_world.transforms.add_sampling_functions import AddSamplingFunctions
 from mlc_rwkv_world.transforms.attach_symbols import AttachSymbols
 from mlc_rwkv_world.transforms.capture_decode import CaptureDecode
@@ -32,6 +32,7 @@ from mlc_rwkv_world.transforms.order_shapes import OrderShapes
 from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 from mlc_rwkv_world.tvm_names import name_of
+from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.table import version_of
 
 # Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
@@ -39,6 +40,7 @@ _DRAWS_THERE = ("cuda", "vulkan", "metal")
 _SCRIPT = Kind("module of --debug-dump", re.compile(rb"# from tvm\.script import "))
 
 
+@quick_parsing()
 def run(
     mod: IRModule,
     target: Target,
@@ -90,7 +92,9 @@ def run(
             AttachSymbols(),
         ],
     }
-    added = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS), *_sampling(target, config)]
+    added = []
+    if serves_engine(mod):
+        added = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS), *_sampling(target, config)]
     with target:
         mod = _bound_shapes(tvm.transform.Sequential(added)(mod), config)
     # Without it the pass does nothing.

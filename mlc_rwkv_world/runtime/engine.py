@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import threading
-<<<<<<< HEAD
-from collections.abc import Iterator, Sequence
-=======
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
->>>>>>> csampler
 from pathlib import Path
 from typing import Any, cast
 

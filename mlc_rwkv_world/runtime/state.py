@@ -11,11 +11,7 @@ as it was.
 from __future__ import annotations
 
 from pathlib import Path
-<<<<<<< HEAD
-from typing import TYPE_CHECKING
-=======
-from typing import Any, Protocol
->>>>>>> csampler
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt

@@ -19,20 +19,20 @@ _COLD = 1e-5
 _SUMMED, _LEAST = 32, 1 + 2.0**-16
 
 
+def serves_engine(mod: IRModule) -> bool:
+    """Whether a module has the model's functions that the engine calls."""
+    return {"embed", "decode"}.issubset(map(name_of, mod.get_global_vars()))
+
+
 @tvm.transform.module_pass(opt_level=0, name="AddEngineFunctions")
 class AddEngineFunctions:
-    """Softmax, the changes to logits, and the buffer that several prompts are put together in.
-
-    A module without the functions that the engine calls is left as it is.
-    """
+    """Softmax, the changes to logits, and the buffer that several prompts are put together in."""
 
     def __init__(self, target: Target, prefill_tokens: int) -> None:
         self.target = target
         self.prefill_tokens = prefill_tokens
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
-        if not {"embed", "decode"}.issubset(map(name_of, mod.get_global_vars())):
-            return mod
         embedding = mod["embed"].ret_ty
         vocab_size = mod["decode"].ret_ty.fields[0].shape.values[2]
         builder = relax.BlockBuilder(mod)

@@ -46,6 +46,8 @@ def test_reads_what_the_compiler_writes() -> None:
     assert metadata.packed is not None
     assert metadata.packed[0].sources == ("a",)
     assert metadata.initial_rows == (0.0, 0.0, 0.0, -1e30, 0.0)
+    # Libraries that do not say have stock's functions.
+    assert metadata.stock
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from mlc_rwkv_world.builder import Artifact
 
 NAME = "tiny-q4f16_1"
 CHUNK = 16
+# The same for the command.
+OPTIONS = ["--target", "llvm", "--prefill-chunk-size", str(CHUNK), "--no-stock"]
 
 
 def build_tiny(source: Path, output: Path, **options: Any) -> Artifact:
-    """Builds for this CPU, with a small chunk."""
-    return build(
-        source, **{"target": "llvm", "output": output, "prefill_chunk_size": CHUNK} | options
-    )
+    """Builds for this CPU, with a small chunk and without stock's functions."""
+    usual = {"target": "llvm", "output": output, "prefill_chunk_size": CHUNK, "stock": False}
+    return build(source, **usual | options)
 
 
 def contents(folder: Path) -> dict[str, str]:

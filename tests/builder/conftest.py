@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from building import build_tiny
 from support.checkpoints import Tensors, random_world, write_hf_safetensors, write_pth
+from support.once import once
 
 from mlc_rwkv_world.builder import Artifact
 
@@ -18,9 +20,10 @@ def world() -> Tensors:
 
 
 @pytest.fixture(scope="session")
-def source(world: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(world: Tensors, shared: Path) -> Path:
     """`world` as a folder called `tiny`, never to be changed."""
-    return write_hf_safetensors(tmp_path_factory.mktemp("source") / "tiny", world, "float16")
+    folder = shared / "builder" / "tiny"
+    return once(folder, lambda: write_hf_safetensors(folder, world, "float16"))
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +36,12 @@ def broken(world: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def built(source: Path, shared: Path) -> Artifact:
     """`source` built at once, never to be changed."""
-    return build_tiny(source, tmp_path_factory.mktemp("dist"))
+    record, output = shared / "builder" / "artifact", shared / "builder" / "dist"
+    once(record, lambda: record.write_bytes(pickle.dumps(build_tiny(source, output))))
+    artifact: Artifact = pickle.loads(record.read_bytes())
+    return artifact
 
 
 @pytest.fixture

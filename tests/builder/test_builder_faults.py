@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from building import CHUNK, NAME, build_tiny, contents
+from building import NAME, OPTIONS, build_tiny, contents
+from support import patience
 from support.checkpoints import random_world, write_pth
 from support.disks import fill, make_read_only, small_disk
 
@@ -22,6 +23,8 @@ from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.errors import StorageError
 from mlc_rwkv_world.runtime.verify import verify
+
+pytestmark = pytest.mark.slow
 
 # Kills of builds that compile nothing, and of those that compile: a second each, and several.
 KILLS = {"weights": 40, "library": 4}
@@ -45,7 +48,10 @@ def test_killed_anywhere(
     script = Path(__file__).with_name("killing.py")
     arguments = [source, other, dist, KILLS[part], part]
     done = subprocess.run(
-        [sys.executable, script, *map(str, arguments)], capture_output=True, text=True, timeout=600
+        [sys.executable, script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=patience.SECONDS,
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
@@ -69,7 +75,7 @@ echo $? > {folder}/linked
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience.SECONDS
     while not path.exists():
         assert time.monotonic() < deadline, path
         time.sleep(0.02)
@@ -89,8 +95,7 @@ def test_a_linker_that_survives_its_build(
         (tools / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
     before = contents(older)
-    arguments = ["--hf-path", source, "--target", "llvm", "--artifact-path", dist]
-    arguments += ["--prefill-chunk-size", CHUNK, "--build-model-only"]
+    arguments = ["--hf-path", source, "--artifact-path", dist, *OPTIONS, "--build-model-only"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlc_rwkv_world", "build", *map(str, arguments)],
         env=environment,
@@ -150,8 +155,8 @@ def test_full_disk(built: Artifact, source: Path, disk: Path) -> None:
 
 
 def command(source: Path, dist: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    arguments = ["--hf-path", source, "--target", "llvm", "--artifact-path", dist, *more]
-    arguments += ["--prefill-chunk-size", CHUNK, "--convert-weights-only"]
+    arguments = ["--hf-path", source, "--artifact-path", dist, *OPTIONS, *more]
+    arguments += ["--convert-weights-only"]
     return subprocess.run(
         [sys.executable, "-m", "mlc_rwkv_world", "build", *map(str, arguments)],
         capture_output=True,

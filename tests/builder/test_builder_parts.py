@@ -108,6 +108,7 @@ def test_configuration(built: Artifact) -> None:
     assert config["conv_template"]["name"] == "rwkv_world"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library_first", [False, True])
 def test_parts_make_the_same_artifact(
     source: Path, built: Artifact, dist: Path, library_first: bool
@@ -166,6 +167,7 @@ def test_library_of_another_model_is_not_reused(
         (source, {"arithmetic": "decode=float32,prefill=int8"}, ArtifactError, "other arithmetic"),
         (other_config, {}, ArtifactError, r"other rescale_every \(6 there, 1 here\)"),
         (source, {"target": "cuda -arch=sm_90"}, ArtifactError, r"other target \('llvm' there"),
+        (source, {"stock": True}, ArtifactError, r"other stock \(False there, True here\)"),
         (source, {"reuse_lib": text}, ArtifactError, r"text\.so cannot be loaded"),
         (source, {"reuse_lib": tmp_path / "no"}, NotFoundError, r"no: there is no such file"),
     ]
@@ -175,6 +177,7 @@ def test_library_of_another_model_is_not_reused(
     assert not (tmp_path / "dist" / NAME).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"library": False}], ids=["all", "weights"])
 def test_a_failed_build_leaves_the_older_artifact(
     broken: Path, dist: Path, older: Path, options: dict[str, Any]
@@ -192,6 +195,7 @@ def test_a_failed_first_build_leaves_nothing(broken: Path, dist: Path) -> None:
     assert {path.name for path in dist.iterdir()} == set()
 
 
+@pytest.mark.slow
 def test_what_a_build_does_not_write_stays(source: Path, dist: Path, older: Path) -> None:
     (older / f"{NAME}-cuda.so").write_bytes(b"for another machine")
     (older / "notes").mkdir()
@@ -272,6 +276,7 @@ def test_a_dump_replaces_nothing_of_others(source: Path, dist: Path, tmp_path: P
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.slow
 def test_rebuilding_does_not_write_through_to_copies(
     source: Path, dist: Path, older: Path, tmp_path: Path
 ) -> None:
@@ -309,6 +314,7 @@ def test_a_limit_or_chunk_is_no_other_configuration(source: Path, dist: Path, ol
     assert config["model_config"]["context_window_size"] == 4096
 
 
+@pytest.mark.slow
 def test_kept_modules_are_used_unless_told_otherwise(
     source: Path, dist: Path, no_lowering: None, tmp_path: Path
 ) -> None:
@@ -321,6 +327,7 @@ def test_kept_modules_are_used_unless_told_otherwise(
         build_tiny(source, dist, weights=False, prefill_chunk_size=17)
 
 
+@pytest.mark.slow
 def test_debug_dump_and_system_library(source: Path, built: Artifact, tmp_path: Path) -> None:
     before = kept_modules()
     assert before

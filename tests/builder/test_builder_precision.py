@@ -20,6 +20,7 @@ def model_config(artifact: Artifact) -> dict[str, Any]:
     return dict(content["model_config"])
 
 
+@pytest.mark.slow
 def test_new_library_records_its_choice(source: Path, older: Path) -> None:
     """In its metadata and in the configuration, of which only that changes."""
     path = older / "params" / CHAT_CONFIG

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import CHUNK, NAME, contents
+from building import NAME, OPTIONS, contents
+from support import patience
 from support.checkpoints import Tensors, random_world, write_pth
 
 import mlc_rwkv_world
+from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.errors import NotFoundError
+
+pytestmark = pytest.mark.slow
 
 COMMANDS = [["mlc_llm.build"], ["mlc_rwkv_world", "build"]]
 
@@ -34,13 +38,12 @@ def start(*arguments: object, command: list[str] = COMMANDS[0]) -> subprocess.Po
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=patience.SECONDS)
     return process.returncode, out, err
 
 
 def options(source: Path, dist: Path) -> list[object]:
-    chunk = ["--prefill-chunk-size", CHUNK]
-    return ["--hf-path", source, "--target", "llvm", "--artifact-path", dist, *chunk]
+    return ["--hf-path", source, "--artifact-path", dist, *OPTIONS]
 
 
 def test_what_a_build_prints(source: Path, dist: Path) -> None:
@@ -48,7 +51,7 @@ def test_what_a_build_prints(source: Path, dist: Path) -> None:
     status, out, err = finish(start(*options(source, dist), *old_options))
     assert status == 0, err
     assert "note: --num-shards has no effect here: the model runs on one device." in err
-    assert "note: --use-cuda-graph has no effect here" in err
+    assert "note: --use-cuda-graph has no effect here: decode steps on CUDA are always" in err
     assert "--use-safetensors" not in err
     lines = out.splitlines()
     folder = dist / NAME
@@ -60,6 +63,8 @@ def test_what_a_build_prints(source: Path, dist: Path) -> None:
     assert "4.5" in weights and "bits per weight" in weights
     library = next(line for line in lines if line.startswith("  library"))
     assert library.split()[1] == str(folder / f"{NAME}-llvm.so")
+    said = read_embedded(folder / f"{NAME}-llvm.so")
+    assert said is not None and not said.stock
     assert lines[-1] == f"Chat with it:  mlc_chat_cli --model {NAME}"
 
 
@@ -99,7 +104,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _kill_while_converting(source: Path, dist: Path) -> None:
     process = start(*options(source, dist), "--convert-weights-only")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience.SECONDS
     while not list(dist.glob(f".{NAME}.*.tmp/params/params_shard_0.bin")):
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline

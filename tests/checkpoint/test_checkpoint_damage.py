@@ -200,6 +200,7 @@ def flip_places(data: bytes, count: int) -> Iterator[int]:
         yield 8 * place + rng.randrange(8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", WEIGHTS)
 def test_flipped_bits_in_weight_files(tmp_path: Path, world: Tensors, make: Maker) -> None:
     path = make(tmp_path, world)

@@ -80,6 +80,7 @@ def test_every_layout_has_the_same_names_in_the_same_order(tmp_path: Path, world
     assert names[-1] == "head.weight"
 
 
+@pytest.mark.slow
 def test_what_transformers_saves(tmp_path: Path, world: Tensors) -> None:
     from transformers import RwkvConfig, RwkvForCausalLM
 

@@ -31,6 +31,7 @@ _MEASURE = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_reading_300_mb(tmp_path: Path) -> None:
     model = random_world(num_hidden_layers=50, hidden_size=256)

@@ -63,9 +63,8 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
     fmt, target = format_named(model.quantization), resolve(target_text)
     specs = parameters(model.config, fmt)
     described = metadata.describe(model.config, fmt, specs, target, model.compute_dtype)
-    mod = pipeline.run(
-        export(model.config, fmt, model.compute_dtype), target.target, model.config, described, None
-    )
+    mod = export(model.config, fmt, model.compute_dtype, stock=False)
+    mod = pipeline.run(mod, target.target, model.config, described, None)
     nothing = tvm.transform.Sequential([])
     executable = relax.build(mod, target=target.target, relax_pipeline=nothing)
     device = tvm.device("cpu" if target.kind == "llvm" else target.kind, 0)

@@ -25,11 +25,12 @@ class Lowered:
     target: BuildTarget
 
 
-def lower(prefix: str | None = None) -> Lowered:
+def lower(prefix: str | None = None, *, stock: bool = False) -> Lowered:
     """The small model as q4f16_1; with a prefix, for a system library."""
     config, fmt, target = small_config(), format_named("q4f16_1"), resolve("llvm")
-    described = metadata.describe(config, fmt, parameters(config, fmt), target, "float32")
-    mod = small_module("q4f16_1", "float32")
+    specs = parameters(config, fmt)
+    described = metadata.describe(config, fmt, specs, target, "float32", stock=stock)
+    mod = small_module("q4f16_1", "float32", stock=stock)
     if prefix is not None:
         mod = mod.with_attr("system_lib_prefix", prefix)
     return Lowered(pipeline.run(mod, target.target, config, described, None), described, target)

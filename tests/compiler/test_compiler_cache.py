@@ -20,6 +20,8 @@ from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.storage import format_named
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_kept_module_makes_an_equal_library(
     lowered: Lowered, linked: Path, tmp_path: Path

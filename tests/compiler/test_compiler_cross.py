@@ -18,7 +18,10 @@ from mlc_rwkv_world.compiler import cuda
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import ArtifactError, TargetError
 
-pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="builds as on Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(platform.system() != "Linux", reason="builds as on Linux"),
+]
 
 # The machine of an ELF file that holds code of NVIDIA's, and where the file's header has it.
 _EM_CUDA = 190
@@ -118,6 +121,7 @@ def test_cuda_library_with_all_blocks_in_float32(source: Path, tmp_path: Path) -
         output=tmp_path,
         fp32_layers="all",
         prefill_chunk_size=16,
+        stock=False,
     )
     assert (artifact.compute_dtype, artifact.fp32_layers) == ("float16", (0, 1))
     found = read_embedded(artifact.libraries[0])
@@ -158,7 +162,13 @@ def test_cuda_needs_nvcc_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -
 def test_another_cpu(source: Path, dist: Path) -> None:
     target = "llvm -mtriple=aarch64-linux-gnu -mattr=+dotprod"
     artifact = build(
-        source, target=target, output=dist, prefill_chunk_size=16, weights=False, use_cache=False
+        source,
+        target=target,
+        output=dist,
+        prefill_chunk_size=16,
+        weights=False,
+        use_cache=False,
+        stock=False,
     )
     (objects,) = artifact.libraries
     with tarfile.open(objects) as archive:

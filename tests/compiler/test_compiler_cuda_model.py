@@ -9,9 +9,10 @@ from support import cuda_emulation
 
 from mlc_rwkv_world.models.config import ModelConfig
 
-pytestmark = pytest.mark.skipif(
-    cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or ""
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or ""),
+]
 
 LAYERS = 2
 # Kernels of a decode step before, in and after the blocks: the slots' copy, the embedding; its

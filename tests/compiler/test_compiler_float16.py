@@ -18,6 +18,8 @@ from mlc_rwkv_world.compiler import library, pipeline
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.models.layers import Linear
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 64
 ROWS = 40
 

@@ -18,7 +18,10 @@ from mlc_rwkv_world.compiler import library
 from mlc_rwkv_world.compiler.library import system_lib_prefix
 from mlc_rwkv_world.errors import TargetError
 
-pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="links as Linux does")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(platform.system() != "Linux", reason="links as Linux does"),
+]
 
 
 def _link(objects: Path, folder: Path) -> Path:

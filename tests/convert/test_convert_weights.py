@@ -165,6 +165,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     return path, max(values.nbytes for values in world.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("quantization", ["q4f16_1", "q0f32"])
 def test_memory_is_that_of_the_largest_tensor(

@@ -15,8 +15,8 @@ PACKAGE = "mlc_rwkv_world"
 ROOT = Path(__file__).parents[2] / PACKAGE
 # A room imports only rooms before it.
 ORDER = (
-    *("tvm_names", "reporter", "errors", "artifact", "tokenizer", "checkpoint", "storage"),
-    *("models", "kernels", "versions", "transforms", "compiler", "convert", "runtime"),
+    *("tvm_names", "tvm_script", "reporter", "errors", "artifact", "tokenizer", "checkpoint"),
+    *("storage", "models", "kernels", "versions", "transforms", "compiler", "convert", "runtime"),
     *("numerics", "builder", "chat", "integration", "cli"),
 )
 # These run where TVM's compiler is not installed.

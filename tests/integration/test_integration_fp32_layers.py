@@ -14,7 +14,10 @@ from support.checkpoints import random_world, write_hf_safetensors
 
 from mlc_rwkv_world.artifact.embedded import read_embedded
 
-pytestmark = pytest.mark.host
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.host,
+]
 
 FUNCTIONS = {"prefill", "decode", "batch_prefill", "batch_decode"}
 

@@ -22,7 +22,10 @@ from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.compiler.cache import digest_of_sources
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
-pytestmark = pytest.mark.host
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.host,
+]
 
 DRIVER = Path(__file__).with_name("engine_driver.py")
 QUESTIONS = Path(__file__).parents[2] / "demo" / "questions.jsonl"
@@ -206,12 +209,12 @@ def in_our_command(
 
 def test_our_artifact(
     host_path: list[Path],
-    demo_artifact: Callable[[str], Path],
+    stock_artifact: Callable[[str], Path],
     messages: list[str],
     prompts: list[list[int]],
     expected: list[tuple[list[int], int]],
 ) -> None:
-    folder = demo_artifact("q0f32")
+    folder = stock_artifact("q0f32")
     (library,) = folder.glob("*.so")
     check_engine(host_path, folder / "params", library, prompts, expected)
     in_our_engine(folder, library, prompts, expected)
@@ -248,8 +251,8 @@ def test_what_the_hosts_commands_wrote(
     in_our_command(theirs, theirs / "lib.so", messages, expected)
 
 
-def test_float32_stays_float32(theirs: Path, demo_artifact: Callable[[str], Path]) -> None:
-    ours = demo_artifact("q0f32") / "params"
+def test_float32_stays_float32(theirs: Path, stock_artifact: Callable[[str], Path]) -> None:
+    ours = stock_artifact("q0f32") / "params"
     shards = sorted(path.name for path in ours.glob("params_shard_*.bin"))
     assert shards == sorted(path.name for path in theirs.glob("params_shard_*.bin"))
     for name in [*shards, "tensor-cache.json", "ndarray-cache.json", "tokenizer_model"]:
@@ -311,11 +314,11 @@ def test_presets(host_path: list[Path], tmp_path: Path) -> None:
 def test_our_build_beside_the_host(
     host_path: list[Path],
     demo_checkpoint: Path,
-    demo_artifact: Callable[[str], Path],
+    stock_artifact: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
     """`python -m mlc_llm.build`, which imports the host, and our build, which does not."""
-    without = demo_artifact("q4f16_1")
+    without = stock_artifact("q4f16_1")
     options = ["--target", "llvm", "--quantization", "q4f16_1", "--max-batch-size", "64"]
     command = ["-m", "mlc_llm.build", "--hf-path", demo_checkpoint, *options]
     result = run([*command, "--artifact-path", tmp_path], host_path)

@@ -105,6 +105,7 @@ def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "environment")
 
 
+@pytest.mark.slow
 def test_install_and_uninstall(wheel: Callable[[str], Path], environment: Environment) -> None:
     write_host(environment.site)
     before = environment.files()

@@ -23,6 +23,7 @@ from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
+from mlc_rwkv_world.tvm_script import quick_parsing
 
 Array = np.ndarray
 Build = Callable[[Signature], tirx.PrimFunc]
@@ -78,10 +79,11 @@ class Kernels:
         if missing := missing_features(chosen.cpu_features()):
             pytest.skip(f"this CPU lacks {', '.join(missing)}")
         self.target = chosen.target
-        functions = {
-            name: case[0](signature(case, chosen.target)).with_attr("global_symbol", name)
-            for name, case in cases.items()
-        }
+        with quick_parsing():
+            functions = {
+                name: case[0](signature(case, chosen.target)).with_attr("global_symbol", name)
+                for name, case in cases.items()
+            }
         with chosen.target:
             mod = dlight.ApplyDefaultSchedule(Elementwise())(IRModule(functions))
         library = folder / "kernels.so"

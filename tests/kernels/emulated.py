@@ -14,6 +14,7 @@ from tvm.s_tir import dlight
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.calls import with_root_block
+from mlc_rwkv_world.tvm_script import quick_parsing
 
 ARCH = "cuda -arch=sm_90"
 # Inputs, and shape and dtype of each result.
@@ -23,10 +24,11 @@ Call = tuple[Sequence[Any], Sequence[tuple[tuple[int, ...], str]]]
 def build(cases: Mapping[str, Case], target: str = ARCH, general: bool = False) -> Any:
     """The kernels of some cases, compiled for CUDA; `general` ones have dlight's schedules."""
     chosen = resolve(target).target
-    functions = {
-        name: with_root_block(case[0](signature(case, chosen))).with_attr("global_symbol", name)
-        for name, case in cases.items()
-    }
+    with quick_parsing():
+        functions = {
+            name: with_root_block(case[0](signature(case, chosen))).with_attr("global_symbol", name)
+            for name, case in cases.items()
+        }
     for name, func in functions.items():
         assert bool(func.attrs.get("tirx.is_scheduled")) is not general, name
     mod = IRModule(functions)

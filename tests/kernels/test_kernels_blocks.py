@@ -26,6 +26,8 @@ from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 from mlc_rwkv_world.versions.rwkv4.reference import wkv
 
+pytestmark = pytest.mark.slow
+
 F32, U32, U16 = "float32", "uint32", "uint16"
 # So many blocks of rows that a task reads two or four streams; a state of two layers.
 D, HIDDEN, LAYERS, LAYER, EPS, FACTOR = 512, 1024, 2, 1, 1e-5, 0.5

@@ -13,9 +13,10 @@ from mlc_rwkv_world.kernels.linear import linear, reference
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 
-pytestmark = pytest.mark.skipif(
-    cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or ""
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or ""),
+]
 
 # A float32 sum of some thousand products; a float16 result adds its own rounding.
 RATIO = {"float32": 5e-7, "float16": 3.5e-4}

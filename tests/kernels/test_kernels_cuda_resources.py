@@ -19,7 +19,10 @@ from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.transforms.calls import with_root_block
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc"),
+]
 
 WIDTH = 4096
 # A multiprocessor's registers and shared memory, the smallest of these architectures'.

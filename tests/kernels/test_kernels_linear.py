@@ -12,6 +12,8 @@ from mlc_rwkv_world.kernels.linear import linear, reference
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 # float32 sums of up to 160 products; a float16 result adds its own rounding.
 RATIO = {"float32": 3e-7, "float16": 3.5e-4}
 # (N, K): none of the sizes is a multiple of what the kernels run at a time.

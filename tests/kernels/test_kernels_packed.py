@@ -24,6 +24,8 @@ from mlc_rwkv_world.kernels.signature import Signature, stored_types
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 # float32 sums of up to 160 products; integers of a group are exact.
 RATIO = 5e-7
 # Rounding normally distributed inputs to 8 bits in groups of 32.

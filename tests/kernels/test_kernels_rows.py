@@ -13,6 +13,8 @@ from mlc_rwkv_world.kernels import embedding, layer_norm, offsets, state, token_
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 F32, F16 = "float32", "float16"
 VOCAB = 40
 LAYER_NORM_RATIO = 3e-7

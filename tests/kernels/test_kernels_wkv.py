@@ -12,6 +12,8 @@ from compiling import Array, Case, Kernels, error_ratio
 from mlc_rwkv_world.kernels.wkv import wkv, wkv_step
 from mlc_rwkv_world.versions.rwkv4 import reference
 
+pytestmark = pytest.mark.slow
+
 # By the spread of the exponents: those near 100 are themselves known to 4e-6 only.
 RATIO = {1.0: 2e-6, 40.0: 1e-5}
 WIDTHS = [64, 20, 7]

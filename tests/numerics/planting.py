@@ -11,7 +11,7 @@ import numpy as np
 import mlc_rwkv_world as world
 from mlc_rwkv_world.storage import format_named
 
-LIBRARY_OPTIONS: dict[str, Any] = {"prefill_chunk_size": 64}
+LIBRARY_OPTIONS: dict[str, Any] = {"prefill_chunk_size": 64, "stock": False}
 QUESTIONS = (
     "What is the capital of France?",
     "Which one is not like the others: apple, pear, banana, hammer?",

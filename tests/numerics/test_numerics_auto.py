@@ -16,6 +16,8 @@ from mlc_rwkv_world.artifact.layout import CHAT_CONFIG
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
@@ -61,7 +63,9 @@ def test_choice(
 def test_rounded_inputs(planted_checkpoint: Callable[[str, int], Path], tmp_path: Path) -> None:
     """Built for a CPU as it comes, a format that multiplies bytes is measured with bytes."""
     source = planted_checkpoint("bump", 2)
-    build = partial(world.build, source, target="llvm", output=tmp_path, fp32_layers="auto")
+    build = partial(
+        world.build, source, target="llvm", output=tmp_path, fp32_layers="auto", stock=False
+    )
     artifact = build(quantization="q4f32_1", arithmetic="float32", library=False)
     assert artifact.fp32_layers == ()
     if not multiplies_bytes(resolve("llvm").target):
@@ -82,6 +86,7 @@ def test_a_healthy_model_needs_none(demo_checkpoint: Path, tmp_path: Path) -> No
         output=tmp_path,
         fp32_layers="auto",
         prefill_chunk_size=16,
+        stock=False,
     )
     assert artifact.fp32_layers == ()
     ours = json.loads(str(world.load(artifact.folder).library.machine["_metadata"]()))["rwkv_world"]

@@ -30,6 +30,8 @@ from mlc_rwkv_world.numerics.stepwise import Array
 from mlc_rwkv_world.numerics.subject import Subject, open_subject
 from mlc_rwkv_world.numerics.table import table
 
+pytestmark = pytest.mark.slow
+
 # Case, block, whether att.key gives float32, and the blocks to be recommended.
 PLANTED: list[tuple[str, int, bool, tuple[int, ...]]] = [
     ("key", 0, False, (0,)),

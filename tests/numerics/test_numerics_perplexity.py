@@ -20,6 +20,8 @@ from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.numerics.perplexity import predict
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = Path(__file__).parents[2] / "demo" / "questions.jsonl"
 TEXT = "User: What is the capital of France?\n\nAssistant: The capital of France is Paris.\n\n"
 CHINESE = "User: 中国的首都是哪里？\n\nAssistant: 中国的首都是北京。\n\n"

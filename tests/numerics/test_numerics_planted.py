@@ -20,6 +20,8 @@ from mlc_rwkv_world.versions.precision import FLOAT16
 
 PROMPT = "User: Which one is not like the others: apple, pear?\n\nAssistant:"
 
+pytestmark = pytest.mark.slow
+
 Params = Callable[[str, int, str], Path]
 Libraries = Callable[[Precision], Path]
 

@@ -17,6 +17,8 @@ from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
 from mlc_rwkv_world.storage import Format, format_named
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 # The residual is halved on its way, as formats that compute in float16 ask.
 LAYERS, WIDTH, POSITIONS = 7, 96, 40
 # float32's rounding, of the largest logit.
@@ -67,7 +69,12 @@ def _kept(name: str, tensor: np.ndarray, fmt: Format) -> np.ndarray:
 def _ours(model: Model, quantization: str, arithmetic: str, output: Path) -> list[np.ndarray]:
     """Logits [T, V] by single steps, by steps of a batch, and the last ones by prompts."""
     built = world.build(
-        model.pth, target="llvm", quantization=quantization, arithmetic=arithmetic, output=output
+        model.pth,
+        target="llvm",
+        quantization=quantization,
+        arithmetic=arithmetic,
+        output=output,
+        stock=False,
     )
     engine = world.load(built.folder)
     ids, one, batch = model.ids, engine.new_state(), [engine.new_state() for _ in range(6)]

@@ -17,6 +17,8 @@ import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.runtime.cpu import missing_features
 
+pytestmark = pytest.mark.slow
+
 POSITIONS = 64
 
 
@@ -74,7 +76,9 @@ def case(
     tensors = checkpoints.random_world(layers, width, seed=layers)
     pth = checkpoints.write_pth(root / "random.pth", tensors)
     folder = checkpoints.write_hf_safetensors(root / "random", tensors)
-    artifact = world.build(pth, target=target, quantization="q0f32", output=root / "dist")
+    artifact = world.build(
+        pth, target=target, quantization="q0f32", output=root / "dist", stock=False
+    )
     return Case(pth, folder, world.load(artifact.folder), _random_ids(layers))
 
 

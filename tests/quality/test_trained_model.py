@@ -13,6 +13,8 @@ import pytest
 import mlc_rwkv_world as world
 from mlc_rwkv_world.runtime import Sampler, Sampling
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = Path(__file__).parents[2] / "demo" / "questions.jsonl"
 USED_IDS = 65530
 BATCH = 64

@@ -174,6 +174,7 @@ print(refused)
 """
 
 
+@pytest.mark.slow
 def test_flipped_bits_in_what_a_library_says(artifact: Path) -> None:
     """A named error each, or a model that runs: no crash, no allocation without measure."""
     flips = 40

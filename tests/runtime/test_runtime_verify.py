@@ -46,6 +46,7 @@ def test_the_sums_are_those_of_sha256sum(artifact: Path) -> None:
     assert done.returncode == 0, done
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(artifact: Path) -> None:
     """In every file of an artifact, the checksums' own included; restored after each."""
     rng = random.Random(8)
@@ -141,6 +142,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command(artifact: Path) -> None:
     done = run(artifact)
     assert (done.returncode, done.stderr) == (0, "")

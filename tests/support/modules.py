@@ -35,9 +35,12 @@ def small_config(**changes: Any) -> ModelConfig:
 
 
 @cache
-def small_module(quantization: str, compute_dtype: str, **changes: Any) -> IRModule:
+def small_module(
+    quantization: str, compute_dtype: str, *, stock: bool = True, **changes: Any
+) -> IRModule:
     """The exported functions of `small_config`, which nobody may change."""
-    return export(small_config(**changes), format_named(quantization), compute_dtype)
+    fmt = format_named(quantization)
+    return export(small_config(**changes), fmt, compute_dtype, stock=stock)
 
 
 def chosen(mod: IRModule, target: Target) -> IRModule:

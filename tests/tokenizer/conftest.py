@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 import rwkv
+from hypothesis import HealthCheck, settings
 from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 
 from mlc_rwkv_world.tokenizer import WorldTokenizer
+
+# How long a machine takes that others load says nothing of the tokenizer.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

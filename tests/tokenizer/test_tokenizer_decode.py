@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlc_rwkv_world.errors import VocabularyError
@@ -100,7 +100,6 @@ def test_errors_policy(tokenizer: WorldTokenizer) -> None:
         tokenizer.decode(ids, errors="strict")
 
 
-@settings(deadline=None)
 @given(ids=st.lists(ID, max_size=100))
 def test_any_ids(tokenizer: WorldTokenizer, ids: list[int]) -> None:
     content = b"".join(tokenizer.id_to_bytes(id) for id in ids)
@@ -118,7 +117,6 @@ def test_a_stream_holds_back_incomplete_characters(tokenizer: WorldTokenizer) ->
     assert stream.finish() == ""
 
 
-@settings(deadline=None)
 @given(content=st.one_of(st.binary(max_size=60), st.lists(ID, max_size=40)))
 def test_a_stream_joins_to_the_whole(tokenizer: WorldTokenizer, content: bytes | list[int]) -> None:
     ids = [byte + 1 for byte in content] if isinstance(content, bytes) else content

@@ -66,7 +66,7 @@ def test_random_bytes(
         assert tokenizer.decode_bytes(ids) == content
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=st.one_of(st.binary(max_size=300), st.text(max_size=200)))
 def test_any_input(
     tokenizer: WorldTokenizer, reference: TRIE_TOKENIZER, content: bytes | str

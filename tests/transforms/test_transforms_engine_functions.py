@@ -16,6 +16,8 @@ from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.logits import reference_bitmask, reference_penalty
 from mlc_rwkv_world.storage import format_named
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 65536
 SIZES = {"vocab_size": VOCAB, "num_hidden_layers": 1}
 FIRST_UNSAMPLED = 65529

@@ -186,6 +186,7 @@ def test_a_part_that_nobody_knows() -> None:
         ChooseKernels(resolve("metal").target, {}, {})(mod)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["llvm", "cuda -arch=sm_90"])
 def test_kernels_of_a_chosen_block(target: str) -> None:
     """Weights are read as they are stored, by kernels that take and give float32."""

@@ -209,6 +209,7 @@ class _Module:
 
 
 # By arithmetic: of float32's rounding, and of inputs rounded to 8 bits.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantization, how, ratio, target",
     [

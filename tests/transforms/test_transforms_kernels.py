@@ -43,6 +43,7 @@ def argument_types(func: tirx.PrimFunc) -> list[str]:
     return [str(p.dtype) for p in func.params if hasattr(p.ty, "shape")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantization, dtype, target",
     [

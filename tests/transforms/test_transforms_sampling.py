@@ -16,6 +16,8 @@ from mlc_rwkv_world.kernels.sampling import reference_sample
 from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.add_sampling_functions import AddSamplingFunctions
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 3000
 NAMES = {
     "argsort_probs",

@@ -16,6 +16,8 @@ from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.transforms import schedule_gpu
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 
+pytestmark = pytest.mark.slow
+
 
 def _chain(rows: Any, width: int) -> tirx.PrimFunc:
     """sigmoid(x) * float16(y + x), as fusion leaves it: a chain of elementwise stages."""
