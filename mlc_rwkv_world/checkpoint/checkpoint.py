@@ -11,16 +11,12 @@ import numpy.typing as npt
 
 from mlc_rwkv_world.checkpoint.file_kind import kind_of
 from mlc_rwkv_world.checkpoint.folder import CONFIG, WeightFiles, find_weights, read_json
+from mlc_rwkv_world.checkpoint.names import EMBEDDINGS, HEAD, canonical_name
 from mlc_rwkv_world.checkpoint.safetensors_file import read_safetensors_file
-from mlc_rwkv_world.checkpoint.shape import (
-    ModelShape,
-    apply_config,
-    canonical_name,
-    rwkv_version,
-    shape_of_tensors,
-)
-from mlc_rwkv_world.checkpoint.stored import FLOAT_WORDS, StoredTensor
+from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config, shape_of_tensors
+from mlc_rwkv_world.checkpoint.stored import StoredTensor
 from mlc_rwkv_world.checkpoint.torch_file import read_torch_file
+from mlc_rwkv_world.checkpoint.version import rwkv_version
 from mlc_rwkv_world.checkpoint.wording import quoted
 from mlc_rwkv_world.errors import CheckpointError, NotFoundError
 
@@ -95,14 +91,9 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
             f"{path} is an RWKV-{version} model; this version builds RWKV-4 World. Give an "
             "RWKV-4 World checkpoint."
         )
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    shape = apply_config(path, config_path, config, shape_of_tensors(path, found))
-    for tensor in tensors.values():
-        if tensor.dtype not in FLOAT_WORDS:
-            raise CheckpointError(
-                f"{tensor.region.path}: tensor {quoted(tensor.name)} holds {tensor.dtype}; "
-                "expected float32, float16 or bfloat16. Give an unquantized checkpoint."
-            )
+    if config.get("tie_word_embeddings") is True:
+        _tie(tensors)
+    shape = apply_config(path, config_path, config, shape_of_tensors(path, tensors))
     named = path if path.name not in ("", "..") else path.resolve()
     return Checkpoint(
         path=path,
@@ -113,6 +104,13 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
         _shapes=shape.tensor_shapes(),
         _tensors=tensors,
     )
+
+
+def _tie(tensors: dict[str, StoredTensor]) -> None:
+    """Lets the head or the embedding, whichever was left out, be the other."""
+    for absent, other in ((HEAD, EMBEDDINGS), (EMBEDDINGS, HEAD)):
+        if absent not in tensors and other in tensors:
+            tensors[absent] = tensors[other]
 
 
 def _collect(path: Path, weights: WeightFiles) -> dict[str, StoredTensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from dataclasses import dataclass
@@ -151,17 +152,25 @@ def _inside(path: Path) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`."""
     try:
-        _inside(path)
-        size = path.stat().st_size
-        if size > MAX_TABLE:
-            raise CheckpointError(f"{path} has {size} bytes, expected at most {MAX_TABLE}.")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with _inside(path).open("rb") as file:
+            data = file.read(MAX_TABLE + 1)
+        if len(data) > MAX_TABLE:
+            raise CheckpointError(f"{path} has more than {MAX_TABLE} bytes, too many for its kind.")
+        # Editors of some systems begin a file with a mark of its encoding.
+        content = json.loads(data.removeprefix(codecs.BOM_UTF8).decode())
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}), as JSON is: save it "
+            "again in this encoding, or put the original there."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error
+        raise CheckpointError(
+            f"{path} is not JSON ({error}). Mend it, or put the original there."
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object.")
     return content

@@ -102,7 +102,7 @@ def _locate(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
     if dtype not in _DTYPES:
         raise CheckpointError(
             f"{path}: tensor {quoted(name)} is of type {quoted(dtype)}; weights are F32, F16 or "
-            "BF16. Save the checkpoint again in one of these."
+            "BF16. Give an unquantized checkpoint, the one that this was made from."
         )
     if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, low, high)):
         raise _garbled(path, f"the shape or place of {quoted(name)} are not plain numbers")

@@ -25,7 +25,15 @@ ITEM_SIZES = {name: np.dtype(word).itemsize for name, word in FLOAT_WORDS.items(
     "int16": 2,
     "int8": 1,
     "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
     "bool": 1,
+    "float8_e4m3fn": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2": 1,
+    "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
 }
 
 # A file's table of contents may be no larger, in bytes: an RWKV-4 7B needs under 0.2 MB, and
