@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from mlc_rwkv_world.checkpoint.file_kind import kind_of
 from mlc_rwkv_world.checkpoint.folder import CONFIG, WeightFiles, find_weights, read_json
+from mlc_rwkv_world.checkpoint.hub_cache import name_in_cache
 from mlc_rwkv_world.checkpoint.names import EMBEDDINGS, HEAD, canonical_name
+from mlc_rwkv_world.checkpoint.origin import fetch_again, snapshot_of
 from mlc_rwkv_world.checkpoint.safetensors_file import read_safetensors_file
 from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config, shape_of_tensors
 from mlc_rwkv_world.checkpoint.stored import StoredTensor
@@ -94,16 +96,23 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
     if config.get("tie_word_embeddings") is True:
         _tie(tensors)
     shape = apply_config(path, config_path, config, shape_of_tensors(path, tensors))
-    named = path if path.name not in ("", "..") else path.resolve()
     return Checkpoint(
         path=path,
-        name=named.name if is_folder else named.stem,
+        name=_name(path, is_folder=is_folder),
         version=version,
         config=shape,
         files=weights.files,
         _shapes=shape.tensor_shapes(),
         _tensors=tensors,
     )
+
+
+def _name(path: Path, *, is_folder: bool) -> str:
+    named = path if path.name not in ("", "..") else path.resolve()
+    if not is_folder:
+        return named.stem
+    cached = snapshot_of(named)
+    return named.name if cached is None else name_in_cache(cached, named)
 
 
 def _tie(tensors: dict[str, StoredTensor]) -> None:
@@ -137,6 +146,6 @@ def _collect(path: Path, weights: WeightFiles) -> dict[str, StoredTensor]:
         if canonical_name(name) not in tensors:
             raise CheckpointError(
                 f"{path / shard} lacks tensor {quoted(name)}, which the index places there: the "
-                "files do not belong together. Download them again."
+                f"files do not belong together. {fetch_again(path)}"
             )
     return tensors

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlc_rwkv_world.checkpoint.origin import fetch_again
 from mlc_rwkv_world.checkpoint.wording import quoted
 from mlc_rwkv_world.errors import CheckpointError
 
@@ -126,7 +127,7 @@ class StoredTensor:
             raise CheckpointError(
                 f"{self.region.path}: the bytes of tensor {quoted(self.name)} have checksum "
                 f"{crc:08x}, the file says {self.region.crc32:08x}: the file is damaged. "
-                "Download or copy it again."
+                f"{fetch_again(self.region.path)}"
             )
         return result
 

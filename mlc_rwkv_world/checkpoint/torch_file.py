@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from mlc_rwkv_world.checkpoint.origin import fetch_again
 from mlc_rwkv_world.checkpoint.pickled_tensors import PickledTensor, read_pickled_tensors
 from mlc_rwkv_world.checkpoint.stored import ITEM_SIZES, MAX_TABLE, Region, StoredTensor
 from mlc_rwkv_world.checkpoint.training_file import weights_of
@@ -67,7 +68,7 @@ def _read_entry(file: BinaryIO, path: Path, entry: ZipEntry) -> bytes:
     if entry.crc32 and zlib.crc32(data) != entry.crc32:
         raise CheckpointError(
             f"{path}: entry {quoted(entry.name)} does not match its checksum: the file is "
-            "damaged. Download or copy it again."
+            f"damaged. {fetch_again(path)}"
         )
     return data
 
@@ -88,14 +89,14 @@ def _locate(
     if entry is None:
         raise CheckpointError(
             f"{path}: the data of tensor {quoted(name)} (entry data/{quoted(storage.key)}) is "
-            "missing: the file is damaged. Download or copy it again."
+            f"missing: the file is damaged. {fetch_again(path)}"
         )
     _require_uncompressed(path, entry)
     expected = storage.size * ITEM_SIZES[storage.dtype]
     if entry.size != expected:
         raise CheckpointError(
             f"{path}: the data of tensor {quoted(name)} has {entry.size} bytes, expected "
-            f"{expected}: the file is damaged. Download or copy it again."
+            f"{expected}: the file is damaged. {fetch_again(path)}"
         )
     # torch writes 0 where it was told not to compute checksums.
     region = Region(path, entry.offset, entry.size, entry.crc32 or None)

@@ -64,7 +64,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"is empty \(0 bytes\).*Fetch it again"),
+        (b"", r"is empty \(0 bytes\).*Download or copy it again"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n",
             "is a git-lfs pointer.*git lfs pull",
