@@ -220,11 +220,7 @@ class _Download:
             if file.tell() > remote.size:
                 file.seek(0)
                 file.truncate()
-            try:
-                self._hub.download(remote, file, target.name)
-            except DownloadError:
-                incomplete.unlink()
-                raise
+            self._hub.download(remote, file, target.name)
             file.flush()
             os.fsync(file.fileno())
         if not _matches(incomplete, remote.etag):

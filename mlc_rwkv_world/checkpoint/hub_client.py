@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mlc_rwkv_world import __version__
 from mlc_rwkv_world.checkpoint import hub_settings
-from mlc_rwkv_world.checkpoint.hub_id import MAIN, HubId
+from mlc_rwkv_world.checkpoint.hub_id import HubId, is_commit
 from mlc_rwkv_world.checkpoint.stored import MAX_TABLE
 from mlc_rwkv_world.checkpoint.wording import quoted
 from mlc_rwkv_world.errors import DownloadError
@@ -84,10 +84,9 @@ class HubClient:
             body = _read_all(answer, url)
         try:
             match json.loads(body):
-                case {"siblings": list(siblings)} as info:
-                    names = [s["rfilename"] for s in siblings]
-                    commit = info.get("sha") or source.revision or MAIN
-                    if all(isinstance(name, str) for name in (commit, *names)):
+                case {"siblings": list(siblings), "sha": str(commit)} if is_commit(commit):
+                    names = [sibling["rfilename"] for sibling in siblings]
+                    if all(isinstance(name, str) for name in names):
                         return commit, names
         except (ValueError, RecursionError, TypeError, KeyError):
             pass
@@ -158,6 +157,8 @@ class HubClient:
                 raise DownloadError(f"{remote.url} sends another part than the one asked for.")
             for piece in _pieces(answer, remote.url):
                 if file.tell() + len(piece) > remote.size:
+                    file.seek(0)
+                    file.truncate()
                     raise DownloadError(
                         f"{remote.url} sends more than the {remote.size} bytes that it declared; "
                         "what arrived was removed. The server is broken or hostile."

@@ -16,10 +16,11 @@ MAIN = "main"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# A revision ends at a slash but for refs/pr/1 and its like, which the hub makes itself.
+# A revision ends at a slash, so that its own are encoded, but for those of refs/pr/1 and its like,
+# which the hub makes itself.
+_HUBS_REF = r"refs/[^/]+/[^/]+"
 _ID = re.compile(
-    r"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(?:/(?P<file>.+))?",
-    re.DOTALL,
+    rf"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>{_HUBS_REF}|[^/]+))?(?:/(?P<file>.+))?", re.DOTALL
 )
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _HUB_SCHEME = re.compile(r"hf://", re.IGNORECASE)
@@ -48,8 +49,11 @@ class HubId:
         return f"{name}@{revision.replace('/', '-')}"
 
     def __str__(self) -> str:
-        at = "" if self.revision is None else f"@{self.revision}"
-        return f"{self.repo}{at}" + ("" if self.file is None else f"/{self.file}")
+        text = self.repo
+        if self.revision is not None:
+            slash = "/" if re.fullmatch(_HUBS_REF, self.revision) else "%2F"
+            text += "@" + self.revision.replace("%", "%25").replace("/", slash)
+        return text if self.file is None else f"{text}/{self.file}"
 
 
 def is_commit(revision: str) -> bool:
@@ -130,7 +134,10 @@ def _read_page(path: str) -> HubId | None:
 
 def _read_id(text: str) -> HubId | None:
     match = _ID.fullmatch(text)
-    return None if match is None else _checked(match["repo"], match["file"], match["revision"])
+    if match is None:
+        return None
+    revision = match["revision"]
+    return _checked(match["repo"], match["file"], revision and unquote(revision))
 
 
 def _checked(repo: str, file: str | None, revision: str | None) -> HubId | None:

@@ -238,6 +238,7 @@ def test_no_other_answer_fills_memory(hub: Hub, tmp_path: Path, where: str) -> N
     [
         *(b"", b"[]", b"{}", b'{"siblings": {}}', b'{"siblings": [1]}', b"\xff", b"[" * 100_000),
         *(b'{"siblings": [{"rfilename": 3}]}', b'{"siblings": [], "sha": 3}', b"9" * 5000),
+        *(b'{"siblings": []}', b'{"siblings": [], "sha": "../../x"}'),
     ],
 )
 def test_lists_that_are_none(hub: Hub, tmp_path: Path, body: bytes) -> None:

@@ -30,6 +30,8 @@ def _no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a/b@refs/pr/3", HubId("a/b", None, "refs/pr/3")),
         ("a/b@refs/pr/3/c.pth", HubId("a/b", "c.pth", "refs/pr/3")),
         (f"a/b@{COMMIT}/old/c.pth", HubId("a/b", "old/c.pth", COMMIT)),
+        ("a/b@new%2Fthing/c.pth", HubId("a/b", "c.pth", "new/thing")),
+        ("a/b@100%25", HubId("a/b", None, "100%")),
         ("hf://a/b@v1/c.bin", HubId("a/b", "c.bin", "v1")),
         # A name is taken as it stands, with whatever characters a file can have.
         ("a/b/RWKV-4 100%20 (模型)+#1?.pth", HubId("a/b", "RWKV-4 100%20 (模型)+#1?.pth")),
@@ -97,6 +99,7 @@ def test_a_revision_given_apart() -> None:
     assert parse_hub_id("a/b/c.pth", "v1") == HubId("a/b", "c.pth", "v1")
     assert parse_hub_id("a/b@v1", "v1") == HubId("a/b", None, "v1")
     assert parse_hub_id("a/b", "main") == HubId("a/b")
+    assert str(parse_hub_id("a/b/c.pth", "new/thing")) == "a/b@new%2Fthing/c.pth"
     with pytest.raises(UsageError, match=r"names the revision 'v2' and not 'v1'"):
         parse_hub_id("a/b@v2", "v1")
     for wrong in ("", "..", "a b", "-x", "x" * 300):
