@@ -18,6 +18,7 @@ from mlc_rwkv_world.checkpoint.safetensors_file import read_safetensors_file
 from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config, shape_of_tensors
 from mlc_rwkv_world.checkpoint.stored import StoredTensor
 from mlc_rwkv_world.checkpoint.torch_file import read_torch_file
+from mlc_rwkv_world.checkpoint.variants import refuse_variants
 from mlc_rwkv_world.checkpoint.version import rwkv_version
 from mlc_rwkv_world.checkpoint.wording import quoted
 from mlc_rwkv_world.errors import CheckpointError, NotFoundError
@@ -87,6 +88,7 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
         raise NotFoundError(f"{path} is not there: no such file or folder.")
 
     tensors = _collect(path, weights)
+    refuse_variants(path, config_path, config, tensors)
     version = rwkv_version(tensor.name for tensor in tensors.values())
     if version != 4:
         raise CheckpointError(

@@ -15,7 +15,6 @@ from mlc_rwkv_world.checkpoint.wording import listed, quoted
 from mlc_rwkv_world.errors import CheckpointError
 
 WORLD_VOCAB_SIZE = 65536
-_PILE_VOCAB_SIZES = (50277, 50280)
 _MAX_BLOCKS = 1024
 
 
@@ -116,12 +115,6 @@ def _require_floats(tensors: Mapping[str, StoredTensor]) -> None:
 def _require_world(path: Path, vocab_size: int) -> None:
     if vocab_size == WORLD_VOCAB_SIZE:
         return
-    if vocab_size in _PILE_VOCAB_SIZES:
-        raise CheckpointError(
-            f"{path} is a Pile or Raven checkpoint (vocabulary {vocab_size}), which speaks "
-            f"another tokenizer (20B_tokenizer.json); expected an RWKV-4 World checkpoint "
-            f"(vocabulary {WORLD_VOCAB_SIZE})."
-        )
     raise CheckpointError(
         f"{path} has a vocabulary of {vocab_size}, expected the World vocabulary of "
         f"{WORLD_VOCAB_SIZE}: give an RWKV-4 World checkpoint."

@@ -223,9 +223,38 @@ def test_another_model(tmp_path: Path, write: Callable[[Path, Any], object]) -> 
     )
 
 
-@pytest.mark.parametrize("vocab", [50277, 50280])
+@pytest.mark.parametrize(
+    ("marks", "what"),
+    [
+        (["blocks.0.ffn.s_emb.weight", "blocks.0.ffn.s_emb_x", "blocks.0.ffn.s0"],
+         "RWKV-7a (DeepEmbed), going by its tensors ('blocks.0.ffn.s_emb.weight')"),
+        (["blocks.0.ffn.s_emb.weight", "blocks.0.qkv.qq.weight"], "RWKV-7b (DeepEmbed and att"),
+        (["blocks.0.att.time_maa_r", "blocks.0.att.time_aaaaa"], "RWKV-7 (rc4a or near it)"),
+        (["blocks.0.att.time_maa_r", "blocks.0.att.time_misc_kkk"], "RWKV-7 (rc4a or near it)"),
+        (["blocks.1.rosa_qkv.emb0", "blocks.0.att.r_k"], "RWKV-8 (ROSA)"),
+        (["model.layers.0.attn.x_r", "model.layers.1.attn.q_proj.weight"], "a hybrid of RWKV-7"),
+    ],
+)  # fmt: skip
+def test_variants_by_name(tmp_path: Path, world: Tensors, marks: list[str], what: str) -> None:
+    """Each holds the marks of a later version too, and is not called by that."""
+    later = dict.fromkeys(["blocks.0.att.ln_x.weight", *marks], np.ones(4, np.float32))
+    message = refusal(save(tmp_path / "w.pth", world | later))
+    assert what in message
+    assert "is not built here" in message
+
+
+def test_hybrid_by_its_configuration(tmp_path: Path, world: Tensors) -> None:
+    folder = write_hf_bin(tmp_path / "m", world, attn={"layers": [3]})
+    assert "config.json says attn \"{'layers': [3]}\": the model is a hybrid" in refusal(folder)
+    open_checkpoint(write_hf_bin(tmp_path / "plain", world, attn=None))
+
+
+@pytest.mark.parametrize("vocab", [50277, 50280, 50304])
 def test_pile_and_raven_by_name(tmp_path: Path, vocab: int) -> None:
-    path = write_pth(tmp_path / "w.pth", random_world(1, 4, vocab))
+    tensors = random_world(1, 4, vocab)
+    path = write_pth(tmp_path / "later.pth", tensors | {"blocks.0.att.r_k": np.ones(4)})
+    assert f"Pile or Raven checkpoint (vocabulary {vocab})" in refusal(path)
+    path = write_pth(tmp_path / "w.pth", tensors)
     message = refusal(path)
     assert re.search(f"Pile or Raven checkpoint .vocabulary {vocab}.*20B_tokenizer", message)
     assert "65536" in message
