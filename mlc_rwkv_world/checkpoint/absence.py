@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlc_rwkv_world.checkpoint.names import EMBEDDINGS, HEAD, spelled
+from mlc_rwkv_world.checkpoint.names import EMBEDDINGS, HEAD, speller
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
 from mlc_rwkv_world.errors import CheckpointError
 
@@ -38,15 +38,15 @@ def require_no_lora(path: Path, found: Mapping[str, str]) -> None:
 
 def missing(path: Path, names: Sequence[str], found: Mapping[str, str]) -> CheckpointError:
     """The error for a checkpoint that lacks the tensors of the canonical `names`."""
-    as_in_file = [spelled(name, found) for name in names]
-    lacks = f"{path} lacks the tensors {listed(as_in_file)}"
+    spelled = speller(found)
+    lacks = f"{path} lacks the tensors {listed(map(spelled, names))}"
     if (shard := _SHARD.search(path.name)) and int(shard[2]) > 1:
         return CheckpointError(
             f"{lacks}: it is shard {int(shard[1])} of {int(shard[2])}. Give the folder that holds "
             "them all."
         )
     if set(names) <= {HEAD, EMBEDDINGS} and len(names) == 1:
-        other = spelled(EMBEDDINGS if names[0] == HEAD else HEAD, found)
+        other = spelled(EMBEDDINGS if names[0] == HEAD else HEAD)
         return CheckpointError(
             f"{lacks}. If its head is tied to its embedding, so that {quoted(other)} is both, put "
             'it into a folder with a config.json that says {"tie_word_embeddings": true}, and '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 # BlinkDL's name for a part of a tensor's name, and Hugging Face's.
 _HF_PARTS = {
@@ -47,25 +47,27 @@ def is_models_own(canonical: str) -> bool:
     return canonical.split(".", 1)[0] in _ROOTS
 
 
-def spelled(canonical: str, found: Mapping[str, str]) -> str:
-    """`canonical` as it stands in the file whose names are `found`, by canonical name.
+def speller(found: Mapping[str, str]) -> Callable[[str], str]:
+    """What spells canonical names as the file does whose names are `found`, by canonical name.
 
-    Where it does not stand there: as it would, going by the names that do.
+    A name that does not stand there is spelled as it would, going by those that do.
     """
-    if canonical in found:
-        return found[canonical]
     habits: Counter[tuple[str, bool]] = Counter()
-    for known, name in found.items():
-        for in_file, is_blinkdl in ((_blinkdl_name(known), True), (known, False)):
-            if name.endswith(in_file) and _blinkdl_name(known) != known:
-                habits[name.removesuffix(in_file), is_blinkdl] += 1
-    if not habits:
-        return canonical
-    (prefix, is_blinkdl), _ = habits.most_common(1)[0]
-    if canonical == HEAD:
-        # In Hugging Face's layout it stands beside the rest.
-        prefix = prefix.removesuffix("rwkv.")
-    return prefix + (_blinkdl_name(canonical) if is_blinkdl else canonical)
+    for canonical, name in found.items():
+        blinkdl = _blinkdl_name(canonical)
+        for in_file in (blinkdl, canonical):
+            if name.endswith(in_file) and blinkdl != canonical:
+                habits[name.removesuffix(in_file), in_file == blinkdl] += 1
+    (prefix, is_blinkdl), _ = habits.most_common(1)[0] if habits else (("", False), 0)
+
+    def spelled(canonical: str) -> str:
+        if canonical in found:
+            return found[canonical]
+        # In Hugging Face's layout the head stands beside the rest.
+        before = prefix.removesuffix("rwkv.") if canonical == HEAD else prefix
+        return before + (_blinkdl_name(canonical) if is_blinkdl else canonical)
+
+    return spelled
 
 
 def _blinkdl_name(canonical: str) -> str:

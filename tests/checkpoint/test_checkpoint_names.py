@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 from support.checkpoints import Tensors, hf_name, write_config, write_hf_bin, write_pth
 
 from mlc_rwkv_world.checkpoint import open_checkpoint
-from mlc_rwkv_world.checkpoint.names import canonical_name, spelled
+from mlc_rwkv_world.checkpoint.names import canonical_name, speller
 from mlc_rwkv_world.errors import CheckpointError
 
 
@@ -101,8 +102,8 @@ def test_errors_spell_names_as_the_file_does(
 def test_the_head_stands_beside_hugging_faces_other_names(world: Tensors) -> None:
     names = {canonical_name(hf_name(name)): hf_name(name) for name in world}
     del names["head.weight"]
-    assert spelled("head.weight", names) == "head.weight"
-    assert spelled("embeddings.weight", {}) == "embeddings.weight"
+    assert speller(names)("head.weight") == "head.weight"
+    assert speller({})("embeddings.weight") == "embeddings.weight"
 
 
 # Training files
@@ -227,6 +228,23 @@ def test_one_shard_of_several(tmp_path: Path, world: Tensors) -> None:
 def test_a_part_that_was_saved_as_a_whole_file(tmp_path: Path, world: Tensors) -> None:
     message = refusal(write_pth(tmp_path / "w.pth", without(world, "ln1.bias", "head.weight")))
     assert "The file is whole and was saved without them" in message
+
+
+def test_many_names_lacking_and_many_there(tmp_path: Path) -> None:
+    """Time in proportion to both, not to their product."""
+    names = ["emb.weight", *(f"blocks.{i}.ffn.key.weight" for i in range(1024))]
+    names += [f"blocks.0.ffn.{i}" for i in range(10_000)]
+    table, end = {}, 0
+    for name in names:
+        shape = [65536, 1] if name == "emb.weight" else [1, 1]
+        table[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + 4 * shape[0]]}
+        end += 4 * shape[0]
+    path = tmp_path / "w.safetensors"
+    header = json.dumps(table).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(end))
+    began = time.process_time()
+    assert "lacks the tensors 'blocks.0.ln0.weight'" in refusal(path)
+    assert time.process_time() - began < 5
 
 
 # JSON as editors save it
