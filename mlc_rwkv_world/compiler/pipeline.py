@@ -39,7 +39,7 @@ from mlc_rwkv_world.tvm_names import name_of
 
 # Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
 _DRAWS_THERE = ("cuda", "vulkan", "metal")
-_SCRIPT = Kind("module of --debug-dump", re.compile(rb"# from tvm\.script import "))
+_SCRIPT = Kind("module of --debug-dump", re.compile(rb"(# from .*\n)*# from tvm\.script import "))
 
 
 def run(
