@@ -78,12 +78,20 @@ def unpack(folder: Path, *, dtype: str = "float32", path: Path = MODEL) -> Path:
     """Write config.json and model.safetensors into `folder`, and return it.
 
     The weights are float16 values, so `dtype` "float32" and "float16" hold the same numbers.
+    Raises FileExistsError where another model is in the folder.
     """
     tensors = {name: tensor.astype(dtype) for name, tensor in expand(read(path)).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config(tensors, dtype), indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    written = folder / "config.json"
+    if (
+        folder.exists()
+        and any(folder.iterdir())
+        and not (written.is_file() and written.read_text(encoding="utf-8") == text)
+    ):
+        raise FileExistsError(f"{folder} holds something else: give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    written.write_text(text, encoding="utf-8")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -92,7 +100,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to write it")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     arguments = parser.parse_args()
-    print(unpack(arguments.folder, dtype=arguments.dtype))
+    try:
+        print(unpack(arguments.folder, dtype=arguments.dtype))
+    except FileExistsError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

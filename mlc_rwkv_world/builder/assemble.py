@@ -12,6 +12,7 @@ from mlc_rwkv_world.artifact.atomic import replacing_folder
 from mlc_rwkv_world.artifact.checksums import write_checksums
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.layout import PARAMS_DIR
+from mlc_rwkv_world.artifact.search import Found
 from mlc_rwkv_world.artifact.storage import storing
 from mlc_rwkv_world.builder.choices import choose
 from mlc_rwkv_world.builder.older import carry_over, kept_checksums
@@ -25,7 +26,7 @@ from mlc_rwkv_world.checkpoint import (
 )
 from mlc_rwkv_world.compiler import library as code
 from mlc_rwkv_world.compiler import pipeline
-from mlc_rwkv_world.compiler.cache import ModuleCache
+from mlc_rwkv_world.compiler.cache import ModuleCache, cache_folder
 from mlc_rwkv_world.compiler.export import export
 from mlc_rwkv_world.convert.chat_config import (
     record_precision,
@@ -39,7 +40,6 @@ from mlc_rwkv_world.models.fp32_layers import spelled
 from mlc_rwkv_world.reporter import Reporter
 
 MODELS_DIR = "models"
-CACHE_DIR = "cache"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,9 @@ def build(
     output = Path(output)
     path = _locate(source, model, output / MODELS_DIR, prefer_safetensors, reporter)
     checkpoint = open_checkpoint(path, prefer_safetensors=prefer_safetensors)
+    dump = Path(debug_dump) if debug_dump is not None and library else None
+    if dump is not None:
+        pipeline.prepare_dump(dump)
     plan = make_plan(checkpoint, choices, output, reporter)
     if reuse_lib is not None:
         check_reusable(Path(reuse_lib), plan)
@@ -137,15 +140,15 @@ def build(
             built = [_library_path(plan, folder, system_lib=False)]
             shutil.copyfile(reuse_lib, built[0])
         elif library:
-            cache = output / CACHE_DIR if use_cache else None
-            dump = Path(debug_dump) if debug_dump is not None else None
+            cache = cache_folder() if use_cache else None
             built = _compile(plan, folder, cache, dump, system_lib, reporter)
         if weights:
             _convert(plan, folder / PARAMS_DIR, reporter)
         else:
             record_precision(folder / PARAMS_DIR, plan.config)
-        write_checksums(folder, plan.name, kept_checksums(plan, built, weights=weights))
-    registry.register(plan.folder)
+        kept = kept_checksums(plan, built, weights=weights)
+        write_checksums(folder, [path.name for path in built], kept)
+        registry.register(plan.folder, folder)
     return _artifact(plan, built)
 
 
@@ -178,7 +181,7 @@ def _library_path(plan: Plan, folder: Path, *, system_lib: bool) -> Path:
 def _compile(
     plan: Plan,
     folder: Path,
-    cache_folder: Path | None,
+    kept: Path | None,
     dump: Path | None,
     system_lib: bool,
     reporter: Reporter,
@@ -187,7 +190,7 @@ def _compile(
     reporter.stage(f"compiling for {chosen.target.kind}")
     described = plan.described()
     prefix = code.system_lib_prefix(plan.name) if system_lib else None
-    cache = ModuleCache(cache_folder, described, prefix) if cache_folder is not None else None
+    cache = ModuleCache(kept, described, prefix) if kept is not None else None
     mod = cache.load() if cache is not None and dump is None else None
     if mod is None:
         exported = export(plan.config, chosen.format, chosen.compute_dtype)
@@ -224,6 +227,10 @@ def _precision_notes(config: ModelConfig) -> tuple[str, ...]:
     return tuple(f"--fp32-layers {blocks}: {reason}" for reason in config.fp32_reasons)
 
 
+def _left_out(found: Found) -> list[str]:
+    return [f"{path} was not built here: it stays, but does not run." for path in found.unlisted]
+
+
 def _artifact(plan: Plan, built: list[Path]) -> Artifact:
     params = plan.folder / PARAMS_DIR
     nbytes = ParameterIndex.read(params).nbytes if params.is_dir() else 0
@@ -243,5 +250,6 @@ def _artifact(plan: Plan, built: list[Path]) -> Artifact:
             *_precision_notes(plan.config),
             *plan.choices.target.notes,
             *code.notes(plan.choices.target, built),
+            *_left_out(Found(plan.name, plan.folder, params)),
         ),
     )

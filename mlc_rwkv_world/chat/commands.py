@@ -50,7 +50,7 @@ class Commands:
             return "A new conversation."
         if name == "reload":
             self.chat = self._reload(argument or None)
-            return f"Loaded {self.chat.engine.name}. A new conversation."
+            return f"Loaded {self.chat.engine.folder}. A new conversation."
         if name == "save":
             self.chat.save(_file(name, argument))
             return f"Saved to {argument}."

@@ -77,7 +77,8 @@ class Chat:
     def save(self, path: str | Path) -> None:
         """Write the conversation to `path`: all that the next answer depends on, to the bit.
 
-        Raises StorageError where the file cannot be written.
+        Raises UsageError where a file that is no state is there, StorageError where it cannot be
+        written.
         """
         self._finish()
         file = self._state.to_file()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlc_rwkv_world.artifact.storage import storing
+from mlc_rwkv_world.artifact.output import Kind, Output
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.errors import UsageError
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from mlc_rwkv_world.runtime import Engine
 
 _NUMBER = re.compile("[1-9][0-9]{0,5}")
+KIND = Kind(
+    "result of bench",
+    re.compile(rb'\{\n  "model": ".*",\n  "device": ".*",\n  "threads": \d+,\n  "bandwidth": '),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=program, description="Measure a built model's speed.")
     parser.add_argument("model", help="name, folder, params folder or configuration of an artifact")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--model-lib", metavar="FILE", help="the compiled library to use")
     parser.add_argument("--threads", type=int, metavar="N", help="of a CPU")
     parser.add_argument("--prefill", default="16,128,512", metavar="N,N", help="prompt lengths")
     parser.add_argument("--batch", default="1,2,4,8", metavar="N,N", help="sequences that decode")
@@ -74,7 +79,7 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from mlc_rwkv_world.runtime import load
+    from mlc_rwkv_world.cli.opening import load
     from mlc_rwkv_world.runtime.device import kind_of
     from mlc_rwkv_world.runtime.threads import use
 
@@ -82,7 +87,12 @@ def _run(options: argparse.Namespace) -> int:
     batches = _numbers(options.batch, "--batch")
     if options.rounds < 1 or options.steps < 1:
         raise UsageError("--rounds and --steps are at least 1.")
-    engine = load(options.model, options.device, threads=options.threads)
+    output = Output(Path(options.json).expanduser(), KIND) if options.json else None
+    if output is not None:
+        output.check()
+    engine = load(
+        options.model, options.device, model_lib=options.model_lib, threads=options.threads
+    )
     on_cpu = kind_of(engine.device) == "cpu"
     threads = use(options.threads) if on_cpu else 1
     limits = None
@@ -101,10 +111,8 @@ def _run(options: argparse.Namespace) -> int:
         "results": [row.as_dict(limits) for row in rows],
     }
     _show(result)
-    if options.json:
-        path = Path(options.json).expanduser()
-        with storing(path):
-            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if output is not None:
+        output.write((json.dumps(result, indent=2) + "\n").encode())
     return 0
 
 

@@ -39,7 +39,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--model-lib-path",
         "--model-lib",
         metavar="FILE",
-        help="the compiled library, if not the one beside the parameters",
+        help="the compiled library to run, if not one that the artifact lists",
     )
     model.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, metal, vulkan, opencl; cuda:1"
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _open_chat(options: argparse.Namespace, model: str) -> Chat:
     from mlc_rwkv_world.chat import Chat
-    from mlc_rwkv_world.runtime import load
+    from mlc_rwkv_world.cli.opening import load
 
     # Of the same model the same library; another model has its own.
     library = options.model_lib_path if model == options.model else None
@@ -98,7 +98,7 @@ def _open_chat(options: argparse.Namespace, model: str) -> Chat:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from mlc_rwkv_world.runtime import load
+    from mlc_rwkv_world.cli.opening import load
     from mlc_rwkv_world.runtime.evaluate import evaluate
 
     engine = load(
@@ -118,7 +118,7 @@ def _converse(chat: Chat, options: argparse.Namespace) -> int:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     read_line = _typed_lines() if terminal else _piped_line
     if terminal:
-        print(f"{chat.engine.name} on {chat.engine.device}. /help lists the commands.")
+        print(f"{chat.engine.folder} on {chat.engine.device}. /help lists the commands.")
     result = 0
     while not commands.ended:
         try:

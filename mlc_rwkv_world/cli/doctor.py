@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from mlc_rwkv_world.cli import status
+from mlc_rwkv_world.errors import RwkvWorldError, printable
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Prints the report; the exit status is 0 whatever is in it."""
+    """Prints the report; the exit status is 0 whatever is in it, and a model's where it is none."""
     parser = argparse.ArgumentParser(
         prog=program, description="Show TVM, mlc_llm, what is registered with it, and built models."
     )
-    return status.run(parser, lambda _options: _run(), argv)
+    parser.add_argument(
+        "model", nargs="*", help="show these, by name or path, instead of all that you built here"
+    )
+    return status.run(parser, lambda options: _run(options.model), argv)
 
 
-def _run() -> int:
+def _run(models: Sequence[str]) -> int:
     from importlib import import_module
 
-    from mlc_rwkv_world.artifact.identity import describe_library, describe_weights
-    from mlc_rwkv_world.artifact.layout import PARAMS_DIR
     from mlc_rwkv_world.artifact.registry import registered
-    from mlc_rwkv_world.artifact.search import libraries_in
+    from mlc_rwkv_world.artifact.search import find
     from mlc_rwkv_world.integration.report import report
 
+    folders: list[Path] = [find(model).folder.resolve() for model in models] or registered()
     for line in report():
         print(line, flush=True)
     try:
@@ -32,9 +36,28 @@ def _run() -> int:
     except Exception:
         # The report has said so.
         version = None
-    for folder in registered():
-        params = folder / PARAMS_DIR
-        print(f"artifact {describe_weights(params)}", flush=True)
-        for path in libraries_in(folder):
-            print(f"  library {describe_library(path, params, version)}", flush=True)
+    for folder in folders:
+        for line in _artifact(folder, version):
+            print(printable(line), flush=True)
     return 0
+
+
+def _artifact(folder: Path, tvm: str | None) -> Iterator[str]:
+    """What stands in `folder`; `tvm` is the version that is here. Nothing is loaded."""
+    from mlc_rwkv_world.artifact.identity import describe_library, describe_weights
+    from mlc_rwkv_world.artifact.registry import Record
+    from mlc_rwkv_world.artifact.search import find
+
+    record = Record.read()
+    try:
+        found = find(folder)
+        libraries = found.libraries
+    except RwkvWorldError as error:
+        yield f"artifact {folder}: {error}"
+        return
+    by_name = "" if record.holds(folder) else f"; only its path runs it: it {record.doubt(folder)}"
+    yield f"artifact {describe_weights(found.params)}{by_name}"
+    for path in libraries:
+        yield f"  library {describe_library(path, found.params, tvm)}"
+    for path in found.unlisted:
+        yield f"  library {describe_library(path, found.params, tvm)}; not listed: it does not run"

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlc_rwkv_world.artifact.atomic import write_file
+from mlc_rwkv_world.artifact.output import Kind, Output
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.cli.text_input import read_text
 from mlc_rwkv_world.errors import UsageError
 
 # Models of more blocks are shown in full on request only.
 _SHOWN_IN_FULL = 6
+PICTURE = Kind(
+    "picture of inspect",
+    re.compile(rb"<svg [^>]*>\n<rect [^>]*>\n<text [^>]*>.*: share of float16's range</text>"),
+)
+NUMBERS = Kind(
+    "report of inspect",
+    re.compile(rb'\{\n "model": ".*",\n "quantization": ".*",\n "compute_dtype": "float'),
+)
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
@@ -59,6 +68,11 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     if options.picture is not None and Path(options.picture).suffix != ".svg":
         raise UsageError(f"--picture {options.picture}: pictures are SVG; give a name ending .svg.")
+    picture = None if options.picture is None else Output(Path(options.picture), PICTURE)
+    numbers = None if options.json in (None, "-") else Output(Path(options.json), NUMBERS)
+    for output in (picture, numbers):
+        if output is not None:
+            output.check()
     from mlc_rwkv_world.numerics.heatmap import heatmap
     from mlc_rwkv_world.numerics.inspection import inspect
     from mlc_rwkv_world.numerics.prompts import BUILT_IN
@@ -87,14 +101,14 @@ def _run(options: argparse.Namespace) -> int:
             print(f"\rblock {done} of {total}", end=end, file=sys.stderr, flush=True)
 
     report = inspect(subject, texts=texts, against=options.against, progress=progress, stage=stage)
-    if options.picture is not None:
-        write_file(Path(options.picture), heatmap(report).encode())
+    if picture is not None:
+        picture.write(heatmap(report).encode())
     text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     if options.json == "-":
         print(text)
         return 0
-    if options.json is not None:
-        write_file(Path(options.json), f"{text}\n".encode())
+    if numbers is not None:
+        numbers.write(f"{text}\n".encode())
     full = options.all or report.num_hidden_layers <= _SHOWN_IN_FULL
     for line in table(report, everything=full):
         print(line)

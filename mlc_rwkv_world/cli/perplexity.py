@@ -85,8 +85,8 @@ def _built(options: argparse.Namespace, path: Path, folder: str) -> Path:
 def _measure(options: argparse.Namespace, model: str, device: str, text: str) -> int:
     from tqdm import tqdm
 
+    from mlc_rwkv_world.cli.opening import load
     from mlc_rwkv_world.numerics.perplexity import predict
-    from mlc_rwkv_world.runtime import load
 
     engine = load(model, device, model_lib=options.model_lib)
     with tqdm(total=None, unit="tok", leave=False, disable=None) as bar:

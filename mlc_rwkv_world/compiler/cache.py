@@ -1,9 +1,15 @@
-"""Keeps lowered modules as JSON, so that building the same library again skips the passes."""
+"""Keeps lowered modules as JSON, so that building the same library again skips the passes.
+
+They become code, so they lie in the user's own folder, and never beside an artifact or checkpoint,
+which may have come from anywhere.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +18,20 @@ from tvm import IRModule
 
 from mlc_rwkv_world.artifact.atomic import write_file
 from mlc_rwkv_world.artifact.metadata import REVISION
+from mlc_rwkv_world.artifact.registry import home
 
 # What a module is made by; a change in any of it makes cached modules stale.
 _SOURCES = ("compiler", "kernels", "models", "quantization", "transforms")
+
+
+# A module takes some megabytes; those not used for longest make room.
+_MOST = 64
+
+
+def cache_folder() -> Path | None:
+    """The user's folder for modules; None where there is no home to keep them."""
+    place = home()
+    return None if place is None else place / "cache"
 
 
 class ModuleCache:
@@ -38,6 +55,8 @@ class ModuleCache:
         except Exception:
             # Damage shows in TVM's reader in many ways, and lowering again cures them all.
             return None
+        with suppress(OSError):
+            os.utime(self.path)
         return mod if isinstance(mod, IRModule) else None
 
     def store(self, mod: IRModule) -> None:
@@ -45,6 +64,9 @@ class ModuleCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_file(self.path, tvm.ir.save_json(mod).encode())
+            modules = self.path.parent.glob("module-*.json")
+            for old in sorted(modules, key=lambda path: path.stat().st_mtime)[:-_MOST]:
+                old.unlink(missing_ok=True)
         except OSError:
             return
 

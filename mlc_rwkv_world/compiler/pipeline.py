@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from tvm.s_tir import dlight
 from tvm.target import Target
 
 from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
+from mlc_rwkv_world.artifact.output import Kind, Output
+from mlc_rwkv_world.artifact.storage import storing
 from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.metadata import attach
+from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16
 from mlc_rwkv_world.models.config import ModelConfig
 from mlc_rwkv_world.transforms import schedule_gpu
@@ -35,6 +39,7 @@ from mlc_rwkv_world.tvm_names import name_of
 
 # Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
 _DRAWS_THERE = ("cuda", "vulkan", "metal")
+_SCRIPT = Kind("module of --debug-dump", re.compile(rb"(# from .*\n)*# from tvm\.script import "))
 
 
 def run(
@@ -46,8 +51,10 @@ def run(
 ) -> IRModule:
     """Lowers an exported module to TIR kernels and calls of the virtual machine.
 
-    With `dump`, the module after each phase is written there as TVMScript.
+    With `dump`, the module after each phase is written to that folder as TVMScript.
     """
+    if dump is not None:
+        prepare_dump(dump)
     names = [param["name"] for param in metadata.get("params", ())]
     arithmetic = by_function(metadata.get("rwkv_world", {}).get("arithmetic", {}))
     exact = config.fp32_layers or ()
@@ -157,7 +164,16 @@ def _bound_shapes(mod: IRModule, config: ModelConfig) -> IRModule:
     return mod
 
 
+def prepare_dump(dump: Path) -> None:
+    """Make the folder for what `run` writes; UsageError where files of others are in the way."""
+    with storing(dump):
+        if dump.is_symlink():
+            raise UsageError(f"{dump} is a link. Remove it, or give another folder.")
+        dump.mkdir(parents=True, exist_ok=True)
+        for path in [*sorted(dump.glob("[0-9]-*.py")), dump / "0-export.py"]:
+            Output(path, _SCRIPT).check()
+
+
 def _write(mod: IRModule, dump: Path | None, name: str) -> None:
     if dump is not None:
-        dump.mkdir(parents=True, exist_ok=True)
-        (dump / f"{name}.py").write_text(mod.script(), encoding="utf-8")
+        Output(dump / f"{name}.py", _SCRIPT).write(mod.script().encode())

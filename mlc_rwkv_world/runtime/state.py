@@ -68,7 +68,8 @@ class State:
     def save(self, path: str | Path) -> None:
         """Write the state and its model's identity to `path`, whole or not at all.
 
-        Raises StorageError where the file cannot be written.
+        Raises UsageError where a file that is no state is there, StorageError where it cannot be
+        written.
         """
         self.to_file().write(Path(path))
 

@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlc_rwkv_world.artifact.atomic import write_file
-from mlc_rwkv_world.artifact.storage import storing
+from mlc_rwkv_world.artifact.output import Kind, Output
 from mlc_rwkv_world.errors import NotFoundError, StateError
 
 FORMAT = "mlc-rwkv-world state"
 VERSION = "1"
 STATE = "state"
+# A safetensors file begins with the length of its header, and the header with the metadata.
+KIND = Kind(
+    "state", re.compile(rb'.{8}\{"__metadata__":\{[^{}]*"format":"%b"' % FORMAT.encode(), re.S)
+)
 # Beside the state itself: history of penalties, random generator, header.
 MAX_EXTRA_BYTES = 16 << 20
 
@@ -45,15 +48,17 @@ class StateFile:
         return int(text)
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all. Raises StorageError where that cannot be."""
+        """Write the file, whole or not at all; of what is there, only a state is replaced.
+
+        Raises UsageError where something else is there, StorageError where it cannot be written.
+        """
         from safetensors.numpy import save
 
         tensors = {STATE: self.state, **self.extra}
         tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         metadata = {**self.notes, "format": FORMAT, "version": VERSION, "model": self.model}
         metadata["sha256"] = _digest(tensors, metadata)
-        with storing(path):
-            write_file(path, save(tensors, metadata))
+        Output(path, KIND).write(save(tensors, metadata))
 
     @classmethod
     def read(cls, path: Path, *, model: str, shape: tuple[int, ...]) -> StateFile:

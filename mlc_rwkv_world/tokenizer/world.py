@@ -114,13 +114,9 @@ class WorldTokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vocabulary as `tokenizer_model`: a msgpack map from ids to bytes."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(self._core.to_bytes())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        from mlc_rwkv_world.artifact.atomic import write_file
+
+        write_file(Path(path), self._core.to_bytes())
 
     def __reduce__(self) -> tuple[Callable[..., WorldTokenizer], tuple[bytes, str, int]]:
         return WorldTokenizer.from_bytes, (self._core.to_bytes(), "pickled vocabulary", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -192,6 +193,30 @@ for _ in range(100):
         assert process.returncode == 0
     assert place.read_text() == "300"
     assert names(tmp_path) == ["count"]
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "there", "."])
+def test_a_lock_follows_no_link(tmp_path: Path, target: str) -> None:
+    """Whoever gives a folder away could else have a file made, or waited for, anywhere."""
+    (tmp_path / "there").write_text("mine")
+    link = tmp_path / ".model.lock"
+    link.symlink_to(tmp_path / target)
+    with (
+        pytest.raises(OSError, match=r"a link is in the place of a lock; remove it.*\.model\.lock"),
+        locked(tmp_path / "model"),
+    ):
+        pass
+    assert names(tmp_path) == [".model.lock", "there"]
+    assert link.is_symlink()
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".model.lock")
+    message = "what is in the place of a lock is no file"
+    with pytest.raises(OSError, match=message), locked(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == [".model.lock"]
 
 
 def test_a_file_in_the_way_is_not_replaced(tmp_path: Path) -> None:

@@ -13,9 +13,12 @@ from building import NAME, build_tiny, contents
 from support.checkpoints import Tensors, random_world, write_pth
 
 import mlc_rwkv_world
+from mlc_rwkv_world.artifact.checksums import write_checksums
 from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.builder import Artifact, assemble, choices
 from mlc_rwkv_world.compiler import pipeline
+from mlc_rwkv_world.compiler.cache import cache_folder
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import (
     ArtifactError,
@@ -58,6 +61,12 @@ def logits(folder: Path) -> np.ndarray:
     return engine.prefill([24281, 59, 4571, 261], engine.new_state())
 
 
+def kept_modules() -> list[Path]:
+    folder = cache_folder()
+    assert folder is not None
+    return sorted(folder.iterdir())
+
+
 def test_artifact(built: Artifact) -> None:
     folder = built.folder
     assert (built.name, folder.name, built.params) == (NAME, NAME, folder / "params")
@@ -77,8 +86,8 @@ def test_artifact(built: Artifact) -> None:
     index = ParameterIndex.read(built.params)
     index.check_files()
     assert list(index.damaged_shards()) == []
-    # Nothing is left of the work but the cache.
-    assert {path.name for path in folder.parent.iterdir()} == {NAME, "cache"}
+    # Nothing is left of the work.
+    assert {path.name for path in folder.parent.iterdir()} == {NAME}
     assert np.isfinite(logits(folder)).all()
 
 
@@ -174,13 +183,13 @@ def test_a_failed_build_leaves_the_older_artifact(
     with pytest.raises(CheckpointError, match=r"tiny\.pth.*head\.weight"):
         build_tiny(broken, dist, **options)
     assert contents(older) == before
-    assert {path.name for path in dist.iterdir()} == {"cache", NAME}
+    assert {path.name for path in dist.iterdir()} == {NAME}
 
 
 def test_a_failed_first_build_leaves_nothing(broken: Path, dist: Path) -> None:
     with pytest.raises(CheckpointError):
         build_tiny(broken, dist, library=False)
-    assert {path.name for path in dist.iterdir()} == {"cache"}
+    assert {path.name for path in dist.iterdir()} == set()
 
 
 def test_what_a_build_does_not_write_stays(source: Path, dist: Path, older: Path) -> None:
@@ -194,6 +203,73 @@ def test_what_a_build_does_not_write_stays(source: Path, dist: Path, older: Path
     assert (older / "link").read_text() == "mine"
     assert (older / "link").is_symlink()
     assert not (older / "params" / "stale.bin").exists()
+
+
+def test_a_build_lists_its_own_libraries_and_no_others(
+    source: Path, dist: Path, older: Path
+) -> None:
+    """Else a stranger's library would become the user's own by a build in the same place."""
+    stray = older / f"{NAME}-cuda.so"
+    stray.write_bytes(b"a program")
+    artifact = build_tiny(source, dist, library=False)
+    # What this user built stays listed, in a copy too.
+    assert list(find(older).libraries) == [older / LIBRARY]
+    assert f"{stray} was not built here: it stays, but does not run." in artifact.notes
+    # A list that this user's builds did not write says nothing of what may run.
+    write_checksums(older, [LIBRARY, stray.name], {})
+    artifact = build_tiny(source, dist, library=False)
+    assert list(find(older).libraries) == []
+    assert {note.split()[0] for note in artifact.notes} == {str(stray), str(older / LIBRARY)}
+    assert stray.read_bytes() == b"a program"
+    build_tiny(source, dist)
+    assert list(find(NAME).libraries) == list(find(older).libraries) == [older / LIBRARY]
+
+
+@pytest.mark.parametrize("by_link", [False, True])
+def test_a_folder_that_is_no_artifact_is_not_built_into(
+    source: Path, dist: Path, tmp_path: Path, by_link: bool
+) -> None:
+    mine = tmp_path / "mine" if by_link else dist / NAME
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    if by_link:
+        (dist / NAME).symlink_to(mine)
+    with pytest.raises(UsageError, match=f"{NAME} is there already, and no artifact"):
+        build_tiny(source, dist, library=False)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    assert {path.name for path in dist.iterdir()} == {NAME}
+
+
+def test_modules_that_lie_beside_an_artifact_become_no_code(
+    source: Path, built: Artifact, dist: Path, no_lowering: None
+) -> None:
+    """Whoever gives a folder away could else put code into what is built there."""
+    (dist / "cache").mkdir()
+    for module in kept_modules():
+        (dist / "cache" / module.name).write_text("{}")
+    build_tiny(source, dist, weights=False)
+    assert (dist / NAME / LIBRARY).is_file()
+
+
+def test_a_dump_replaces_nothing_of_others(source: Path, dist: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    dump.mkdir()
+    mine = dump / "3-mine.py"
+    mine.write_text("print()")
+    with pytest.raises(
+        UsageError, match=r"3-mine\.py is there already, and is no module of --debug"
+    ):
+        build_tiny(source, dist, weights=False, debug_dump=dump)
+    mine.unlink()
+    (dump / "0-export.py").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"0-export\.py is no file but a link"):
+        build_tiny(source, dist, weights=False, debug_dump=dump)
+    link = tmp_path / "link"
+    link.symlink_to(dump)
+    with pytest.raises(UsageError, match=r"link is a link"):
+        build_tiny(source, dist, weights=False, debug_dump=link)
+    assert list(dist.iterdir()) == []
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_rebuilding_does_not_write_through_to_copies(
@@ -245,7 +321,9 @@ def test_kept_modules_are_used_unless_told_otherwise(
         build_tiny(source, dist, weights=False, prefill_chunk_size=17)
 
 
-def test_debug_dump_and_system_library(source: Path, tmp_path: Path) -> None:
+def test_debug_dump_and_system_library(source: Path, built: Artifact, tmp_path: Path) -> None:
+    before = kept_modules()
+    assert before
     artifact = build_tiny(
         source,
         tmp_path / "dist",
@@ -254,7 +332,8 @@ def test_debug_dump_and_system_library(source: Path, tmp_path: Path) -> None:
         use_cache=False,
         debug_dump=tmp_path / "dump",
     )
-    assert not (tmp_path / "dist" / "cache").exists()
+    assert kept_modules() == before
+    pipeline.prepare_dump(tmp_path / "dump")
     phases = sorted(path.name for path in (tmp_path / "dump").iterdir())
     assert [name.partition("-")[0] for name in phases] == [str(i) for i in range(len(phases))]
     first, last = ((tmp_path / "dump" / name).read_text() for name in (phases[0], phases[-1]))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import CHUNK, NAME, contents
@@ -16,6 +17,7 @@ from support.checkpoints import Tensors, random_world, write_pth
 import mlc_rwkv_world
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.search import find
+from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.errors import NotFoundError
 
 COMMANDS = [["mlc_llm.build"], ["mlc_rwkv_world", "build"]]
@@ -61,13 +63,30 @@ def test_what_a_build_prints(source: Path, dist: Path) -> None:
     assert lines[-1] == f"Chat with it:  mlc_chat_cli --model {NAME}"
 
 
+@pytest.mark.parametrize("home", ["~no-such-user", "a file"])
+def test_what_a_build_prints_works_without_a_record(
+    source: Path, built: Artifact, tmp_path: Path, home: str
+) -> None:
+    (tmp_path / "a file").touch()
+    place: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "MLC_RWKV_WORLD_HOME": home}}
+    arguments = [*map(str, options(source, Path())), "--reuse-lib", str(built.libraries[0])]
+    build = [sys.executable, "-m", "mlc_rwkv_world", "build", *arguments]
+    done = subprocess.run(build, **place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.splitlines()[-1].removeprefix("Chat with it:  mlc_chat_cli ")
+    assert command == f"--model ./{NAME}"
+    chat = [sys.executable, "-m", "mlc_rwkv_world", "chat", *command.split(), "--prompt", "Hi"]
+    done = subprocess.run([*chat, "--max-tokens", "1"], **place, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_two_builds_at_once(source: Path, dist: Path) -> None:
     processes = [start(*options(source, dist), command=command) for command in COMMANDS]
     results = [finish(process) for process in processes]
     assert [status for status, _, _ in results] == [0, 0], results
     waiting = f"waiting for another build of {NAME} ..."
     assert sum(waiting in out for _, out, _ in results) == 1
-    assert {path.name for path in dist.iterdir()} == {"cache", NAME}
+    assert {path.name for path in dist.iterdir()} == {NAME}
     assert mlc_rwkv_world.load(dist / NAME, "cpu").vocab_size == 65536
 
 
@@ -103,7 +122,7 @@ def test_killed_builds_leave_nothing_that_looks_complete(
     # The next build starts clean.
     status, _, err = finish(start(*options(source, dist), "--convert-weights-only"))
     assert status == 0, err
-    assert {path.name for path in dist.iterdir()} == {"cache", NAME}
+    assert {path.name for path in dist.iterdir()} == {NAME}
     ParameterIndex.read(dist / NAME / "params").check_files()
 
 

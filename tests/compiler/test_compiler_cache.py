@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lowering import Lowered
 from running import logits
 from support.modules import small_config
 
+from mlc_rwkv_world.compiler import cache as kept_modules
 from mlc_rwkv_world.compiler import library, metadata
 from mlc_rwkv_world.compiler.cache import ModuleCache
 from mlc_rwkv_world.compiler.export import parameters
@@ -114,3 +116,16 @@ def test_a_folder_that_cannot_be_written_is_no_failure(lowered: Lowered, tmp_pat
     cache = ModuleCache(tmp_path / "file" / "cache", lowered.described)
     cache.store(lowered.module)
     assert cache.load() is None
+
+
+def test_the_modules_that_are_not_used_make_room(
+    lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_modules, "_MOST", 2)
+    first, second, third = (ModuleCache(tmp_path, lowered.described, f"{n}_") for n in range(3))
+    for age, module in enumerate((first, second)):
+        module.store(lowered.module)
+        os.utime(module.path, (age, age))
+    assert first.load() is not None
+    third.store(lowered.module)
+    assert [one.path.exists() for one in (first, second, third)] == [True, False, True]

@@ -17,7 +17,9 @@ import numpy as np
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.layout import LIBRARY_ENDINGS
 from mlc_rwkv_world.artifact.metadata import LibraryMetadata
+from mlc_rwkv_world.artifact.search import Found
 from mlc_rwkv_world.checkpoint.file_kind import kind_of
 from mlc_rwkv_world.checkpoint.folder import find_weights, read_json
 from mlc_rwkv_world.checkpoint.safetensors_file import read_safetensors_file
@@ -125,6 +127,12 @@ def _artifact_index(data: bytes) -> None:
     index.check_files()
 
 
+def _artifact_list(data: bytes) -> None:
+    folder = _write("SHA256SUMS", data).parent
+    for library in Found("fuzz", folder, folder / "params").libraries:
+        assert library.parent == folder and library.suffix in LIBRARY_ENDINGS
+
+
 def _chat_config(data: bytes) -> None:
     config = ChatConfig.read(_write("mlc-chat-config.json", data).parent)
     assert (_folder / config.tokenizer_file).parent == _folder
@@ -177,6 +185,7 @@ TARGETS = {
         Target("state-file", _state_file),
         Target("state-file-signed", _signed_state),
         Target("artifact-index", _artifact_index),
+        Target("artifact-list", _artifact_list),
         Target("chat-config", _chat_config),
         Target("library-metadata", _library_metadata),
         Target("library-head", _library_head),

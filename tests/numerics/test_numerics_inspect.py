@@ -13,11 +13,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from planting import Precision
+from support.artifacts import list_again
 from support.checkpoints import random_world, read_hf, write_hf_safetensors
 from support.overflows import BUMP, CASES
 from support.rwkv4_values import run
 
 from mlc_rwkv_world.__main__ import main
+from mlc_rwkv_world.artifact.output import Output
+from mlc_rwkv_world.cli.inspect import NUMBERS, PICTURE
 from mlc_rwkv_world.numerics.heatmap import heatmap
 from mlc_rwkv_world.numerics.inspection import inspect
 from mlc_rwkv_world.numerics.observe import observe
@@ -185,7 +188,7 @@ def test_library_of_an_artifact(
     assert broken.library.difference is None
 
 
-@pytest.mark.parametrize("fault", ["older", "damaged"])
+@pytest.mark.parametrize("fault", ["older", "damaged", "unlisted"])
 def test_library_that_cannot_be_asked(
     demo_artifact: Callable[[str], Path],
     tmp_path: Path,
@@ -202,14 +205,21 @@ def test_library_that_cannot_be_asked(
     if fault == "older":
         assert b'"revision": 3' in code
         code = code.replace(b'"revision": 3', b'"revision": 1')
-    else:
+    elif fault == "damaged":
         code = code[:5000]
     (folder / library.name).write_bytes(code)
+    if fault != "unlisted":
+        list_again(folder)
     assert main(["inspect", str(folder), "--prompt", "User: hi"]) == 0
     printed = capsys.readouterr().out.splitlines()
     (line,) = [line for line in printed if line.startswith("Its library was not asked: ")]
     assert library.name in line
-    assert fault == "damaged" or "built by revision 1 of mlc-rwkv-world" in line
+    said = {
+        "older": "built by revision 1 of mlc-rwkv-world",
+        "damaged": "is cut short",
+        "unlisted": "is not listed and does not run",
+    }
+    assert said[fault] in line
     assert printed[-1] == "Recommended:  --fp32-layers none"
 
 
@@ -225,6 +235,9 @@ def test_command(
     arguments += ["--prompt", "User: hi", "--prompt", "a, b, c"]
     arguments += ["--json", str(tmp_path / "r.json"), "--picture", str(tmp_path / "r.svg")]
     assert main(arguments) == 0
+    # What an earlier run wrote may be replaced.
+    for place, kind in (("r.json", NUMBERS), ("r.svg", PICTURE)):
+        Output(tmp_path / place, kind).check()
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "Recommended:  --fp32-layers 2"
     assert any(line.startswith("First infinity: block 2, attention.output") for line in printed)
@@ -235,6 +248,18 @@ def test_command(
     # Four bits cost some percent.
     assert all(0.01 < error < 0.5 for error in errors)
     assert ElementTree.parse(tmp_path / "r.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("option", ["--json", "--picture"])
+def test_outputs_replace_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """And that is said before the model is looked for."""
+    path = tmp_path / "mine.svg"
+    path.write_text("<svg>mine</svg>")
+    assert main(["inspect", "./nowhere", option, str(path)]) == 2
+    assert f"{path} is there already, and is no " in capsys.readouterr().err
+    assert path.read_text() == "<svg>mine</svg>"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,21 @@ def test_one_message_and_a_status(
     assert message.format(**places) in errors
     assert errors.startswith("x: error: ")
     assert errors.count("\n") == 1
+
+
+def test_results_replace_only_older_results(
+    demo_artifact: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result.json"
+    quick = ["--no-limits", "--prefill", "1", "--batch", "1", "--rounds", "1", "--steps", "1"]
+    arguments = [str(demo_artifact("q4f16_1")), "--device", "cpu", *quick, "--json", str(path)]
+    assert [bench.main(arguments, "x") for _ in range(2)] == [0, 0]
+    assert json.loads(path.read_text())["device"] == "cpu:0"
+    path.write_text('{"model": "mine"}')
+    # Said before the model is looked for.
+    assert bench.main(["./nowhere", "--json", str(path)], "x") == 2
+    assert f"{path} is there already, and is no result of bench" in capsys.readouterr().err
+    assert path.read_text() == '{"model": "mine"}'
 
 
 @pytest.mark.parametrize("command", [bench.main, verify.main])

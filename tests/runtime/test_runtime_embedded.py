@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tvm
+from support.artifacts import list_again
 
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.identity import describe_library
@@ -46,6 +47,8 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
     assert after != before and len(after) == len(before)
     path.unlink()
     path.write_bytes(after)
+    if (path.parent / "SHA256SUMS").exists():
+        list_again(path.parent)
 
 
 def by_another_tvm(data: bytes) -> bytes:
@@ -137,6 +140,7 @@ def test_verify_compares_library_and_weights(
 FLIPPER = """
 import random, sys
 from pathlib import Path
+from mlc_rwkv_world.artifact.checksums import write_checksums
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.errors import RwkvWorldError
 from mlc_rwkv_world.runtime import Engine, load
@@ -155,6 +159,7 @@ for number in range(flips):
     path.unlink()
     path = path.with_name(f"demo-q4f16_1-llvm-{number}.so")
     path.write_bytes(data)
+    write_checksums(folder, [path.name], {})
     try:
         engine = load(folder, "cpu")
         states = [engine.new_state() for _ in range(2)]

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.artifacts import list_again
 
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.identity import belonging, describe_weights
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.registry import register
 from mlc_rwkv_world.artifact.search import find
-from mlc_rwkv_world.errors import ArtifactError, NotFoundError, VocabularyError
+from mlc_rwkv_world.errors import ArtifactError, VocabularyError
 from mlc_rwkv_world.runtime import cpu, library, load
 from mlc_rwkv_world.runtime.verify import verify
 from mlc_rwkv_world.tokenizer import WorldTokenizer
@@ -40,7 +41,11 @@ def library_of(folder: Path) -> Path:
 
 
 def test_no_library(artifact: Path) -> None:
-    library_of(artifact).unlink()
+    path = library_of(artifact)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=re.escape(f"{path} is missing. Build or copy")):
+        load(artifact)
+    list_again(artifact)
     with pytest.raises(ArtifactError, match="no compiled library"):
         load(artifact)
 
@@ -48,6 +53,7 @@ def test_no_library(artifact: Path) -> None:
 def test_no_library_for_this_device(artifact: Path) -> None:
     path = library_of(artifact)
     path.rename(path.with_name("demo-q4f16_1-cuda.so"))
+    list_again(artifact)
     with pytest.raises(ArtifactError, match=r"libraries for cuda, and none for cpu"):
         load(artifact, "cpu")
 
@@ -66,6 +72,7 @@ def test_what_is_no_library(artifact: Path, content: bytes, message: str) -> Non
     path = library_of(artifact)
     path.unlink()
     path.write_bytes(content)
+    list_again(artifact)
     with pytest.raises(ArtifactError, match=message) as caught:
         load(artifact)
     assert str(path) in str(caught.value)
@@ -110,8 +117,14 @@ def test_a_library_for_another_machine(artifact: Path) -> None:
 
 def test_a_fitting_library_is_taken_where_another_does_not_load(artifact: Path) -> None:
     path = library_of(artifact)
-    path.with_name("demo-q4f16_1-x86_64-other.so").write_bytes(b"not for here")
-    assert load(artifact).library.path == path
+    other = path.with_name("demo-q4f16_1-x86_64-other.so")
+    other.write_bytes(b"not for here")
+    os.utime(other, (2e9, 2e9))
+    list_again(artifact)
+    engine = load(artifact)
+    assert engine.library.path == path
+    (note,) = engine.notes
+    assert note.startswith(f"{other} cannot be loaded")
 
 
 def test_another_revision(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +215,7 @@ def test_a_parameter_too_many(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("params/mlc-chat-config.json", NotFoundError, "No artifact named"),
+        ("params/mlc-chat-config.json", ArtifactError, "mlc-chat-config.json is missing. Build"),
         ("params/params_shard_0.bin", ArtifactError, "params_shard_0.bin is missing. Build"),
         ("params/tokenizer_model", VocabularyError, "tokenizer_model is missing. Build or copy"),
     ],

@@ -132,7 +132,7 @@ def test_what_is_known_is_not_computed_again(tmp_path: Path) -> None:
     """A file that an earlier build wrote keeps its checksum: damage since then stays visible."""
     (tmp_path / "m-q0f32-llvm.so").write_bytes(b"damaged since")
     (tmp_path / "mine.txt").write_bytes(b"no part of it")
-    write_checksums(tmp_path, "m-q0f32", {"m-q0f32-llvm.so": "ab" * 32})
+    write_checksums(tmp_path, ["m-q0f32-llvm.so"], {"m-q0f32-llvm.so": "ab" * 32})
     assert read_checksums(tmp_path) == {"m-q0f32-llvm.so": "ab" * 32}
 
 
