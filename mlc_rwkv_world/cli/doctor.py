@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from mlc_rwkv_world import console
 from mlc_rwkv_world.cli import status
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Prints the report; the exit status is 0 whatever is in it."""
-    parser = argparse.ArgumentParser(
+    parser = status.Parser(
         prog=program, description="Show TVM, mlc_llm, what is registered with it, and built models."
     )
     return status.run(parser, lambda _options: _run(), argv)
@@ -26,7 +26,7 @@ def _run() -> int:
     from mlc_rwkv_world.integration.report import report
 
     for line in report():
-        print(line, flush=True)
+        console.say(line)
     try:
         version = str(import_module("tvm").__version__)
     except Exception:
@@ -34,7 +34,7 @@ def _run() -> int:
         version = None
     for folder in registered():
         params = folder / PARAMS_DIR
-        print(f"artifact {describe_weights(params)}", flush=True)
+        console.say(f"artifact {describe_weights(params)}")
         for path in libraries_in(folder):
-            print(f"  library {describe_library(path, params, version)}", flush=True)
+            console.say(f"  library {describe_library(path, params, version)}")
     return 0

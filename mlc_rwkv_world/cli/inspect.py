@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from mlc_rwkv_world import console
 from mlc_rwkv_world.artifact.atomic import write_file
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.cli.text_input import read_text
 from mlc_rwkv_world.errors import UsageError
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = status.Parser(
         prog=program,
         description="Run prompts through a model and show, operation by operation, how near its "
         "values come to the end of float16's range, and which blocks need float32.",
@@ -57,7 +57,8 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.picture is not None and Path(options.picture).suffix != ".svg":
+    picture = None if options.picture is None else expanded(options.picture)
+    if picture is not None and picture.suffix != ".svg":
         raise UsageError(f"--picture {options.picture}: pictures are SVG; give a name ending .svg.")
     from mlc_rwkv_world.numerics.heatmap import heatmap
     from mlc_rwkv_world.numerics.inspection import inspect
@@ -78,24 +79,25 @@ def _run(options: argparse.Namespace) -> int:
         float32_keys=not options.float16_keys,
     )
 
+    bar = console.Bar(what="block")
+
     def stage(text: str) -> None:
-        print(f"{text} ...", file=sys.stderr, flush=True)
+        console.complain(f"{text} ...")
 
-    def progress(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\rblock {done} of {total}", end=end, file=sys.stderr, flush=True)
-
-    report = inspect(subject, texts=texts, against=options.against, progress=progress, stage=stage)
-    if options.picture is not None:
-        write_file(Path(options.picture), heatmap(report).encode())
-    text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        report = inspect(
+            subject, texts=texts, against=options.against, progress=bar.show, stage=stage
+        )
+    finally:
+        bar.close()
+    if picture is not None:
+        write_file(picture, heatmap(report).encode())
     if options.json == "-":
-        print(text)
+        console.say_json(report.as_dict(), indent=1)
         return 0
     if options.json is not None:
-        write_file(Path(options.json), f"{text}\n".encode())
+        text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_file(expanded(options.json), f"{text}\n".encode())
     full = options.all or report.num_hidden_layers <= _SHOWN_IN_FULL
-    for line in table(report, everything=full):
-        print(line)
+    console.say(*table(report, everything=full))
     return 0
