@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, PARAMS_DIR
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.artifact.registry import HOME_VARIABLE, REGISTRY, home, registered
 from mlc_rwkv_world.errors import NotFoundError, UsageError
 
@@ -67,11 +68,11 @@ def find(model: str | Path, *, model_lib: str | Path | None = None) -> Found:
     text = str(model)
     if not text or "\0" in text:
         raise UsageError(f"{text!r} is no model's name. Give a name, or the path of an artifact.")
-    params = _params_of(Path(text).expanduser())
+    params = _params_of(expanded(text))
     if params is None:
         params = _by_name(text)
     folder = params.parent if params.name == PARAMS_DIR else params
-    chosen = Path(model_lib).expanduser() if model_lib is not None else None
+    chosen = expanded(model_lib) if model_lib is not None else None
     if chosen is not None and not chosen.is_file():
         raise NotFoundError(f"The library {chosen} does not exist.")
     libraries = libraries_in(folder) or libraries_in(params)
@@ -103,7 +104,7 @@ def _by_name(name: str) -> Path:
     record = home() / REGISTRY
     if (params := _in_place(name, registered(), str(record))) is not None:
         return params
-    looked = [str(Path(name).expanduser().absolute())]
+    looked = [str(expanded(name).absolute())]
     looked += [str(place.absolute() / name) for place in places[1:]]
     raise NotFoundError(
         f"No artifact named {name!r}. Looked for it, and for {name}-<quantization>, in:\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.chat.template import Template, clean
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.runtime.engine import Engine, Progress
@@ -86,7 +87,7 @@ class Chat:
         file = self._state.to_file()
         file.extra.update(self._sampler.arrays())
         file.notes[_TURNS] = str(self.turns)
-        file.write(Path(path))
+        file.write(expanded(path))
 
     def load(self, path: str | Path) -> None:
         """Go on with the conversation that `save` wrote with the same model.
@@ -94,7 +95,7 @@ class Chat:
         A file of `State.save` begins a conversation where that state stands. Raises
         NotFoundError or StateError; the conversation is then unchanged.
         """
-        file = self._state.read_file(Path(path))
+        file = self._state.read_file(expanded(path))
         turns = file.count(_TURNS)
         if file.extra:
             self._sampler.restore(file.extra)
