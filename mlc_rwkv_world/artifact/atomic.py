@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -50,11 +51,11 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
     """Hold the lock of the place `path`, which need not exist, while the block runs.
 
     `waiting` is called once where another process holds it. The lock is a hidden file beside
-    `path` that is gone afterwards.
+    `path` that is gone afterwards; OSError where a link or something else is in its place.
     """
     lock = path.with_name(f".{path.name}.lock")
     while True:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = _open_lock(lock)
         try:
             _flock(fd, waiting)
             # Its last owner may have removed the file between our open and our lock.
@@ -162,6 +163,26 @@ def _exchange(a: Path, b: Path) -> bool:
     return hasattr(libc, function) and getattr(libc, function)(*arguments) == 0
 
 
+def _open_lock(lock: Path) -> int:
+    """Open the file `lock`, new or left by a writer that was killed; never through a link."""
+    # Opening a pipe would block without O_NONBLOCK.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(lock, flags, 0o666)
+    except OSError as error:
+        if lock.is_symlink():
+            raise OSError(
+                error.errno, "a link is in the place of a lock; remove it", str(lock)
+            ) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(
+            errno.EEXIST, "what is in the place of a lock is no file; remove it", str(lock)
+        )
+    return fd
+
+
 def _flock(fd: int, waiting: Callable[[], None] | None) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,7 +194,7 @@ def _flock(fd: int, waiting: Callable[[], None] | None) -> None:
 
 def _same_file(fd: int, path: Path) -> bool:
     with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(fd), path.stat())
+        return os.path.samestat(os.fstat(fd), path.lstat())
     return False
 
 

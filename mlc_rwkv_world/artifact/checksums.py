@@ -1,13 +1,16 @@
-"""`SHA256SUMS`: the checksum of every file that a build wrote, as `sha256sum -c` reads it."""
+"""`SHA256SUMS`: the list of the files that make an artifact, each with its checksum.
+
+`sha256sum -c` reads it as well. What it does not name is no part of the artifact.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from mlc_rwkv_world.artifact.layout import PARAMS_DIR, SHA256SUMS
+from mlc_rwkv_world.artifact.layout import LIBRARY_ENDINGS, PARAMS_DIR, SHA256SUMS
 from mlc_rwkv_world.artifact.links import require_inside
 from mlc_rwkv_world.errors import ArtifactError
 
@@ -15,17 +18,21 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^\\\0\r\n]+)")
 _MAX_BYTES = 1 << 20
 
 
-def write_checksums(folder: Path, name: str, known: Mapping[str, str]) -> None:
-    """Write the checksums of the artifact `name`, which fills `folder`.
+def write_checksums(folder: Path, libraries: Iterable[str], known: Mapping[str, str]) -> None:
+    """Write the list of the artifact in `folder`: its parameters, `libraries`, and what is `known`.
 
-    Those that are `known` are taken over, so that damage to a file that an earlier build wrote
-    is still found. Files that are not the artifact's are left out.
+    Checksums that are `known` are taken over, so that damage to a file that an earlier build wrote
+    is still found. Other files are not the artifact's and left out, a library in `params` too.
     """
-    lines = []
-    for path in _files(folder, name):
-        relative = path.relative_to(folder).as_posix()
-        if _LINE.fullmatch(f"{'0' * 64}  {relative}"):
-            lines.append(f"{known.get(relative) or sha256(path)}  {relative}\n")
+    params = sorted(p for p in (folder / PARAMS_DIR).glob("*") if p.is_file())
+    names = [f"{PARAMS_DIR}/{p.name}" for p in params if p.suffix not in LIBRARY_ENDINGS]
+    kept = (name for name in known if "/" not in name and (folder / name).is_file())
+    names += sorted({*libraries, *kept})
+    lines = [
+        f"{known.get(name) or sha256(folder / name)}  {name}\n"
+        for name in names
+        if _LINE.fullmatch(f"{'0' * 64}  {name}")
+    ]
     (folder / SHA256SUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -60,6 +67,29 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     return sums
 
 
+def list_digest(folder: Path) -> str | None:
+    """What tells one list from every other: its own checksum; None where there is no list."""
+    path = folder / SHA256SUMS
+    try:
+        require_inside(path)
+        with path.open("rb") as file:
+            return hashlib.sha256(file.read(_MAX_BYTES + 1)).hexdigest()
+    except (ArtifactError, OSError):
+        return None
+
+
+def fault_of(path: Path, expected: str) -> str | None:
+    """What is wrong with a listed file, in a few words; None where it has its checksum."""
+    try:
+        require_inside(path)
+        actual = sha256(path)
+    except ArtifactError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if actual == expected else "was changed since it was built"
+
+
 def sha256(path: Path) -> str:
     """The checksum of a file's content."""
     digest = hashlib.sha256()
@@ -67,11 +97,6 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _files(folder: Path, name: str) -> Iterator[Path]:
-    yield from sorted(p for p in (folder / PARAMS_DIR).glob("*") if p.is_file())
-    yield from sorted(p for p in folder.iterdir() if p.name.startswith(f"{name}-") and p.is_file())
 
 
 def _stays_inside(name: str) -> bool:

@@ -8,7 +8,8 @@
         mlc-chat-config.json
         tokenizer_model
     <model>-<quantization>-<target>.so
-    SHA256SUMS                  of all these files, for `verify` and `sha256sum -c`
+    SHA256SUMS                  the list of all these files: for `verify` and `sha256sum -c`, and
+                                no library runs that it does not name
 """
 
 from __future__ import annotations
@@ -21,3 +22,4 @@ TOKENIZER_MODEL = "tokenizer_model"
 SHARD_NAME = "params_shard_{index}.bin"
 SHA256SUMS = "SHA256SUMS"
 MODEL_TYPE = "rwkv_world"
+LIBRARY_ENDINGS = (".so", ".dylib", ".dll")

@@ -12,6 +12,7 @@ from mlc_rwkv_world.artifact.atomic import replacing_folder
 from mlc_rwkv_world.artifact.checksums import write_checksums
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.layout import PARAMS_DIR
+from mlc_rwkv_world.artifact.search import Found
 from mlc_rwkv_world.artifact.storage import storing
 from mlc_rwkv_world.builder.choices import choose
 from mlc_rwkv_world.builder.older import carry_over, kept_checksums
@@ -144,8 +145,9 @@ def build(
             _convert(plan, folder / PARAMS_DIR, reporter)
         else:
             record_precision(folder / PARAMS_DIR, plan.config)
-        write_checksums(folder, plan.name, kept_checksums(plan, built, weights=weights))
-    registry.register(plan.folder)
+        kept = kept_checksums(plan, built, weights=weights)
+        write_checksums(folder, [path.name for path in built], kept)
+        registry.register(plan.folder, folder)
     return _artifact(plan, built)
 
 
@@ -224,6 +226,10 @@ def _precision_notes(config: ModelConfig) -> tuple[str, ...]:
     return tuple(f"--fp32-layers {blocks}: {reason}" for reason in config.fp32_reasons)
 
 
+def _left_out(found: Found) -> list[str]:
+    return [f"{path} was not built here: it stays, but does not run." for path in found.unlisted]
+
+
 def _artifact(plan: Plan, built: list[Path]) -> Artifact:
     params = plan.folder / PARAMS_DIR
     nbytes = ParameterIndex.read(params).nbytes if params.is_dir() else 0
@@ -243,5 +249,6 @@ def _artifact(plan: Plan, built: list[Path]) -> Artifact:
             *_precision_notes(plan.config),
             *plan.choices.target.notes,
             *code.notes(plan.choices.target, built),
+            *_left_out(Found(plan.name, plan.folder, params)),
         ),
     )

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from mlc_rwkv_world.artifact.checksums import read_checksums
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, PARAMS_DIR, SHA256SUMS
+from mlc_rwkv_world.artifact.registry import Record
+from mlc_rwkv_world.artifact.search import is_artifact
 from mlc_rwkv_world.builder.plan import Plan
-from mlc_rwkv_world.errors import ArtifactError
+from mlc_rwkv_world.errors import ArtifactError, UsageError
 from mlc_rwkv_world.models.config import ModelConfig
 
 
@@ -22,6 +24,11 @@ def carry_over(plan: Plan, new: Path, *, weights: bool) -> None:
     them belong together: neither stays without the other, since nothing else would notice.
     """
     old = plan.folder
+    if old.is_dir() and any(old.iterdir()) and not is_artifact(old):
+        raise UsageError(
+            f"{old} is there already, and no artifact: nothing in it was touched. Move it away, or "
+            "give another --artifact-path."
+        )
     stale = not _same_model(old / PARAMS_DIR, plan.config)
     if stale and not weights:
         raise ArtifactError(
@@ -38,17 +45,21 @@ def carry_over(plan: Plan, new: Path, *, weights: bool) -> None:
 
 
 def kept_checksums(plan: Plan, built: list[Path], *, weights: bool) -> dict[str, str]:
-    """The checksums of what this build took over from the older artifact."""
+    """The checksums of what this build took over from the older artifact.
+
+    Of its libraries only those of an artifact that this user built: the new list says what runs.
+    """
     try:
         old = read_checksums(plan.folder) or {}
     except ArtifactError:
         # `verify` has the last word on files whose checksums are lost: they are new from here on.
         return {}
+    ours = Record.read().knows(plan.folder)
     replaced = {*(path.name for path in built), f"{PARAMS_DIR}/{CHAT_CONFIG}"}
     return {
         name: value
         for name, value in old.items()
-        if name not in replaced and not (weights and name.startswith(f"{PARAMS_DIR}/"))
+        if name not in replaced and (not weights if name.startswith(f"{PARAMS_DIR}/") else ours)
     }
 
 

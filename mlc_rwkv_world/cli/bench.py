@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     parser = status.Parser(prog=program, description="Measure a built model's speed.")
     parser.add_argument("model", help="name, folder, params folder or configuration of an artifact")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--model-lib", metavar="FILE", help="the compiled library to use")
     parser.add_argument("--threads", type=int, metavar="N", help="of a CPU")
     parser.add_argument("--prefill", default="16,128,512", metavar="N,N", help="prompt lengths")
     parser.add_argument("--batch", default="1,2,4,8", metavar="N,N", help="sequences that decode")
@@ -74,7 +75,7 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from mlc_rwkv_world.runtime import load
+    from mlc_rwkv_world.cli.opening import load
     from mlc_rwkv_world.runtime.device import kind_of
     from mlc_rwkv_world.runtime.threads import use
 
@@ -82,7 +83,9 @@ def _run(options: argparse.Namespace) -> int:
     batches = _numbers(options.batch, "--batch")
     if options.rounds < 1 or options.steps < 1:
         raise UsageError("--rounds and --steps are at least 1.")
-    engine = load(options.model, options.device, threads=options.threads)
+    engine = load(
+        options.model, options.device, model_lib=options.model_lib, threads=options.threads
+    )
     on_cpu = kind_of(engine.device) == "cpu"
     threads = use(options.threads) if on_cpu else 1
     limits = None

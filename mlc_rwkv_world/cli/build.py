@@ -192,7 +192,8 @@ def _types(artifact: Artifact) -> str:
 
 
 def _summarize(artifact: Artifact, seconds: float) -> None:
-    from mlc_rwkv_world.artifact.search import LIBRARY_ENDINGS
+    from mlc_rwkv_world.artifact.layout import LIBRARY_ENDINGS
+    from mlc_rwkv_world.artifact.search import spelled
 
     for note in artifact.notes:
         console.say(f"note: {note}")
@@ -209,4 +210,4 @@ def _summarize(artifact: Artifact, seconds: float) -> None:
     if artifact.params.is_dir() and any(
         path.suffix in LIBRARY_ENDINGS for path in artifact.libraries
     ):
-        console.say(f"Chat with it:  mlc_chat_cli --model {artifact.name}")
+        console.say(f"Chat with it:  mlc_chat_cli --model {spelled(artifact.folder)}")

@@ -35,7 +35,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--model-lib-path",
         "--model-lib",
         metavar="FILE",
-        help="the compiled library, if not the one beside the parameters",
+        help="the compiled library to run, if not one that the artifact lists",
     )
     model.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, metal, vulkan, opencl; cuda:1"
@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _open_chat(options: argparse.Namespace, model: str) -> Chat:
     from mlc_rwkv_world.chat import Chat
-    from mlc_rwkv_world.runtime import load
+    from mlc_rwkv_world.cli.opening import load
 
     # Of the same model the same library; another model has its own.
     library = options.model_lib_path if model == options.model else None
@@ -87,7 +87,7 @@ def _open_chat(options: argparse.Namespace, model: str) -> Chat:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from mlc_rwkv_world.runtime import load
+    from mlc_rwkv_world.cli.opening import load
     from mlc_rwkv_world.runtime.evaluate import evaluate
 
     engine = load(
@@ -107,7 +107,7 @@ def _converse(chat: Chat, options: argparse.Namespace) -> int:
     commands = Commands(chat, lambda model: _open_chat(options, model or options.model))
     person = find_person()
     if person is not None:
-        person.tell(f"{chat.engine.name} on {chat.engine.device}. /help lists the commands.")
+        person.tell(f"{chat.engine.folder} on {chat.engine.device}. /help lists the commands.")
     result = 0
     while not commands.ended:
         try:

@@ -83,8 +83,8 @@ def _built(options: argparse.Namespace, path: Path, folder: str) -> Path:
 
 
 def _measure(options: argparse.Namespace, model: str, device: str, text: str) -> int:
+    from mlc_rwkv_world.cli.opening import load
     from mlc_rwkv_world.numerics.perplexity import predict
-    from mlc_rwkv_world.runtime import load
 
     engine = load(model, device, model_lib=options.model_lib)
     bar = console.Bar(unit="tok", what="predicting")

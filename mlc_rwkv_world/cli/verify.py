@@ -31,6 +31,8 @@ def _run(model: str) -> int:
             # The first fault of a file is the most telling one.
             if faults.setdefault(path, verdict.fault) is verdict.fault:
                 console.say(f"FAULT  {path}: {verdict.fault}")
+        elif not verdict.listed:
+            console.say(f"note: {path} is not listed in SHA256SUMS, and no part of the artifact")
         else:
             sound.add(path)
     if faults:
@@ -42,6 +44,7 @@ def _run(model: str) -> int:
     if not has_checksums(found):
         console.say(
             "note: it has no SHA256SUMS, which our builds write: the shards match the index, and "
-            "the other files could only be read."
+            "the other files could only be read. A library in it runs only where --model-lib "
+            "names it."
         )
     return 0

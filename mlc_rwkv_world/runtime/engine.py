@@ -13,12 +13,20 @@ import numpy.typing as npt
 
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.layout import SHA256SUMS
 from mlc_rwkv_world.artifact.search import Found, find
 from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError, VocabularyError
 from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.device import kind_of, open_device
 from mlc_rwkv_world.runtime.generate import Generation
-from mlc_rwkv_world.runtime.library import BATCH_DECODE, DECODE, PREFILL, Library, open_first
+from mlc_rwkv_world.runtime.library import (
+    BATCH_DECODE,
+    DECODE,
+    PREFILL,
+    Library,
+    open_library,
+    open_listed,
+)
 from mlc_rwkv_world.runtime.parameters import load_parameters
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
 from mlc_rwkv_world.runtime.state import State
@@ -42,6 +50,7 @@ def load(
     On a CPU it runs on `threads` threads, see `runtime.threads`; None is one for each core.
 
     `model` is a name, an artifact's folder, its `params` folder or its configuration file.
+    `model_lib` is a library to run instead of those that the artifact lists.
     Raises NotFoundError where there is none, ArtifactError where it is damaged or does not
     fit this machine, TargetError where the device is missing.
     """
@@ -57,8 +66,12 @@ class Engine:
     """
 
     def __init__(self, found: Found, device: str = "auto", *, threads: int | None = None) -> None:
-        """Open what `artifact.find` found; `load` does both."""
+        """Open what `artifact.find` found; `load` does both.
+
+        `folder` is then where it stands, and `notes` say which libraries there were passed over.
+        """
         self.name = found.name
+        self.folder = found.folder.resolve()
         self.config = ChatConfig.read(found.params)
         self.sampling = Sampling.from_config(self.config)
         index = ParameterIndex.read(found.params)
@@ -68,7 +81,7 @@ class Engine:
         if not vocabulary.exists():
             raise VocabularyError(f"{vocabulary} is missing. Build or copy the artifact again.")
         self.tokenizer = WorldTokenizer.from_file(vocabulary)
-        self.library = _open_library(found, device)
+        self.library, self.notes = _open_library(found, device)
         self.device = self.library.device
         if kind_of(self.device) == "cpu":
             use_threads(threads)
@@ -280,20 +293,31 @@ class Engine:
             raise StateError("A state belongs to another engine. Make it with new_state().")
 
 
-def _open_library(found: Found, device: str) -> Library:
+def _open_library(found: Found, device: str) -> tuple[Library, list[str]]:
+    """The library that runs the model on a device, and what was passed over."""
     if not found.kinds:
         raise ArtifactError(
-            f"{found.folder} has parameters but no compiled library. Build the model for this "
-            "machine, or name a library."
+            f"{found.folder} has parameters but no compiled library{_unlisted(found)}. Build the "
+            "model for this machine, or name a library (--model-lib) that you trust as a program."
         )
     opened = open_device(device, found.kinds)
     paths = found.libraries_for(kind_of(opened))
     if not paths:
         raise ArtifactError(
             f"{found.folder} has libraries for {', '.join(sorted(found.kinds))}, and none for "
-            f"{kind_of(opened)}. Build the model for it."
+            f"{kind_of(opened)}{_unlisted(found)}. Build the model for it."
         )
-    return open_first(paths, opened)
+    if found.chosen is not None:
+        return open_library(found.chosen, opened), []
+    library, passed = open_listed({path: found.libraries[path] for path in paths}, opened)
+    skipped = [f"{path} is not listed in {SHA256SUMS} and does not run." for path in found.unlisted]
+    return library, [*skipped, *passed]
+
+
+def _unlisted(found: Found) -> str:
+    """What lies there all the same, for a message that no library does."""
+    names = ", ".join(path.name for path in found.unlisted)
+    return f" that {SHA256SUMS} lists ({names} is not listed and does not run)" if names else ""
 
 
 def _settled(generation: Generation, ids: npt.NDArray[np.int32], *, settle: bool) -> Iterator[str]:

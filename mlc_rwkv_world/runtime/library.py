@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlc_rwkv_world.artifact.checksums import fault_of
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.identity import belonging
 from mlc_rwkv_world.artifact.index import ParameterIndex
@@ -20,6 +21,7 @@ from mlc_rwkv_world.runtime.elf import check_library
 PREFILL = "rwkv_world_prefill"
 DECODE = "rwkv_world_decode"
 BATCH_DECODE = "rwkv_world_batch_decode"
+_AGAIN = "Build or copy the artifact again."
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,24 @@ def _not_loaded(path: Path, embedded: LibraryMetadata | None, error: Exception) 
     )
 
 
-def open_first(paths: Iterable[Path], device: Any) -> Library:
-    """The first library that loads; ArtifactError with the last one's fault where none does."""
-    fault = ArtifactError("The artifact has no library for this device.")
-    for path in paths:
+def open_listed(libraries: Mapping[Path, str], device: Any) -> tuple[Library, list[str]]:
+    """The first of the libraries, given with their checksums, that fits here, and why others not.
+
+    Raises ArtifactError where one before it is missing or not as it was built: nothing else runs in
+    its place. Where none fits, the error is the last one's.
+    """
+    passed: list[ArtifactError] = []
+    for path, checksum in libraries.items():
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing. {_AGAIN}")
+        check_library(path)
+        if (fault := fault_of(path, checksum)) is not None:
+            raise ArtifactError(fault if str(path) in fault else f"{path} {fault}. {_AGAIN}")
         try:
-            return open_library(path, device)
+            return open_library(path, device), [f"{error}" for error in passed]
         except ArtifactError as error:
-            fault = error
-    raise fault
+            passed.append(error)
+    raise passed[-1]
 
 
 def check_parameters(library: Library, index: ParameterIndex) -> None:

@@ -5,17 +5,24 @@ No code of the artifact runs: a library is compared with its checksum, never loa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mlc_rwkv_world.artifact.checksums import read_checksums, sha256
+from mlc_rwkv_world.artifact.checksums import fault_of
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.identity import belonging
 from mlc_rwkv_world.artifact.index import ParameterIndex
-from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, NDARRAY_CACHE, SHA256SUMS, TENSOR_CACHE
+from mlc_rwkv_world.artifact.layout import (
+    CHAT_CONFIG,
+    LIBRARY_ENDINGS,
+    NDARRAY_CACHE,
+    SHA256SUMS,
+    TENSOR_CACHE,
+)
 from mlc_rwkv_world.artifact.links import require_inside
 from mlc_rwkv_world.artifact.search import Found
 from mlc_rwkv_world.errors import ArtifactError, RwkvWorldError
@@ -26,45 +33,57 @@ from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one file: `fault` is None where it is sound."""
+    """What was found of one file: `fault` is None where it is sound.
+
+    One that is not `listed` is no part of the artifact, and a fault only where it looks like one.
+    """
 
     path: Path
     fault: str | None = None
+    listed: bool = True
 
 
 def verify(found: Found) -> Iterator[Verdict]:
     """Check every file of an artifact, one after another.
 
-    With SHA256SUMS, which our builds write, any change of any file is found. Without it the
-    shards' own checksums are held to the index, and the other files are read as loading would.
+    With SHA256SUMS, which our builds write, any change of any file is found, and a file among the
+    parameters or a library that it does not list. Without it the shards' own checksums are held to
+    the index, and the other files are read as loading would.
     """
     try:
-        sums = read_checksums(found.folder)
+        sums = found.checksums
     except RwkvWorldError as error:
         yield Verdict(found.folder / SHA256SUMS, str(error))
-        sums = None
+        yield from _read_all(found, (), check_shards=True)
+        return
     for name, expected in (sums or {}).items():
-        yield _compare(found.folder / name, expected)
-    yield from _read_all(found, check_shards=sums is None)
+        path = found.folder / name
+        yield Verdict(path, fault_of(path, expected))
+    if sums is None:
+        yield from _read_all(found, found.unlisted, check_shards=True)
+        return
+    yield from _read_all(found, found.libraries, check_shards=False)
+    for path in _unlisted(found.folder, sums):
+        part = path.suffix in LIBRARY_ENDINGS or found.params in path.parents
+        yield Verdict(path, f"is not listed in {SHA256SUMS}" if part else None, listed=False)
+
+
+def _unlisted(folder: Path, sums: Iterable[str]) -> Iterator[Path]:
+    """What lies in `folder`, at any depth, and is not in its list; a link to a folder is one."""
+    listed = {folder / name for name in [*sums, SHA256SUMS]}
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        for name in sorted([*files, *links]):
+            if (path := Path(place, name)) not in listed:
+                yield path
 
 
 def has_checksums(found: Found) -> bool:
     """Whether the artifact carries checksums of all its files."""
-    return (found.folder / SHA256SUMS).is_file()
+    return found.checksums is not None
 
 
-def _compare(path: Path, expected: str) -> Verdict:
-    try:
-        require_inside(path)
-        actual = sha256(path)
-    except ArtifactError as error:
-        return Verdict(path, str(error))
-    except OSError as error:
-        return Verdict(path, f"cannot be read: {error.strerror}")
-    return Verdict(path, None if actual == expected else "was changed since it was built")
-
-
-def _read_all(found: Found, *, check_shards: bool) -> Iterator[Verdict]:
+def _read_all(found: Found, libraries: Iterable[Path], *, check_shards: bool) -> Iterator[Verdict]:
     """Read each file as loading the model would; sound files are told once, by their name."""
     params = found.params
     config: list[ChatConfig] = []
@@ -81,7 +100,7 @@ def _read_all(found: Found, *, check_shards: bool) -> Iterator[Verdict]:
     if not index_path.is_file():
         index_path = params / NDARRAY_CACHE
     yield _read(index_path, lambda: index.append(ParameterIndex.read(params)))
-    for library in found.libraries:
+    for library in libraries:
         yield _read(library, partial(_check_library, library, index[0] if index else None))
     if index:
         verdict = _read(index_path, index[0].check_files)
