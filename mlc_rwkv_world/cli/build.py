@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlc_rwkv_world import console
-from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.reporter import Reporter
 
@@ -153,7 +153,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     started = time.monotonic()
     reporter = _Console()
-    output = expanded(arguments.artifact_path)
+    output = Path(arguments.artifact_path)
     dump = output / "debug" if arguments.debug_dump else None
     try:
         artifact = build(

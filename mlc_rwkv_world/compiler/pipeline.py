@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 from mlc_rwkv_world.tvm_names import name_of
 
+PHASES = ("precision", "weights", "blocks", "kernels", "fusion", "schedules", "machine")
 # Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
 _DRAWS_THERE = ("cuda", "vulkan", "metal")
 
@@ -43,10 +45,12 @@ def run(
     config: ModelConfig,
     metadata: dict[str, Any],
     dump: Path | None,
+    starting: Callable[[str], None] = lambda phase: None,
 ) -> IRModule:
     """Lowers an exported module to TIR kernels and calls of the virtual machine.
 
-    With `dump`, the module after each phase is written there as TVMScript.
+    With `dump`, the module after each phase is written there as TVMScript. `starting` hears of
+    each of PHASES when it begins.
     """
     names = [param["name"] for param in metadata.get("params", ())]
     arithmetic = by_function(metadata.get("rwkv_world", {}).get("arithmetic", {}))
@@ -102,8 +106,9 @@ def run(
     options = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     with target, tvm.transform.PassContext(config=options):
         _write(mod, dump, "0-export")
-        for number, (name, passes) in enumerate(phases.items(), start=1):
-            mod = tvm.transform.Sequential(passes)(mod)
+        for number, name in enumerate(PHASES, start=1):
+            starting(name)
+            mod = tvm.transform.Sequential(phases[name])(mod)
             _write(mod, dump, f"{number}-{name}")
     return mod
 
