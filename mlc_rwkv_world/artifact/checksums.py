@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -34,7 +33,7 @@ def write_checksums(folder: Path, libraries: Iterable[str], known: Mapping[str, 
         for name in names
         if _LINE.fullmatch(f"{'0' * 64}  {name}")
     ]
-    (folder / SHA256SUMS).write_bytes(os.fsencode("".join(lines)))
+    (folder / SHA256SUMS).write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
@@ -53,9 +52,9 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
     if len(data) > _MAX_BYTES:
         raise _damaged(path, f"it is larger than {_MAX_BYTES} bytes")
-    # Names are bytes, which need not be UTF-8.
-    text = os.fsdecode(data)
-    if not _LINE.match(text) and not text.isprintable():
+    # Names are bytes, which need not be UTF-8; their checksums are text.
+    text = data.decode("utf-8", "surrogateescape")
+    if not _LINE.match(text) and text != data.decode("utf-8", "replace"):
         raise _damaged(path, "it is not text")
     sums: dict[str, str] = {}
     lines = text.split("\n")

@@ -10,15 +10,25 @@ from pathlib import Path
 
 from mlc_rwkv_world.errors import UsageError
 
+# What Linux and macOS take.
+_LONGEST_NAME = 255
+_LONGEST_PATH = 4096
+_SHOWN = 60
+
 
 def expanded(path: str | Path) -> Path:
     """`path` with a `~` or `~user` at its start put in full, as a shell puts what stands alone.
 
-    Raises UsageError where there is no such user or no home, or where `path` holds a NUL.
+    Raises UsageError where there is no such user or no home, or where no file can have that name.
     """
     text = os.fspath(path)
     if "\0" in text:
-        raise UsageError(f"{text!r} is no path: it holds a NUL.")
+        raise UsageError(f"{text[:_SHOWN]!r} is no path: it holds a NUL.")
+    if len(text) > _LONGEST_PATH or max(map(len, os.fsencode(text).split(b"/"))) > _LONGEST_NAME:
+        raise UsageError(
+            f"{text[:_SHOWN]!r}... is no path: it has {len(text)} characters, and a name in it at "
+            f"most {_LONGEST_NAME} bytes."
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -111,11 +111,12 @@ def find(model: str | Path, *, model_lib: str | Path | None = None) -> Found:
     text = str(model)
     if not text or "\0" in text:
         raise UsageError(f"{text!r} is no model's name. Give a name, or the path of an artifact.")
+    path = expanded(text)
     chosen = expanded(model_lib) if model_lib is not None else None
     if chosen is not None and not chosen.is_file():
         raise NotFoundError(f"The library {chosen} does not exist.")
     if isinstance(model, Path) or _is_path(text):
-        params = _by_path(expanded(text))
+        params = _by_path(path)
     else:
         params = _by_name(text, any_library=chosen is not None)
     return _found(params, chosen)

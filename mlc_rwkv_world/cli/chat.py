@@ -134,13 +134,10 @@ class _InputError(UsageError):
 def _piped_line() -> str | None:
     try:
         data = sys.stdin.buffer.readline()
-        return data.decode() if data else None
     except OSError as error:
         raise _InputError(f"Standard input cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"A line is not valid UTF-8 (byte {error.object[error.start]:#04x}). Give valid UTF-8."
-        ) from None
+    # A command may name a file, and names of files are bytes.
+    return data.decode("utf-8", "surrogateescape") if data else None
 
 
 def _take(line: str, commands: Commands, person: Person | None) -> None:
@@ -155,8 +152,19 @@ def _take(line: str, commands: Commands, person: Person | None) -> None:
         else:
             person.tell(*output)
     elif text.strip():
+        _require_utf8(text)
         label = "Assistant: " if person is not None and person.sees_results else ""
         _answer(commands.chat, text, label)
+
+
+def _require_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) & 0xFF
+        raise UsageError(
+            f"A line is not valid UTF-8 (byte {byte:#04x}). Give valid UTF-8."
+        ) from None
 
 
 def _answer(chat: Chat, message: str, label: str = "") -> None:

@@ -22,8 +22,6 @@ INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-# No name of a file that a system takes is longer; the rest of one would bury the message.
-_LONGEST_NAME = 255
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,10 +82,6 @@ def _message(error: Exception) -> str:
     if is_out_of_memory(error):
         return f"error: {out_of_memory()}"
     if isinstance(error, OSError) and error.strerror:
-        place = f"{_shortened(str(error.filename))}: " if error.filename else ""
+        place = f"{error.filename}: " if error.filename else ""
         return f"error: {place}{error.strerror}."
     return f"internal error: {type(error).__name__}: {error}. Run again with --debug to see where."
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."

@@ -26,6 +26,8 @@ VERSION = "1"
 STATE = "state"
 # Beside the state itself: history of penalties, random generator, header.
 MAX_EXTRA_BYTES = 16 << 20
+# Holds the header of every state file, which names its format.
+_HEAD = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,6 @@ class StateFile:
         Raises NotFoundError where there is no such file, and StateError where it is no state
         file, damaged, of a later version, or another model's.
         """
-        if "\0" in str(path):
-            raise NotFoundError(f"{str(path)!r} is no name of a file.")
         if path.exists() and not path.is_file():
             # A pipe or a device would block or never end.
             raise StateError(
@@ -71,13 +71,17 @@ class StateFile:
             )
         try:
             with path.open("rb") as file:
+                _require_state(path, file.read(_HEAD))
                 expected = int(np.prod(shape)) * 4
                 # Checked before reading, so that a huge file costs nothing.
-                if not expected <= os.fstat(file.fileno()).st_size <= expected + MAX_EXTRA_BYTES:
+                size = os.fstat(file.fileno()).st_size
+                if not expected <= size <= expected + MAX_EXTRA_BYTES:
                     raise StateError(
-                        f"{path} does not have the size of a state of this model. "
-                        "Give a file that /save or State.save wrote with the same artifact."
+                        f"{path} does not have the size of a state of this model: {size} bytes "
+                        f"where {expected} are the least. It is another model's, or was cut short. "
+                        "Load it with the artifact that it was saved with."
                     )
+                file.seek(0)
                 data = file.read(expected + MAX_EXTRA_BYTES)
         except FileNotFoundError:
             raise NotFoundError(f"The state file {path} does not exist.") from None
@@ -109,6 +113,15 @@ class StateFile:
         for key in ("format", "version", "model"):
             del metadata[key]
         return cls(model, state, tensors, metadata)
+
+
+def _require_state(path: Path, head: bytes) -> None:
+    """Raise StateError where a file that begins with `head` is no state file at all."""
+    if FORMAT.encode() not in head:
+        begins = f"begins with {head[:8]!r}" if head else "is empty"
+        raise StateError(
+            f"{path} is no state file: it {begins}. Give a file that /save or State.save wrote."
+        )
 
 
 def _parse(path: Path, data: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
