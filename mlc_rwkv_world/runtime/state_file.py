@@ -64,6 +64,8 @@ class StateFile:
         Raises NotFoundError where there is no such file, and StateError where it is no state
         file, damaged, of a later version, or another model's.
         """
+        if "\0" in str(path):
+            raise NotFoundError(f"{str(path)!r} is no name of a file.")
         if path.exists() and not path.is_file():
             # A pipe or a device would block or never end.
             raise StateError(
@@ -71,17 +73,10 @@ class StateFile:
             )
         try:
             with path.open("rb") as file:
-                _require_state(path, file.read(_HEAD))
-                expected = int(np.prod(shape)) * 4
+                size, expected = os.fstat(file.fileno()).st_size, int(np.prod(shape)) * 4
                 # Checked before reading, so that a huge file costs nothing.
-                size = os.fstat(file.fileno()).st_size
                 if not expected <= size <= expected + MAX_EXTRA_BYTES:
-                    raise StateError(
-                        f"{path} does not have the size of a state of this model: {size} bytes "
-                        f"where {expected} are the least. It is another model's, or was cut short. "
-                        "Load it with the artifact that it was saved with."
-                    )
-                file.seek(0)
+                    raise _other_file(path, file.read(_HEAD), size, expected)
                 data = file.read(expected + MAX_EXTRA_BYTES)
         except FileNotFoundError:
             raise NotFoundError(f"The state file {path} does not exist.") from None
@@ -115,13 +110,15 @@ class StateFile:
         return cls(model, state, tensors, metadata)
 
 
-def _require_state(path: Path, head: bytes) -> None:
-    """Raise StateError where a file that begins with `head` is no state file at all."""
-    if FORMAT.encode() not in head:
-        begins = f"begins with {head[:8]!r}" if head else "is empty"
-        raise StateError(
-            f"{path} is no state file: it {begins}. Give a file that /save or State.save wrote."
-        )
+def _other_file(path: Path, head: bytes, size: int, expected: int) -> StateError:
+    """What to raise for a file of a size that no state of this model has."""
+    if FORMAT.encode() in head:
+        what = f"{size} bytes where {expected} are the least. It is another model's, or cut short"
+        way_out = "Load it with the artifact that it was saved with."
+    else:
+        what = f"it begins with {head[:8]!r} and is no state file" if head else "it is empty"
+        way_out = "Give a file that /save or State.save wrote with the same artifact."
+    return StateError(f"{path} does not have the size of a state of this model: {what}. {way_out}")
 
 
 def _parse(path: Path, data: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
