@@ -100,6 +100,7 @@ class Bar:
             unit=self._unit,
             unit_scale=total > 9999,
             leave=False,
+            miniters=1,
             disable=None,
             delay=_PATIENCE,
         )
@@ -159,5 +160,5 @@ def _lost_where_it_fails() -> Iterator[None]:
     """Nobody can be told that standard error cannot be written."""
     try:
         yield
-    except (OSError, ValueError):
+    except OSError:
         silence(sys.stderr)
