@@ -30,7 +30,8 @@ def expanded(path: str | Path) -> Path:
             f"most {_LONGEST_NAME} bytes."
         )
     try:
-        return Path(text).expanduser()
+        # pathlib would forget that "./~" means a name.
+        return Path(text).expanduser() if text.startswith("~") else Path(text)
     except RuntimeError:
         raise UsageError(
             f"{text}: the home folder that {text.split('/')[0]} stands for is not known. Give the "
