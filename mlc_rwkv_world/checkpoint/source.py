@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.checkpoint.folder import is_plain_name
 from mlc_rwkv_world.checkpoint.hub import fetch
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
@@ -28,7 +29,7 @@ def resolve_source(source: str, models_dir: Path, *, prefer_safetensors: bool = 
     if match := _HUB_PREFIX.match(source):
         hub_id = _PAGE_OF_FILE.sub(r"\1/", source[match.end() :].rstrip("/"))
         return fetch(hub_id, models_dir, prefer_safetensors=prefer_safetensors)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.exists():
         return path
     if source.startswith((".", "/", "~")) or "/" not in source:
@@ -44,7 +45,7 @@ def find_model(name: str, models_dir: Path) -> Path:
 
     Raises NotFoundError, which says where it looked and what is there.
     """
-    places = [models_dir / name, models_dir / f"{name}.pth", Path(name).expanduser()]
+    places = [models_dir / name, models_dir / f"{name}.pth", expanded(name)]
     for place in places:
         if place.exists() and name not in ("", "."):
             return place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from mlc_rwkv_world.transforms.pack_weights import PackWeights
 from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 from mlc_rwkv_world.tvm_names import name_of
 
+PHASES = ("precision", "weights", "blocks", "kernels", "fusion", "schedules", "machine")
 # Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
 _DRAWS_THERE = ("cuda", "vulkan", "metal")
 _SCRIPT = Kind("module of --debug-dump", re.compile(rb"(# from .*\n)*# from tvm\.script import "))
@@ -48,10 +50,12 @@ def run(
     config: ModelConfig,
     metadata: dict[str, Any],
     dump: Path | None,
+    starting: Callable[[str], None] = lambda phase: None,
 ) -> IRModule:
     """Lowers an exported module to TIR kernels and calls of the virtual machine.
 
-    With `dump`, the module after each phase is written to that folder as TVMScript.
+    With `dump`, the module after each phase is written to that folder as TVMScript. `starting`
+    hears of each of PHASES when it begins.
     """
     if dump is not None:
         prepare_dump(dump)
@@ -109,8 +113,9 @@ def run(
     options = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     with target, tvm.transform.PassContext(config=options):
         _write(mod, dump, "0-export")
-        for number, (name, passes) in enumerate(phases.items(), start=1):
-            mod = tvm.transform.Sequential(passes)(mod)
+        for number, name in enumerate(PHASES, start=1):
+            starting(name)
+            mod = tvm.transform.Sequential(phases[name])(mod)
             _write(mod, dump, f"{number}-{name}")
     return mod
 

@@ -30,6 +30,7 @@ from mlc_rwkv_world.numerics.steps import (
 from mlc_rwkv_world.numerics.weights import Weights
 from mlc_rwkv_world.quantization import Format
 from mlc_rwkv_world.runtime.parameters import to_device
+from mlc_rwkv_world.runtime.threads import use as use_threads
 from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
 
 Array = NDArray[Any]
@@ -100,6 +101,7 @@ class Stepwise:
         lowered = pipeline.run(kernels.module(), target, config, {}, None)
         with target:
             built = relax.build(lowered, target=target, relax_pipeline=tvm.transform.Sequential([]))
+        use_threads(None)
         self.machine = relax.VirtualMachine(built, tvm.cpu())
 
     def first(self, model: int) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 Logits = npt.NDArray[np.float32]
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+Progress = Callable[[int, int], None]
 
 
 def load(
@@ -112,23 +113,32 @@ class Engine:
         """A state that has read nothing."""
         return State(self)
 
-    def prefill(self, ids: Ids, state: State) -> Logits:
+    def prefill(
+        self, ids: Ids, state: State, progress: Progress = lambda done, total: None
+    ) -> Logits:
         """Read `ids`, at least one; the logits [V] after the last of them.
 
-        The state then has read them all or, where this raises, none.
+        The state then has read them all or, where this raises, none. `progress` hears how many
+        were read, and of how many.
         """
-        return self.prefill_batch([ids], [state]).reshape(-1)
+        return self.prefill_batch([ids], [state], progress).reshape(-1)
 
     def decode(self, token: int, state: State) -> Logits:
         """Read one token; the logits [V] after it."""
         return self.decode_batch([token], [state]).reshape(-1)
 
-    def prefill_batch(self, ids: Sequence[Ids], states: Sequence[State]) -> Logits:
+    def prefill_batch(
+        self,
+        ids: Sequence[Ids],
+        states: Sequence[State],
+        progress: Progress = lambda done, total: None,
+    ) -> Logits:
         """Read `ids[b]`, at least one each, into `states[b]`, all different; logits [B, V]."""
         sequences = [self._check_ids(one) for one in ids]
         self._check_states(states, len(sequences))
         logits = np.empty((len(states), self.vocab_size), np.float32)
         drafts = [state.draft() for state in states]
+        done, total = 0, sum(map(len, sequences))
         for step in _schedule(
             [len(one) for one in sequences],
             self.metadata.prefill_chunk_size,
@@ -138,6 +148,8 @@ class Engine:
             rows = [b for b, _, _ in step]
             # The last step of a sequence leaves the logits that count.
             logits[rows] = self._read(PREFILL, pieces, [drafts[b] for b in rows])
+            done += sum(map(len, pieces))
+            progress(done, total)
         for state, sequence in zip(states, sequences, strict=True):
             state.commit(state.tokens_read + len(sequence))
         return logits

@@ -17,7 +17,7 @@ from mlc_rwkv_world.runtime.text import TextStream
 from mlc_rwkv_world.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
-    from mlc_rwkv_world.runtime.engine import Engine
+    from mlc_rwkv_world.runtime.engine import Engine, Progress
 
 
 @dataclass
@@ -83,12 +83,17 @@ class Generation:
         self._clean: State | None = None
         self._settled_at = -1
 
-    def run(self, ids: npt.NDArray[np.int32]) -> Iterator[str]:
-        """Read the prompt `ids` and yield text, up to a stop string or the end of text."""
+    def run(
+        self, ids: npt.NDArray[np.int32], progress: Progress = lambda done, total: None
+    ) -> Iterator[str]:
+        """Read the prompt `ids` and yield text, up to a stop string or the end of text.
+
+        `progress` hears how many of the ids were read, and of how many.
+        """
         engine, state, speed = self._engine, self._state, self.speed
         self._mark = _Mark(state.tokens_read + len(ids), 0, [])
         started = time.perf_counter()
-        logits = engine.prefill(ids, state)
+        logits = engine.prefill(ids, state, progress)
         speed.prefill_tokens, speed.prefill_seconds = len(ids), time.perf_counter() - started
         started = time.perf_counter()
         count = 0

@@ -107,8 +107,9 @@ class Sampler:
         # argmax gives the place of a NaN if there is one.
         if not math.isfinite(scores[best]):
             raise ArtifactError(
-                "The model's output is not a number. Build it with a wider compute type "
-                "(q0f32), or check its checkpoint."
+                "The model's output is not a number: a block's values leave the range that it "
+                "computes in, or the checkpoint is damaged. `python -m mlc_rwkv_world inspect "
+                "MODEL` finds where; a build with `--fp32-layers auto` cures it."
             )
         sampling = self.sampling
         if sampling.temperature < COLDEST or sampling.top_p == 0:

@@ -12,7 +12,17 @@ PACKAGE = "mlc_rwkv_world"
 ROOT = Path(__file__).parents[2] / PACKAGE
 # A room imports only rooms before it.
 ORDER = (
-    *("tvm_names", "reporter", "errors", "artifact", "tokenizer", "checkpoint", "models"),
+    *(
+        "tvm_names",
+        "reporter",
+        "characters",
+        "errors",
+        "console",
+        "artifact",
+        "tokenizer",
+        "checkpoint",
+        "models",
+    ),
     *("kernels", "transforms", "quantization", "compiler", "convert", "runtime", "numerics"),
     *("builder", "chat", "integration", "cli"),
 )
