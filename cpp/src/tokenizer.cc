@@ -42,6 +42,11 @@ std::string ReadFile(const std::string& path) {
     const std::size_t size = std::fread(buffer.data(), 1, buffer.size(), file.get());
     if (size == 0) break;
     content.append(buffer.data(), size);
+    // Its size alone would not tell: a device has none.
+    if (content.size() > kMaxVocabularyFile) {
+      throw VocabularyError(path + " has more than " + std::to_string(kMaxVocabularyFile) +
+                            " bytes, which no vocabulary has; " + kFreshCopy);
+    }
   }
   if (file == nullptr || std::ferror(file.get()) != 0) {
     throw VocabularyError(path + ": " + std::strerror(errno) +

@@ -207,6 +207,7 @@ void TestFiles(const std::string& world) {
   CHECK(tokenizer.Serialize() == blob);
   CHECK_FAILS(Tokenizer::FromFile("/nowhere/vocabulary"), "/nowhere/vocabulary: No such file");
   CHECK_FAILS(Tokenizer::FromFile("/"), "/: Is a directory");
+  CHECK_FAILS(Tokenizer::FromFile("/dev/zero"), "/dev/zero has more than 33554432 bytes");
 }
 
 void TestTokens() {

@@ -64,6 +64,7 @@ def build(
     source: str | Path | None = None,
     *,
     model: str | None = None,
+    revision: str | None = None,
     target: str = "auto",
     quantization: str = "q4f16_1",
     output: str | Path = "dist",
@@ -85,7 +86,8 @@ def build(
 ) -> Artifact:
     """Builds `<output>/<model>-<quantization>` from a checkpoint, whole or not at all.
 
-    `source` is a folder, a `.pth` file or a hub id; `model` instead names a checkpoint in
+    `source` is a folder, a `.pth` file or a model on the hub, by name or address, of which
+    `revision` is a branch, tag or commit; `model` instead names a checkpoint in
     `<output>/models`. `weights` and `library` leave a part out; that part of an older artifact
     is kept, as are its libraries for other targets. `reuse_lib` takes a library that was built
     before for the same model. `prefill_chunk_size` is how many tokens one call of the library reads
@@ -126,7 +128,7 @@ def build(
     elif library:
         code.require_linker(choices.target, system_lib)
     output = expanded(output)
-    path = _locate(source, model, output / MODELS_DIR, prefer_safetensors, reporter)
+    path = _locate(source, model, revision, output / MODELS_DIR, prefer_safetensors, reporter)
     checkpoint = open_checkpoint(path, prefer_safetensors=prefer_safetensors)
     dump = expanded(debug_dump) if debug_dump is not None and library else None
     if dump is not None:
@@ -160,6 +162,7 @@ def build(
 def _locate(
     source: str | Path | None,
     model: str | None,
+    revision: str | None,
     models_dir: Path,
     prefer_safetensors: bool,
     reporter: Reporter,
@@ -170,9 +173,16 @@ def _locate(
             f"or --model for a name in {models_dir}."
         )
     if model is not None:
+        if revision is not None:
+            raise UsageError(f"--revision {revision} is of a model on the hub: give --hf-path.")
         return find_model(model, models_dir)
     reporter.stage(f"looking for {source}")
-    return resolve_source(str(source), models_dir, prefer_safetensors=prefer_safetensors)
+    path = resolve_source(
+        str(source), models_dir, revision=revision, prefer_safetensors=prefer_safetensors
+    )
+    if path != Path(str(source)):
+        reporter.stage(f"reading {path}")
+    return path
 
 
 def _library_path(plan: Plan, folder: Path, *, system_lib: bool) -> Path:

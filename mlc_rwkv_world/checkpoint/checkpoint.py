@@ -11,16 +11,15 @@ import numpy.typing as npt
 
 from mlc_rwkv_world.checkpoint.file_kind import kind_of
 from mlc_rwkv_world.checkpoint.folder import CONFIG, WeightFiles, find_weights, read_json
+from mlc_rwkv_world.checkpoint.hub_cache import name_in_cache
+from mlc_rwkv_world.checkpoint.names import EMBEDDINGS, HEAD, canonical_name
+from mlc_rwkv_world.checkpoint.origin import fetch_again, snapshot_of
 from mlc_rwkv_world.checkpoint.safetensors_file import read_safetensors_file
-from mlc_rwkv_world.checkpoint.shape import (
-    ModelShape,
-    apply_config,
-    canonical_name,
-    rwkv_version,
-    shape_of_tensors,
-)
-from mlc_rwkv_world.checkpoint.stored import FLOAT_WORDS, StoredTensor
+from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config, shape_of_tensors
+from mlc_rwkv_world.checkpoint.stored import StoredTensor
 from mlc_rwkv_world.checkpoint.torch_file import read_torch_file
+from mlc_rwkv_world.checkpoint.variants import refuse_variants
+from mlc_rwkv_world.checkpoint.version import rwkv_version
 from mlc_rwkv_world.checkpoint.wording import quoted
 from mlc_rwkv_world.errors import CheckpointError, NotFoundError
 
@@ -89,30 +88,40 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
         raise NotFoundError(f"{path} is not there: no such file or folder.")
 
     tensors = _collect(path, weights)
+    refuse_variants(path, config_path, config, tensors)
     version = rwkv_version(tensor.name for tensor in tensors.values())
     if version != 4:
         raise CheckpointError(
             f"{path} is an RWKV-{version} model; this version builds RWKV-4 World. Give an "
             "RWKV-4 World checkpoint."
         )
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    shape = apply_config(path, config_path, config, shape_of_tensors(path, found))
-    for tensor in tensors.values():
-        if tensor.dtype not in FLOAT_WORDS:
-            raise CheckpointError(
-                f"{tensor.region.path}: tensor {quoted(tensor.name)} holds {tensor.dtype}; "
-                "expected float32, float16 or bfloat16. Give an unquantized checkpoint."
-            )
-    named = path if path.name not in ("", "..") else path.resolve()
+    if config.get("tie_word_embeddings") is True:
+        _tie(tensors)
+    shape = apply_config(path, config_path, config, shape_of_tensors(path, tensors))
     return Checkpoint(
         path=path,
-        name=named.name if is_folder else named.stem,
+        name=_name(path, is_folder=is_folder),
         version=version,
         config=shape,
         files=weights.files,
         _shapes=shape.tensor_shapes(),
         _tensors=tensors,
     )
+
+
+def _name(path: Path, *, is_folder: bool) -> str:
+    named = path if path.name not in ("", "..") else path.resolve()
+    if not is_folder:
+        return named.stem
+    cached = snapshot_of(named)
+    return named.name if cached is None else name_in_cache(cached, named)
+
+
+def _tie(tensors: dict[str, StoredTensor]) -> None:
+    """Lets the head or the embedding, whichever was left out, be the other."""
+    for absent, other in ((HEAD, EMBEDDINGS), (EMBEDDINGS, HEAD)):
+        if absent not in tensors and other in tensors:
+            tensors[absent] = tensors[other]
 
 
 def _collect(path: Path, weights: WeightFiles) -> dict[str, StoredTensor]:
@@ -139,6 +148,6 @@ def _collect(path: Path, weights: WeightFiles) -> dict[str, StoredTensor]:
         if canonical_name(name) not in tensors:
             raise CheckpointError(
                 f"{path / shard} lacks tensor {quoted(name)}, which the index places there: the "
-                "files do not belong together. Download them again."
+                f"files do not belong together. {fetch_again(path)}"
             )
     return tensors

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
+from mlc_rwkv_world.checkpoint.origin import fetch_again
 from mlc_rwkv_world.errors import CheckpointError
 
 Kind = Literal["torch", "safetensors"]
@@ -64,7 +65,7 @@ def _explain(path: Path, head: bytes, size: int) -> str:
             return f"is {what}."
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if size == 0:
-        return "is empty (0 bytes): the download or copy did not happen. Fetch it again."
+        return f"is empty (0 bytes): the download or copy did not happen. {fetch_again(path)}"
     if head.startswith(_OLD_TORCH) or head[257:262] == b"ustar":
         return (
             "is in torch's old layout (before 1.6), which only torch can read. Save it again: "
@@ -76,14 +77,16 @@ def _explain(path: Path, head: bytes, size: int) -> str:
             "Download it by the file's own link."
         )
     if text.startswith((b"{", b"[")):
-        return "is JSON text, not weights: perhaps a server's error or an index. Fetch it again."
+        return (
+            f"is JSON text, not weights: perhaps a server's error or an index. {fetch_again(path)}"
+        )
     if head.startswith(b"\x80") and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return (
             "is a bare Python pickle, which is not opened: pickles can run programs. Save the "
             "tensors with torch.save or safetensors."
         )
     if not head.strip(b"\0"):
-        return "begins with zeros only: a download that was not finished. Fetch it again."
+        return f"begins with zeros only: a download that was not finished. {fetch_again(path)}"
     return (
         f"begins with {head[:8]!r} and is {size} bytes long; expected a torch file (.pth, .bin) "
         "or safetensors."

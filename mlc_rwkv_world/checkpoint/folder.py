@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc_rwkv_world.artifact.layout import TOKENIZER_MODEL
+from mlc_rwkv_world.checkpoint.origin import fetch_again
 from mlc_rwkv_world.checkpoint.stored import MAX_TABLE
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
 from mlc_rwkv_world.errors import CheckpointError
@@ -60,7 +62,7 @@ def find_weights(folder: Path, *, prefer_safetensors: bool = True) -> WeightFile
                     f"{folder} has {layout.single} and beside it the shards {listed(strays)}: two "
                     "downloads are mixed. Remove what does not belong here."
                 )
-            return WeightFiles((_inside(folder / layout.single),))
+            return WeightFiles((inside(folder / layout.single),))
         if (folder / layout.index).exists():
             return _sharded(folder, layout)
         if shards:
@@ -70,7 +72,7 @@ def find_weights(folder: Path, *, prefer_safetensors: bool = True) -> WeightFile
             )
     lone = [path for pattern in _LONE_FILES for path in sorted(folder.glob(pattern))]
     if len(lone) == 1:
-        return WeightFiles((_inside(lone[0]),))
+        return WeightFiles((inside(lone[0]),))
     if lone:
         raise CheckpointError(
             f"{folder} holds several checkpoints: {listed([p.name for p in lone], 8)}. Give the "
@@ -98,7 +100,7 @@ def _sharded(folder: Path, layout: Layout) -> WeightFiles:
             f"{folder} has the shards {listed(extra)}, which {index.name} does not name: two "
             "downloads are mixed. Remove what does not belong here."
         )
-    return WeightFiles(tuple(_inside(folder / name) for name in names), owner)
+    return WeightFiles(tuple(inside(folder / name) for name in names), owner)
 
 
 def index_owners(index: Path) -> dict[str, str]:
@@ -127,7 +129,7 @@ def is_plain_name(name: object) -> bool:
     )
 
 
-def _inside(path: Path) -> Path:
+def inside(path: Path) -> Path:
     """`path`; CheckpointError where it is a link out of its folder, or there and no file.
 
     A pipe or a device would block or never end. The hub's cache is made of links, from
@@ -144,24 +146,32 @@ def _inside(path: Path) -> Path:
             f"{path} is a link that leaves its folder: refused. Put the file itself there."
         )
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is not a regular file. Download or copy it again.")
+        raise CheckpointError(f"{path} is not a regular file. {fetch_again(path)}")
     return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`."""
     try:
-        _inside(path)
-        size = path.stat().st_size
-        if size > MAX_TABLE:
-            raise CheckpointError(f"{path} has {size} bytes, expected at most {MAX_TABLE}.")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with inside(path).open("rb") as file:
+            data = file.read(MAX_TABLE + 1)
+        if len(data) > MAX_TABLE:
+            raise CheckpointError(f"{path} has more than {MAX_TABLE} bytes, too many for its kind.")
+        # Editors of some systems begin a file with a mark of its encoding.
+        content = json.loads(data.removeprefix(codecs.BOM_UTF8).decode())
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}), as JSON is: save it "
+            "again in this encoding, or put the original there."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error
+        raise CheckpointError(
+            f"{path} is not JSON ({error}). Mend it, or put the original there."
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object.")
     return content
@@ -175,6 +185,6 @@ def find_vocabulary(folder: Path) -> Path | None:
     """
     compiled = folder / TOKENIZER_MODEL
     if compiled.is_file():
-        return _inside(compiled)
+        return inside(compiled)
     text = max(folder.glob("rwkv_vocab_v*.txt"), default=None)
-    return None if text is None else _inside(text)
+    return None if text is None else inside(text)

@@ -31,9 +31,39 @@ _STORAGES = {
     ("torch", "BoolStorage"): "bool",
 }
 _REBUILD_TENSOR = ("torch._utils", "_rebuild_tensor_v2")
+# What torch writes for element types that came after its typed storages.
+_REBUILD_TYPED_TENSOR = ("torch._utils", "_rebuild_tensor_v3")
+_BYTES = ("torch.storage", "UntypedStorage")
+_DTYPES = {("torch", name): name for name in ITEM_SIZES}
 _REBUILD_PARAMETER = ("torch._utils", "_rebuild_parameter")
 _ORDERED_DICT = ("collections", "OrderedDict")
-_ADMITTED = {_REBUILD_TENSOR, _REBUILD_PARAMETER, _ORDERED_DICT, *_STORAGES}
+_SIZE = ("torch", "Size")
+_ADMITTED = {
+    _REBUILD_TENSOR,
+    _REBUILD_TYPED_TENSOR,
+    _BYTES,
+    _REBUILD_PARAMETER,
+    _ORDERED_DICT,
+    _SIZE,
+    *_STORAGES,
+    *_DTYPES,
+}
+
+# Tensors of a kind that has no plain numbers to read, by the function that torch makes them with.
+_OTHER_KINDS = {
+    "_rebuild_qtensor": "a quantized tensor",
+    "_rebuild_sparse_tensor": "a sparse tensor",
+    "_rebuild_sparse_csr_tensor": "a sparse tensor",
+    "_rebuild_nested_tensor": "a nested tensor",
+    "_rebuild_meta_tensor_no_storage": "a tensor without its values",
+    "_rebuild_device_tensor_from_numpy": "a tensor of another device",
+}
+
+# An RWKV of 61 blocks with an optimizer's state takes some 300,000 instructions. Each adds at
+# most a small object, so that these bound time and memory as well.
+_MAX_STEPS = 1 << 19
+# Python hashes an integer to itself below this; above it, keys can be made to collide.
+_MAX_KEY = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -72,8 +102,9 @@ _MARK: Final = _Mark()
 def read_pickled_tensors(data: bytes, source: str) -> Any:
     """What the pickle `data` describes, made of dicts, lists, tuples, scalars and PickledTensor.
 
-    `source` begins the messages. Takes time and memory in proportion to `data`. Raises
-    CheckpointError where the pickle asks for anything else, or is garbled.
+    `source` begins the messages. Takes time and memory in proportion to `data`, up to some 60 MB.
+    Raises CheckpointError where the pickle asks for anything else, is garbled, or goes on for more
+    than half a million instructions.
     """
     return _Machine(data, source).run()
 
@@ -87,7 +118,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        while True:
+        for _ in range(_MAX_STEPS):
             opcode = self._take(1)
             if opcode == b".":
                 result = self._pop()
@@ -98,6 +129,7 @@ class _Machine:
             if step is None:
                 raise self._refused(f"the pickle instruction {_opcode_name(opcode)}")
             step(self)
+        raise self._garbled(f"it goes on after {_MAX_STEPS} instructions")
 
     # Input
 
@@ -198,6 +230,8 @@ class _Machine:
             # Hashing a nest of tuples can take for ever.
             if not isinstance(key, (str, int, float, bool, type(None))):
                 raise self._garbled(f"a dictionary has a {type(key).__name__} as key")
+            if isinstance(key, int) and not -_MAX_KEY < key < _MAX_KEY:
+                raise self._garbled("a dictionary has a number beyond all counting as key")
             if key in target:
                 raise CheckpointError(
                     f"{self._source} holds {quoted(key)} twice; every tensor must be there once."
@@ -229,6 +263,12 @@ class _Machine:
 
     def _admit(self, module: str, name: str) -> _Global:
         if (module, name) not in _ADMITTED:
+            if kind := _other_kind(module, name):
+                raise CheckpointError(
+                    f"{self._source} holds {kind} ({quoted(f'{module}.{name}')}; it was not "
+                    "executed), expected plain tensors of float32, float16 or bfloat16. Give the "
+                    "checkpoint that it was made from."
+                )
             raise self._refused(f"{quoted(f'{module}.{name}')}")
         return _Global((module, name))
 
@@ -239,10 +279,12 @@ class _Machine:
 
     def persistent_id(self) -> None:
         match self._pop():
-            case ("storage", _Global(kind), str(key), str(), int(size)) if kind in _STORAGES:
+            case ("storage", _Global(kind), str(key), str(), int(size)) if (
+                kind in _STORAGES or kind == _BYTES
+            ):
                 if size < 0:
                     raise self._garbled(f"a storage has {size} elements")
-                self._push(PickledStorage(key, _STORAGES[kind], size))
+                self._push(PickledStorage(key, _STORAGES.get(kind, "uint8"), size))
             case _:
                 raise self._garbled("a tensor's storage is described in an unknown way")
 
@@ -251,6 +293,8 @@ class _Machine:
         match function, arguments:
             case _Global(name), () if name == _ORDERED_DICT:
                 self._push({})
+            case _Global(name), (tuple(items),) if name == _SIZE:
+                self._push(items)
             case _Global(name), (PickledTensor() as tensor, *_) if name == _REBUILD_PARAMETER:
                 self._push(tensor)
             case _Global(name), (
@@ -261,6 +305,19 @@ class _Machine:
                 *_,
             ) if name == _REBUILD_TENSOR:
                 self._push(self._tensor(storage, offset, shape, strides))
+            case _Global(name), (
+                PickledStorage(key, "uint8", nbytes),
+                int(offset),
+                tuple(shape),
+                tuple(strides),
+                _,
+                _,
+                _Global(dtype),
+                *_,
+            ) if name == _REBUILD_TYPED_TENSOR and dtype in _DTYPES:
+                kind = _DTYPES[dtype]
+                typed = PickledStorage(key, kind, nbytes // ITEM_SIZES[kind])
+                self._push(self._tensor(typed, offset, shape, strides))
             case _:
                 raise self._garbled("a tensor is described in an unknown way")
 
@@ -299,6 +356,12 @@ class _Machine:
             "executed. Only tensors are read: save the model's state_dict() alone, or do not "
             "trust this file."
         )
+
+
+def _other_kind(module: str, name: str) -> str | None:
+    if module.split(".")[0] == "numpy":
+        return "a numpy array or number"
+    return _OTHER_KINDS.get(name) if module.startswith("torch") else None
 
 
 def _opcode_name(opcode: bytes) -> str:

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mlc_rwkv_world.checkpoint.origin import fetch_again
 from mlc_rwkv_world.checkpoint.stored import (
     ITEM_SIZES,
     MAX_AXES,
@@ -102,7 +103,7 @@ def _locate(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
     if dtype not in _DTYPES:
         raise CheckpointError(
             f"{path}: tensor {quoted(name)} is of type {quoted(dtype)}; weights are F32, F16 or "
-            "BF16. Save the checkpoint again in one of these."
+            "BF16. Give an unquantized checkpoint, the one that this was made from."
         )
     if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, low, high)):
         raise _garbled(path, f"the shape or place of {quoted(name)} are not plain numbers")
@@ -120,11 +121,11 @@ def _locate(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
 
 def _garbled(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: its safetensors header is garbled: {what}. Download or copy it again."
+        f"{path}: its safetensors header is garbled: {what}. {fetch_again(path)}"
     )
 
 
 def _truncated(path: Path, expected: int, found: int) -> CheckpointError:
     return CheckpointError(
-        f"{path} is truncated: {found} bytes found, {expected} expected. Download or copy it again."
+        f"{path} is truncated: {found} bytes found, {expected} expected. {fetch_again(path)}"
     )

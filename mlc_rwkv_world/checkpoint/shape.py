@@ -1,37 +1,21 @@
-"""Which RWKV a set of tensors is, how large, and which tensors it must have."""
+"""How large the model is that a set of tensors makes, and which tensors it must have."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlc_rwkv_world.checkpoint.absence import missing, require_no_lora
+from mlc_rwkv_world.checkpoint.names import EMBEDDINGS, is_models_own
+from mlc_rwkv_world.checkpoint.stored import FLOAT_WORDS, StoredTensor
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
 from mlc_rwkv_world.errors import CheckpointError
 
 WORLD_VOCAB_SIZE = 65536
-_PILE_VOCAB_SIZES = (50277, 50280)
 _MAX_BLOCKS = 1024
-
-# BlinkDL's name for a part of a tensor's name, and Hugging Face's.
-_HF_PARTS = {
-    "emb": "embeddings",
-    "ln0": "pre_ln",
-    "att": "attention",
-    "ffn": "feed_forward",
-    "time_mix_k": "time_mix_key",
-    "time_mix_v": "time_mix_value",
-    "time_mix_r": "time_mix_receptance",
-}
-
-# Newest first: later versions keep parts of the earlier ones.
-_MARKS_OF_LATER_VERSIONS = (
-    (7, re.compile(r"\b(att|attn|attention)\.(x_r|r_k)\b")),
-    (6, re.compile(r"\btime_maa")),
-    (5, re.compile(r"\bln_x\b")),
-)
 
 
 @dataclass(frozen=True)
@@ -72,74 +56,65 @@ class ModelShape:
         return shapes
 
 
-def canonical_name(name: str) -> str:
-    """The one name of a tensor: Hugging Face's without its `rwkv.` prefix."""
-    parts = name.removeprefix("rwkv.").split(".")
-    return ".".join(_HF_PARTS.get(part, part) for part in parts)
-
-
-def rwkv_version(names: Iterable[str]) -> int:
-    """Which RWKV has tensors of these names, in any naming.
-
-    It is 4 unless the mark of a later version is there.
-    """
-    every = list(names)
-    for version, mark in _MARKS_OF_LATER_VERSIONS:
-        if any(mark.search(name) for name in every):
-            return version
-    return 4
-
-
-def shape_of_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelShape:
-    """The sizes of the RWKV-4 World model whose tensors, by canonical name, have `shapes`.
+def shape_of_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> ModelShape:
+    """The sizes of the RWKV-4 World model that the `tensors`, by canonical name, are.
 
     Axes of length one do not count in vectors. Raises CheckpointError where the tensors
     are not those of one whole World model; `path` begins the message.
     """
-    blocks = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
-    if not blocks and "embeddings.weight" not in shapes:
+    names = {canonical: tensor.name for canonical, tensor in tensors.items()}
+    require_no_lora(path, names)
+    _require_floats(tensors)
+    blocks = {int(match[1]) for name in names if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if not blocks and EMBEDDINGS not in names:
         raise CheckpointError(
-            f"{path} is not an RWKV model: its tensors are named {listed(shapes) or 'nothing'}, "
-            "expected 'emb.weight', 'blocks.0.att.key.weight' and so on."
+            f"{path} is not an RWKV model: its tensors are named "
+            f"{listed(names.values()) or 'nothing'}, expected 'emb.weight', "
+            "'blocks.0.att.key.weight' and so on."
         )
     if not blocks or max(blocks) != len(blocks) - 1:
         raise CheckpointError(
-            f"{path} has tensors of the blocks {listed(sorted(blocks), 8)}, expected every block "
-            "from 0 on: part of the checkpoint is missing."
+            f"{path} has tensors of the blocks {listed(sorted(blocks), 8) or 'none'}, expected "
+            "every block from 0 on: part of the checkpoint is missing."
         )
     if len(blocks) > _MAX_BLOCKS:
         raise CheckpointError(
             f"{path} has {len(blocks)} blocks, expected at most {_MAX_BLOCKS}: it is damaged."
         )
-    for name in ("embeddings.weight", "blocks.0.feed_forward.key.weight"):
-        if name not in shapes:
-            raise _missing(path, [name])
-        if len(shapes[name]) != 2 or 0 in shapes[name]:
+    for name in (EMBEDDINGS, "blocks.0.feed_forward.key.weight"):
+        if name not in tensors:
+            raise missing(path, [name], names)
+        if len(tensors[name].shape) != 2 or 0 in tensors[name].shape:
             raise CheckpointError(
-                f"{path}: tensor {quoted(name)} has shape {list(shapes[name])}, expected a matrix."
+                f"{path}: tensor {quoted(names[name])} has shape {list(tensors[name].shape)}, "
+                "expected a matrix."
             )
-    vocab_size, width = shapes["embeddings.weight"]
+    vocab_size, width = tensors[EMBEDDINGS].shape
     _require_world(path, vocab_size)
     shape = ModelShape(
         num_hidden_layers=len(blocks),
         hidden_size=width,
         attention_hidden_size=width,
-        intermediate_size=shapes["blocks.0.feed_forward.key.weight"][0],
+        intermediate_size=tensors["blocks.0.feed_forward.key.weight"].shape[0],
         vocab_size=vocab_size,
     )
-    _require_tensors(path, shape.tensor_shapes(), shapes)
+    _require_tensors(path, shape.tensor_shapes(), tensors)
     return shape
+
+
+def _require_floats(tensors: Mapping[str, StoredTensor]) -> None:
+    for canonical, tensor in tensors.items():
+        if is_models_own(canonical) and tensor.dtype not in FLOAT_WORDS:
+            raise CheckpointError(
+                f"{tensor.region.path}: tensor {quoted(tensor.name)} holds {tensor.dtype}; "
+                "expected float32, float16 or bfloat16. Give an unquantized checkpoint, the one "
+                "that this was made from."
+            )
 
 
 def _require_world(path: Path, vocab_size: int) -> None:
     if vocab_size == WORLD_VOCAB_SIZE:
         return
-    if vocab_size in _PILE_VOCAB_SIZES:
-        raise CheckpointError(
-            f"{path} is a Pile or Raven checkpoint (vocabulary {vocab_size}), which speaks "
-            f"another tokenizer (20B_tokenizer.json); expected an RWKV-4 World checkpoint "
-            f"(vocabulary {WORLD_VOCAB_SIZE})."
-        )
     raise CheckpointError(
         f"{path} has a vocabulary of {vocab_size}, expected the World vocabulary of "
         f"{WORLD_VOCAB_SIZE}: give an RWKV-4 World checkpoint."
@@ -147,19 +122,21 @@ def _require_world(path: Path, vocab_size: int) -> None:
 
 
 def _require_tensors(
-    path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    path: Path, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, StoredTensor]
 ) -> None:
-    if missing := [name for name in expected if name not in found]:
-        raise _missing(path, missing)
-    if unknown := [name for name in found if name not in expected]:
+    names = {canonical: tensor.name for canonical, tensor in tensors.items()}
+    if lost := [name for name in expected if name not in tensors]:
+        raise missing(path, lost, names)
+    if unknown := [name for canonical, name in names.items() if canonical not in expected]:
         raise CheckpointError(
             f"{path} has tensors that RWKV-4 does not: {listed(unknown)}. It is a variant or "
             "another model; give a plain RWKV-4 World checkpoint."
         )
-    for name, shape in expected.items():
-        if _squeezed(found[name], len(shape)) != shape:
+    for canonical, shape in expected.items():
+        found = tensors[canonical].shape
+        if _squeezed(found, len(shape)) != shape:
             raise CheckpointError(
-                f"{path}: tensor {quoted(name)} has shape {list(found[name])}, expected "
+                f"{path}: tensor {quoted(names[canonical])} has shape {list(found)}, expected "
                 f"{list(shape)}. The file is damaged or another model's: use another copy."
             )
 
@@ -167,13 +144,6 @@ def _require_tensors(
 def _squeezed(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
     """`shape` without its axes of length one where a vector (`axes` is 1) is expected."""
     return tuple(n for n in shape if n != 1) if axes == 1 else shape
-
-
-def _missing(path: Path, names: list[str]) -> CheckpointError:
-    return CheckpointError(
-        f"{path} lacks the tensors {listed(names)}: the checkpoint is incomplete. Download or "
-        "copy it again."
-    )
 
 
 def apply_config(

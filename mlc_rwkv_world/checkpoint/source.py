@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.checkpoint.folder import is_plain_name
 from mlc_rwkv_world.checkpoint.hub import fetch
+from mlc_rwkv_world.checkpoint.hub_id import is_address
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
 from mlc_rwkv_world.errors import NotFoundError, UsageError
 
-_HUB_PREFIX = re.compile(r"hf://|https://huggingface\.co/", re.IGNORECASE)
-_PAGE_OF_FILE = re.compile(r"^([^/]+/[^/]+)/(?:blob|resolve)/main/")
 
-
-def resolve_source(source: str, models_dir: Path, *, prefer_safetensors: bool = True) -> Path:
+def resolve_source(
+    source: str,
+    models_dir: Path,
+    *,
+    revision: str | None = None,
+    prefer_safetensors: bool = True,
+) -> Path:
     """The local path of `source`: a folder, a weight file, or a model on the hub.
 
-    `owner/name` and `owner/name/file.pth` are downloaded into `models_dir` unless they are
-    there; so are these with `hf://` or `https://huggingface.co/` before them. Raises
-    NotFoundError, or DownloadError; UsageError where `source` is empty.
+    A name or an address of the hub (see `parse_hub_id`) is downloaded into `models_dir` unless it
+    is there or in the hub's own cache; a path that exists goes before a name. Raises
+    NotFoundError, or DownloadError; UsageError where `source` is empty, or `revision` is given
+    with a path.
     """
     if not source.strip():
         raise UsageError(
             "The checkpoint's name is empty; give a folder, a .pth file, or a hub id (owner/name)."
         )
-    if match := _HUB_PREFIX.match(source):
-        hub_id = _PAGE_OF_FILE.sub(r"\1/", source[match.end() :].rstrip("/"))
-        return fetch(hub_id, models_dir, prefer_safetensors=prefer_safetensors)
-    path = expanded(source)
-    if path.exists():
-        return path
-    if source.startswith((".", "/", "~")) or "/" not in source:
-        raise NotFoundError(
-            f"{quoted(source)}: there is no such file or folder, and a model on the hub is "
-            "written owner/name."
-        )
-    return fetch(source, models_dir, prefer_safetensors=prefer_safetensors)
+    if not is_address(source):
+        path = expanded(source)
+        if path.exists():
+            if revision is not None:
+                raise UsageError(
+                    f"{quoted(source)} is a path, and only a model on the hub has a revision "
+                    f"({quoted(revision)}). Give one of them."
+                )
+            return path
+        if source.startswith((".", "/", "~")) or "/" not in source:
+            raise NotFoundError(
+                f"{quoted(source)}: there is no such file or folder, and a model on the hub is "
+                "written owner/name."
+            )
+    return fetch(source, models_dir, revision=revision, prefer_safetensors=prefer_safetensors)
 
 
 def find_model(name: str, models_dir: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlc_rwkv_world.checkpoint.origin import fetch_again
 from mlc_rwkv_world.checkpoint.wording import quoted
 from mlc_rwkv_world.errors import CheckpointError
 
@@ -25,7 +26,15 @@ ITEM_SIZES = {name: np.dtype(word).itemsize for name, word in FLOAT_WORDS.items(
     "int16": 2,
     "int8": 1,
     "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
     "bool": 1,
+    "float8_e4m3fn": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2": 1,
+    "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
 }
 
 # A file's table of contents may be no larger, in bytes: an RWKV-4 7B needs under 0.2 MB, and
@@ -118,7 +127,7 @@ class StoredTensor:
             raise CheckpointError(
                 f"{self.region.path}: the bytes of tensor {quoted(self.name)} have checksum "
                 f"{crc:08x}, the file says {self.region.crc32:08x}: the file is damaged. "
-                "Download or copy it again."
+                f"{fetch_again(self.region.path)}"
             )
         return result
 

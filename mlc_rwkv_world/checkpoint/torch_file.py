@@ -7,18 +7,20 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from mlc_rwkv_world.checkpoint.file_kind import resave_command
+from mlc_rwkv_world.checkpoint.origin import fetch_again
 from mlc_rwkv_world.checkpoint.pickled_tensors import PickledTensor, read_pickled_tensors
 from mlc_rwkv_world.checkpoint.stored import ITEM_SIZES, MAX_TABLE, Region, StoredTensor
+from mlc_rwkv_world.checkpoint.training_file import weights_of
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
 from mlc_rwkv_world.checkpoint.zip_directory import ZipEntry, read_directory
 from mlc_rwkv_world.errors import CheckpointError
 
-_NESTED = ("state_dict", "model_state_dict", "model", "module", "weights")
-
 
 def read_torch_file(path: Path) -> list[StoredTensor]:
-    """Every tensor of a file that torch.save wrote, in its order; no weight is read yet."""
+    """Every tensor of the model in a file that torch.save wrote, in its order.
+
+    No weight is read yet. A training file may hold more than a model: the rest is left alone.
+    """
     try:
         with path.open("rb") as file:
             entries = read_directory(file, path)
@@ -32,18 +34,8 @@ def read_torch_file(path: Path) -> list[StoredTensor]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
-    content = read_pickled_tensors(pickled, str(path))
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, expected a dictionary of tensors: save "
-            "the model's state_dict()."
-        )
-    tensors = []
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, PickledTensor):
-            raise _not_a_tensor(path, name, value)
-        tensors.append(_locate(path, entries, prefix, name, value))
-    return tensors
+    weights = weights_of(path, read_pickled_tensors(pickled, str(path)))
+    return [_locate(path, entries, prefix, name, tensor) for name, tensor in weights.items()]
 
 
 def _find_prefix(path: Path, entries: dict[str, ZipEntry]) -> str:
@@ -76,7 +68,7 @@ def _read_entry(file: BinaryIO, path: Path, entry: ZipEntry) -> bytes:
     if entry.crc32 and zlib.crc32(data) != entry.crc32:
         raise CheckpointError(
             f"{path}: entry {quoted(entry.name)} does not match its checksum: the file is "
-            "damaged. Download or copy it again."
+            f"damaged. {fetch_again(path)}"
         )
     return data
 
@@ -97,32 +89,15 @@ def _locate(
     if entry is None:
         raise CheckpointError(
             f"{path}: the data of tensor {quoted(name)} (entry data/{quoted(storage.key)}) is "
-            "missing: the file is damaged. Download or copy it again."
+            f"missing: the file is damaged. {fetch_again(path)}"
         )
     _require_uncompressed(path, entry)
     expected = storage.size * ITEM_SIZES[storage.dtype]
     if entry.size != expected:
         raise CheckpointError(
             f"{path}: the data of tensor {quoted(name)} has {entry.size} bytes, expected "
-            f"{expected}: the file is damaged. Download or copy it again."
+            f"{expected}: the file is damaged. {fetch_again(path)}"
         )
     # torch writes 0 where it was told not to compute checksums.
     region = Region(path, entry.offset, entry.size, entry.crc32 or None)
     return StoredTensor(name, storage.dtype, tensor.shape, tensor.strides, tensor.offset, region)
-
-
-def _not_a_tensor(path: Path, name: object, value: object) -> CheckpointError:
-    if name in _NESTED and isinstance(value, dict):
-        return CheckpointError(
-            f"{path} is a training checkpoint with its weights under {quoted(name)}. Save these "
-            "alone: " + resave_command(path, f'["{name}"]')
-        )
-    if name == "_strategy":
-        return CheckpointError(
-            f"{path} was converted by ChatRWKV for one strategy; give the checkpoint that it "
-            "was converted from."
-        )
-    return CheckpointError(
-        f"{path}: entry {quoted(name)} is a {type(value).__name__}, expected a tensor: save the "
-        "model's state_dict() alone."
-    )

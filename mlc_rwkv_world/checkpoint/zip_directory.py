@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from mlc_rwkv_world.checkpoint.origin import fetch_again
 from mlc_rwkv_world.checkpoint.stored import MAX_TABLE
 from mlc_rwkv_world.checkpoint.wording import quoted
 from mlc_rwkv_world.errors import CheckpointError
@@ -75,7 +76,7 @@ def _find_directory(file: BinaryIO, path: Path, size: int) -> tuple[int, int, in
     if place < 0 or place + _END.size > len(tail):
         raise CheckpointError(
             f"{path} is truncated: it begins as a torch file, but the directory that stands at "
-            f"the end is missing ({size} bytes found). Download or copy it again."
+            f"the end is missing ({size} bytes found). {fetch_again(path)}"
         )
     _, disk, _, _, count, length, offset, comment = _END.unpack_from(tail, place)
     if disk not in (0, 0xFFFF) or place + _END.size + comment != len(tail):
@@ -162,4 +163,4 @@ def _apply_zip64(
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {what}. Download or copy it again.")
+    return CheckpointError(f"{path} is damaged: {what}. {fetch_again(path)}")

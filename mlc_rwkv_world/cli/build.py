@@ -45,9 +45,15 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     source.add_argument(
         "--hf-path",
         metavar="SOURCE",
-        help="a Hugging Face folder, a .pth file, or a hub id (owner/name) to download",
+        help="a Hugging Face folder, a .pth file, or a model on the hub, by name (owner/name) or "
+        "address, to download",
     )
     source.add_argument("--model", metavar="NAME", help="a checkpoint in <artifact-path>/models")
+    parser.add_argument(
+        "--revision",
+        metavar="REV",
+        help="a branch, tag or commit of the model on the hub; also written owner/name@REV",
+    )
     parser.add_argument(
         "--target",
         default="auto",
@@ -159,6 +165,7 @@ def _run(arguments: argparse.Namespace) -> int:
         artifact = build(
             arguments.hf_path,
             model=arguments.model,
+            revision=arguments.revision,
             target=arguments.target,
             quantization=arguments.quantization,
             output=output,

@@ -12,7 +12,7 @@ import pytest
 from support.checkpoints import Tensors, write_hf_safetensors, write_pth
 
 from mlc_rwkv_world.cli import build as command
-from mlc_rwkv_world.errors import CheckpointError
+from mlc_rwkv_world.errors import CheckpointError, UsageError
 
 Make = Callable[[Path, Tensors], Path]
 
@@ -127,3 +127,21 @@ def test_one_message_and_status_4(
     assert "Traceback" not in errors
     assert not (tmp_path / "executed").exists()
     assert not list((tmp_path / "dist").glob("[!.]*"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (["--hf-path", "."], "'.' is a path, and only a model on the hub has a revision ('v1')"),
+        (["--model", "x"], "--revision v1 is of a model on the hub: give --hf-path"),
+        (["--hf-path", "a/b@v2"], "names the revision 'v2' and not 'v1', which was given too"),
+        (["--hf-path", "https://example.org/a/b"], "is not a model on the hub; expected owner"),
+    ],
+)
+def test_revisions_of_what_has_none(
+    source: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*source, "--revision", "v1", "--artifact-path", str(tmp_path / "dist")]
+    assert command.main([*arguments, "--target", "llvm"], "build") == UsageError.exit_status
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "dist").exists()

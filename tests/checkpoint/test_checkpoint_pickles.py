@@ -8,6 +8,8 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +167,32 @@ def test_nest_of_tuples_that_takes_for_ever_to_hash_or_print(tmp_path: Path) -> 
     refused(torch_archive(tmp_path / "w.pth", as_key), "a dictionary has a tuple as key")
     as_value = b"\x80\x02}X\x01\0\0\0a" + nest + b"s."
     refused(torch_archive(tmp_path / "w.pth", as_value), "'a' is a tuple, expected a tensor")
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [b"}", b"]", b"(", b")", b"]]\x86", b"]\x94", b"J\xff\xff\xff\x7f", b"ctorch\nFloatStorage\n"],
+)
+def test_small_pickles_that_make_much_of_nothing(tmp_path: Path, instruction: bytes) -> None:
+    path = torch_archive(tmp_path / "w.pth", instruction * ((4 << 20) // len(instruction)))
+    tracemalloc.start()
+    began = time.process_time()
+    try:
+        refused(path, "its list of tensors is garbled")
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - began < 5
+
+
+def test_numbers_as_keys_that_all_collide(tmp_path: Path) -> None:
+    """Python's hash of an integer is its remainder by 2**61 - 1."""
+    keys = [(i * sys.hash_info.modulus).to_bytes(11, "little") for i in range(1, 100_000)]
+    pairs = b"".join(b"\x8a\x0b" + key + b"N" for key in keys)
+    path = torch_archive(tmp_path / "w.pth", b"\x80\x02}(" + pairs + b"u.")
+    began = time.process_time()
+    refused(path, "a number beyond all counting as key")
+    assert time.process_time() - began < 5
 
 
 def tensor_pickle(

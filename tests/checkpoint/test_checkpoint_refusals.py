@@ -64,7 +64,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"is empty \(0 bytes\).*Fetch it again"),
+        (b"", r"is empty \(0 bytes\).*Download or copy it again"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n",
             "is a git-lfs pointer.*git lfs pull",
@@ -223,9 +223,38 @@ def test_another_model(tmp_path: Path, write: Callable[[Path, Any], object]) -> 
     )
 
 
-@pytest.mark.parametrize("vocab", [50277, 50280])
+@pytest.mark.parametrize(
+    ("marks", "what"),
+    [
+        (["blocks.0.ffn.s_emb.weight", "blocks.0.ffn.s_emb_x", "blocks.0.ffn.s0"],
+         "RWKV-7a (DeepEmbed), going by its tensors ('blocks.0.ffn.s_emb.weight')"),
+        (["blocks.0.ffn.s_emb.weight", "blocks.0.qkv.qq.weight"], "RWKV-7b (DeepEmbed and att"),
+        (["blocks.0.att.time_maa_r", "blocks.0.att.time_aaaaa"], "RWKV-7 (rc4a or near it)"),
+        (["blocks.0.att.time_maa_r", "blocks.0.att.time_misc_kkk"], "RWKV-7 (rc4a or near it)"),
+        (["blocks.1.rosa_qkv.emb0", "blocks.0.att.r_k"], "RWKV-8 (ROSA)"),
+        (["model.layers.0.attn.x_r", "model.layers.1.attn.q_proj.weight"], "a hybrid of RWKV-7"),
+    ],
+)  # fmt: skip
+def test_variants_by_name(tmp_path: Path, world: Tensors, marks: list[str], what: str) -> None:
+    """Each holds the marks of a later version too, and is not called by that."""
+    later = dict.fromkeys(["blocks.0.att.ln_x.weight", *marks], np.ones(4, np.float32))
+    message = refusal(save(tmp_path / "w.pth", world | later))
+    assert what in message
+    assert "is not built here" in message
+
+
+def test_hybrid_by_its_configuration(tmp_path: Path, world: Tensors) -> None:
+    folder = write_hf_bin(tmp_path / "m", world, attn={"layers": [3]})
+    assert "config.json says attn \"{'layers': [3]}\": the model is a hybrid" in refusal(folder)
+    open_checkpoint(write_hf_bin(tmp_path / "plain", world, attn=None))
+
+
+@pytest.mark.parametrize("vocab", [50277, 50280, 50304])
 def test_pile_and_raven_by_name(tmp_path: Path, vocab: int) -> None:
-    path = write_pth(tmp_path / "w.pth", random_world(1, 4, vocab))
+    tensors = random_world(1, 4, vocab)
+    path = write_pth(tmp_path / "later.pth", tensors | {"blocks.0.att.r_k": np.ones(4)})
+    assert f"Pile or Raven checkpoint (vocabulary {vocab})" in refusal(path)
+    path = write_pth(tmp_path / "w.pth", tensors)
     message = refusal(path)
     assert re.search(f"Pile or Raven checkpoint .vocabulary {vocab}.*20B_tokenizer", message)
     assert "65536" in message
@@ -260,8 +289,8 @@ def test_missing_block(tmp_path: Path, world: Tensors) -> None:
 
 
 def test_unknown_tensors(tmp_path: Path, world: Tensors) -> None:
-    more = world | {"blocks.0.att.lora_A": np.ones(4, np.float32)}
-    assert "has tensors that RWKV-4 does not: 'blocks.0.attention.lora_A'" in refusal(
+    more = world | {"blocks.0.att.gate.weight": np.ones(4, np.float32)}
+    assert "has tensors that RWKV-4 does not: 'blocks.0.att.gate.weight'" in refusal(
         write_pth(tmp_path / "w", more)
     )
 
@@ -301,7 +330,21 @@ def test_wrong_types(tmp_path: Path, world: Tensors) -> None:
     save_torch_file(eight_bits, tmp_path / "f8.safetensors")
     assert "of type 'F8_E4M3'" in refusal(tmp_path / "f8.safetensors")
     torch.save(eight_bits, tmp_path / "f8.pth")
-    assert "'torch._utils._rebuild_tensor_v3'" in refusal(tmp_path / "f8.pth")
+    assert "'head.weight' holds float8_e4m3fn; expected float32" in refusal(tmp_path / "f8.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.ao:DeprecationWarning")
+def test_kinds_of_tensors_that_hold_no_plain_numbers(tmp_path: Path) -> None:
+    for value, kind in (
+        (torch.ones(2, 2).to_sparse(), "a sparse tensor"),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "a quantized tensor"),
+        (torch.ones(2).numpy(), "a numpy array or number"),
+    ):
+        torch.save({"emb.weight": value}, tmp_path / "w.pth")
+        message = refusal(tmp_path / "w.pth")
+        assert f"holds {kind} ('" in message
+        assert "was not executed), expected plain tensors" in message
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -319,27 +362,20 @@ def test_weights_that_are_no_numbers(
     ("content", "message"),
     [
         ([1.0, 2.0], "holds a list, expected a dictionary"),
-        ({"state_dict": {"emb.weight": torch.ones(2)}}, "training checkpoint.*'state_dict'"),
+        ({"state_dict": {"emb.weight": torch.ones(2)}}, "tensors of the blocks none, expected"),
         ({"emb.weight": "text"}, "'emb.weight' is a str, expected a tensor"),
         ({"_strategy": "cuda fp16"}, "converted by ChatRWKV"),
-        ({3: torch.ones(2)}, "entry '3' is a"),
+        ({"emb.weight": torch.ones(2), "_strategy": "cpu fp32"}, "converted by ChatRWKV"),
+        ({"emb.weight": torch.ones(2), "head.weight": None}, "'head.weight' is a NoneType"),
+        ({3: torch.ones(2)}, "entry '3' is a tensor under a int"),
+        ({3: torch.ones(2), "step": 1}, "'step' is a int.*no entry of the file .'3', 'step'."),
+        ({3: torch.ones(2), "emb.weight": torch.ones(2), "step": 1}, "entry '3' is a tensor"),
         ({}, "its tensors are named nothing"),
     ],
 )
 def test_torch_files_of_something_else(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "w.pth")
     assert re.search(message, refusal(tmp_path / "w.pth"))
-
-
-def test_training_checkpoint_says_how_to_save_its_weights(tmp_path: Path, world: Tensors) -> None:
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in world.items()}
-    torch.save({"epoch": 3, "model": tensors}, tmp_path / "w.pth")
-    assert "entry 'epoch' is a int" in refusal(tmp_path / "w.pth")
-    torch.save({"model": tensors, "epoch": 3}, tmp_path / "w.pth")
-    message = refusal(tmp_path / "w.pth")
-    _, *arguments = shlex.split(message[message.index("python -c") :])
-    subprocess.run([sys.executable, *arguments], check=True)
-    assert_holds(open_checkpoint(tmp_path / "w.resaved.pth"), world)
 
 
 # Folders

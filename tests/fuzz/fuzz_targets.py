@@ -6,6 +6,9 @@ it promises. Seeds lie in `seeds/<name>/`.
 
 from __future__ import annotations
 
+import http.client
+import io
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +24,20 @@ from mlc_rwkv_world.artifact.layout import LIBRARY_ENDINGS
 from mlc_rwkv_world.artifact.metadata import LibraryMetadata
 from mlc_rwkv_world.artifact.search import Found
 from mlc_rwkv_world.checkpoint.file_kind import kind_of
-from mlc_rwkv_world.checkpoint.folder import find_weights, read_json
+from mlc_rwkv_world.checkpoint.folder import find_weights, is_plain_name, read_json
+from mlc_rwkv_world.checkpoint.hub import choose_files
+from mlc_rwkv_world.checkpoint.hub_cache import find_cached
+from mlc_rwkv_world.checkpoint.hub_client import HubClient, Refused
+from mlc_rwkv_world.checkpoint.hub_id import HubId, parse_hub_id
+from mlc_rwkv_world.checkpoint.names import canonical_name
+from mlc_rwkv_world.checkpoint.origin import RECORD, Record
+from mlc_rwkv_world.checkpoint.pickled_tensors import PickledTensor, read_pickled_tensors
 from mlc_rwkv_world.checkpoint.safetensors_file import read_safetensors_file
-from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config
-from mlc_rwkv_world.checkpoint.stored import FLOAT_WORDS
+from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config, shape_of_tensors
+from mlc_rwkv_world.checkpoint.stored import FLOAT_WORDS, Region, StoredTensor
 from mlc_rwkv_world.checkpoint.torch_file import read_torch_file
-from mlc_rwkv_world.errors import RwkvWorldError, VocabularyError
+from mlc_rwkv_world.checkpoint.training_file import weights_of
+from mlc_rwkv_world.errors import DownloadError, RwkvWorldError, VocabularyError
 from mlc_rwkv_world.runtime import state_file
 from mlc_rwkv_world.runtime.elf import check_library
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
@@ -84,6 +95,100 @@ def _checkpoint(data: bytes) -> None:
             array = tensor.read()
             assert array.shape == tensor.shape
             assert np.isfinite(array).all()
+
+
+def _training_file(data: bytes) -> None:
+    """The pickle of a torch file, which no checksum stands before."""
+    for name, tensor in weights_of(Path("w.pth"), read_pickled_tensors(data, "w.pth")).items():
+        assert isinstance(name, str)
+        assert isinstance(tensor, PickledTensor)
+
+
+def _tensor_names(data: bytes) -> None:
+    """A model's tensors under the names in `data`, one on each line."""
+    shapes = SHAPE.tensor_shapes()
+    tensors = {}
+    for name in data.decode("utf-8", errors="surrogateescape").split("\n"):
+        canonical = canonical_name(name)
+        assert canonical_name(canonical) == canonical
+        shape = shapes.get(canonical, (4,))
+        region = Region(Path("w.pth"), 0, 0)
+        tensors[canonical] = StoredTensor(name, "float32", shape, (1,) * len(shape), 0, region)
+    assert shape_of_tensors(Path("w.pth"), tensors) == SHAPE
+
+
+def _hub_address(data: bytes) -> None:
+    text, _, revision = data.decode("utf-8", errors="surrogateescape").partition("\n")
+    found = parse_hub_id(text, revision or None)
+    assert parse_hub_id(str(found)) == found
+    assert found.repo.count("/") == 1
+    assert is_plain_name(found.folder_name)
+    assert ".." not in (found.file or "").split("/")
+
+
+class _Answer(io.BytesIO):
+    """What a hub answers: `head` is a status, a line feed and headers."""
+
+    url = "https://hub.example/x"
+
+    def __init__(self, head: bytes, body: bytes) -> None:
+        super().__init__(body)
+        status, _, headers = head.partition(b"\n")
+        self.status = int(status) if status.isdigit() and len(status) == 3 else 200
+        try:
+            self.headers = http.client.parse_headers(io.BytesIO(headers))
+        except http.client.HTTPException:
+            raise DownloadError("the client of Python's library refuses it") from None
+
+
+def _asking(answer: _Answer) -> HubClient:
+    client = HubClient.__new__(HubClient)
+    client._endpoint = "https://hub.example"
+    client._token = "secret"
+    client._request = lambda *_: answer  # type: ignore[method-assign]
+    return client
+
+
+def _hub_list(data: bytes) -> None:
+    source = HubId("a/b")
+    commit, names = _asking(_Answer(b"200\n\n", data)).files(source)
+    assert len(commit) == 40
+    for prefer_safetensors in (False, True):
+        for name in choose_files(source, names, prefer_safetensors=prefer_safetensors):
+            assert (_folder / name).resolve().is_relative_to(_folder)
+
+
+def _hub_head(data: bytes) -> None:
+    try:
+        remote = _asking(_Answer(data, b"")).describe(HubId("a/b"), "a" * 40, "w.pth")
+    except Refused as refused:
+        raise DownloadError(str(refused)) from refused
+    assert 0 <= remote.size < 1e15
+    assert remote.etag is not None
+
+
+def _hub_cache(data: bytes) -> None:
+    repo = _folder / "hub" / "models--a--b"
+    snapshot = repo / "snapshots" / ("0123456789" * 4)
+    for place in (snapshot, repo / "refs"):
+        place.mkdir(parents=True, exist_ok=True)
+    (snapshot / "model.safetensors").touch()
+    (repo / "refs" / "main").write_bytes(data)
+    with patch.dict(os.environ, {"HF_HUB_CACHE": str(repo.parent)}):
+        found = find_cached(HubId("a/b"))
+    if found is None:
+        raise DownloadError("it is not in the hub's cache")
+    assert found == snapshot
+
+
+def _hub_record(data: bytes) -> None:
+    record = Record.read(_write(RECORD, data).parent)
+    if record is None:
+        raise DownloadError("the record is damaged")
+    for name in record.files:
+        # A zero in a path is an error of Python's own.
+        if "\0" not in name and name.isprintable():
+            record.has(_folder, name)
 
 
 def _weights_index(data: bytes) -> None:
@@ -180,6 +285,13 @@ TARGETS = {
     for target in (
         Target("checkpoint-safetensors", _checkpoint),
         Target("checkpoint-torch", _checkpoint),
+        Target("training-file", _training_file),
+        Target("tensor-names", _tensor_names),
+        Target("hub-address", _hub_address),
+        Target("hub-list", _hub_list),
+        Target("hub-head", _hub_head),
+        Target("hub-cache", _hub_cache),
+        Target("hub-record", _hub_record),
         Target("weights-index", _weights_index),
         Target("model-config", _model_config),
         Target("state-file", _state_file),

@@ -71,13 +71,15 @@ class _File:
 
 @dataclass
 class HubServer:
-    """Use it as a context manager; `repos` maps "owner/name" to the folder that it serves.
+    """Use it as a context manager; `repos` maps "owner/name" to the folder that it serves, and
+    `revisions` the branches beside its main one.
 
     Large files are redirected to another host name, as the hub redirects to its store, unless
     `redirect` is off. `extra_names` are listed as files of every repository, unchecked.
     """
 
     repos: dict[str, Path]
+    revisions: dict[str, dict[str, Path]] = field(default_factory=dict)
     redirect: bool = True
     extra_names: list[str] = field(default_factory=list)
     faults: Faults = field(default_factory=Faults)
@@ -125,16 +127,24 @@ class HubServer:
         """Body bytes sent so far for paths with this ending (git-lfs blobs by their digest)."""
         return sum(r.sent for r in self.requests if r.method == "GET" and r.path.endswith(ending))
 
-    def revision(self, repo: str) -> str:
-        return hashlib.sha1(repo.encode()).hexdigest()
+    def revision(self, repo: str, branch: str = "main") -> str:
+        """The commit that a branch stands at."""
+        return hashlib.sha1(f"{repo} {branch}".encode()).hexdigest()
 
-    def names(self, repo: str) -> list[str]:
-        folder = self.repos[repo]
+    def folder(self, repo: str, revision: str) -> tuple[str, Path] | None:
+        """The commit and the files of a branch or commit."""
+        for branch, folder in ({"main": self.repos[repo]} | self.revisions.get(repo, {})).items():
+            commit = self.revision(repo, branch)
+            if revision in (branch, commit):
+                return commit, folder
+        return None
+
+    def names(self, folder: Path) -> list[str]:
         files = (path for path in folder.rglob("*") if path.is_file())
         return sorted(path.relative_to(folder).as_posix() for path in files) + self.extra_names
 
-    def file(self, repo: str, name: str) -> _File | None:
-        path = self.repos[repo] / name
+    def file(self, folder: Path, name: str) -> _File | None:
+        path = folder / name
         if not path.is_file():
             return None
         if path not in self._files:
@@ -166,7 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         self._hub: HubServer = self.server.hub  # type: ignore[attr-defined]
-        path = unquote(urlsplit(self.path).path)
+        # Still encoded: a revision's name can hold a slash.
+        path = urlsplit(self.path).path
         self._request = Request(
             self.command, path, self.headers.get("Range"), "Authorization" in self.headers
         )
@@ -190,9 +201,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_error(404, "RepoNotFound", "Repository not found")
         if hub.faults.private:
             return self._send_error(401, "RepoNotFound", "Invalid username or password.")
-        revision = hub.revision(repo)
-        if match[2] not in (None, "main", revision):
+        found = hub.folder(repo, unquote(match[2] or "main"))
+        if found is None:
             return self._send_error(404, "RevisionNotFound", "Invalid rev id")
+        revision, folder = found
         if match.re is _INFO:
             return self._send_json(
                 {
@@ -203,14 +215,14 @@ class _Handler(BaseHTTPRequestHandler):
                     "private": False,
                     "gated": "auto" if hub.faults.gated else False,
                     "tags": [],
-                    "siblings": [{"rfilename": name} for name in hub.names(repo)],
+                    "siblings": [{"rfilename": name} for name in hub.names(folder)],
                 }
             )
         if match.re is _TREE:
-            return self._send_json([self._tree_entry(repo, name) for name in hub.names(repo)])
+            return self._send_json([self._tree_entry(folder, name) for name in hub.names(folder)])
         if hub.faults.gated and not self.headers.get("Authorization"):
             return self._send_error(401, "GatedRepo", f"Access to model {repo} is restricted.")
-        file = hub.file(repo, match[3])
+        file = hub.file(folder, unquote(match[3]))
         if file is None:
             return self._send_error(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": revision}
@@ -223,8 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(302, headers, b"Found. Redirecting.")
         return self._send_file(file, headers)
 
-    def _tree_entry(self, repo: str, name: str) -> dict[str, Any]:
-        file = self._hub.file(repo, name)
+    def _tree_entry(self, folder: Path, name: str) -> dict[str, Any]:
+        file = self._hub.file(folder, name)
         if file is None:
             return {"type": "file", "path": name, "size": 0, "oid": "0" * 40}
         entry: dict[str, Any] = {

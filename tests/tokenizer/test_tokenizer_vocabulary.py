@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -200,6 +202,42 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         WorldTokenizer.from_file(missing)
     with pytest.raises(VocabularyError, match=f"^{re.escape(str(tmp_path))}: Is a directory"):
         WorldTokenizer.from_file(str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["sparse", "device"])
+def test_files_of_any_size_are_refused_by_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "tokenizer_model"
+    if kind == "device":
+        path = Path("/dev/zero")
+    else:
+        shutil.copy(PACKAGED_VOCABULARY, path)
+        os.truncate(path, 3 << 30)
+    script = (
+        "import re, sys\n"
+        "from pathlib import Path\n"
+        "from mlc_rwkv_world.tokenizer import WorldTokenizer\n"
+        "from mlc_rwkv_world.errors import VocabularyError\n"
+        "status = lambda: Path('/proc/self/status').read_text()\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+) kB', status())[1])\n"
+        "before = peak()\n"
+        "try:\n"
+        "    WorldTokenizer.from_file(sys.argv[1])\n"
+        "except VocabularyError as error:\n"
+        "    print(peak() - before < 100 << 10, error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith(f"True {path} has more than 33554432 bytes, which no voc")
+
+
+def test_the_largest_vocabulary_fits(tmp_path: Path) -> None:
+    every = [bytes([byte]) for byte in range(256)]
+    every += [bytes(253) + number.to_bytes(2, "big") for number in range(65535 - len(every))]
+    tokenizer = WorldTokenizer.from_vocab(dict(enumerate(every, 1)))
+    tokenizer.save(tmp_path / "tokenizer_model")
+    assert WorldTokenizer.from_file(tmp_path / "tokenizer_model").token_count == 65535
 
 
 def test_pickling(tokenizer: WorldTokenizer) -> None:

@@ -34,6 +34,9 @@ inline constexpr std::size_t kWorldTokens = 65529;
 // this many times, which makes its time linear for every vocabulary and every text.
 inline constexpr std::size_t kMaxTokenBytes = 255;
 
+// The largest file that is read as a vocabulary. As `tokenizer_model`, every vocabulary fits.
+inline constexpr std::size_t kMaxVocabularyFile = std::size_t{32} << 20;
+
 // A vocabulary that cannot be used, or a token id that it does not have. The message names the
 // file and the line or offset.
 class VocabularyError : public std::runtime_error {
@@ -51,7 +54,8 @@ class Tokenizer {
   //
   // The ids must run from 1 without a gap, no two tokens may be the same, and every single byte
   // must be a token, so that encoding cannot fail. A vocabulary with less than `min_tokens` tokens
-  // is refused as truncated. Throws VocabularyError.
+  // is refused as truncated, a file of more than kMaxVocabularyFile bytes unread. Throws
+  // VocabularyError.
   static Tokenizer FromFile(const std::string& path, std::size_t min_tokens = kWorldTokens);
 
   // The same from memory. `name` stands for the path in messages.
