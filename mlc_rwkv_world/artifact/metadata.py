@@ -12,8 +12,9 @@ from mlc_rwkv_world.artifact.json_fields import Fields
 from mlc_rwkv_world.artifact.layout import MODEL_TYPE
 from mlc_rwkv_world.errors import ArtifactError
 
-# Counts changes of what the exported functions mean; a library of another revision is refused.
-REVISION = 3
+# Counts changes of what the exported functions take, mean or compute by intent: other sums, another
+# softmax. A library of another revision is refused.
+REVISION = 4
 # Tokens that the functions with stock names take in one call; mlc_llm's engine gives them whole
 # prompts, and several at a time, whatever the chunk is that the library was built for.
 ENGINE_PREFILL_TOKENS = 8192

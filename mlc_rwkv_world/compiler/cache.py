@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class ModuleCache:
             "system_lib_prefix": prefix,
             "tvm": tvm.__version__,
             "revision": REVISION,
-            "sources": _digest_of_sources(),
+            "sources": digest_of_sources(),
         }
         text = json.dumps(made_from, sort_keys=True).encode()
         self.path = folder / f"module-{hashlib.sha256(text).hexdigest()[:20]}.json"
@@ -71,7 +72,9 @@ class ModuleCache:
             return
 
 
-def _digest_of_sources() -> str:
+@cache
+def digest_of_sources() -> str:
+    """The checksum of everything here that a lowered module depends on, as hexadecimal digits."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for room in _SOURCES:

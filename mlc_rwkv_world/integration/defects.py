@@ -104,7 +104,7 @@ DEFECTS = (
     Defect(
         "compile_cache",
         "compiled libraries are kept when their kernels have changed",
-        "our revision is part of the key",
+        "our revision and a checksum of our code are part of the key",
     ),
     Defect(
         "hidden_fields",

@@ -119,7 +119,10 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _complete(config: Any) -> None:
     """Fills what Hugging Face's configurations leave out, and checks the whole."""
-    config.rwkv_world_revision = f"{__version__}-{REVISION}"
+    from mlc_rwkv_world.compiler.cache import digest_of_sources
+
+    # All that a host's cache of compiled libraries knows of our code.
+    config.rwkv_world_revision = f"{__version__}-{REVISION}-{digest_of_sources()[:12]}"
     if not config.intermediate_size and config.hidden_size:
         config.intermediate_size = 4 * config.hidden_size
     config.attention_hidden_size = config.attention_hidden_size or config.hidden_size

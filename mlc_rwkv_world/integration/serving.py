@@ -12,6 +12,7 @@ import json
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -138,9 +139,11 @@ def add_admission(engine: ModuleType) -> None:
     async def generate_async(
         self: Any, prompt: Any, generation_config: Any, request_id: str
     ) -> AsyncIterator[Any]:
+        asked = ask_async(self, prompt, generation_config, request_id)
         if not is_world_artifact(self.engine_config.model):
-            async for outputs in ask_async(self, prompt, generation_config, request_id):
-                yield outputs
+            async with aclosing(asked):
+                async for outputs in asked:
+                    yield outputs
             return
         queue = queues.setdefault(self, Admission(self.engine_config.max_num_sequence))
         ticket = Ticket(_length(self, prompt), generation_config.n)
@@ -150,9 +153,11 @@ def add_admission(engine: ModuleType) -> None:
             # What the host's server answers with status 400; every other error is its 500.
             raise _bad_request(str(err)) from err
         try:
-            async for outputs in ask_async(self, prompt, generation_config, request_id):
-                queue.has_read(ticket)
-                yield outputs
+            # Where the consumer goes away, the engine drops the request before the next comes in.
+            async with aclosing(asked):
+                async for outputs in asked:
+                    queue.has_read(ticket)
+                    yield outputs
         finally:
             queue.leave(ticket)
 

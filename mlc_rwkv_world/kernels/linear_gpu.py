@@ -18,7 +18,7 @@ from mlc_rwkv_world.kernels.signature import Signature
 
 
 def linear(sig: Signature) -> tirx.PrimFunc:
-    """(x [M, K], weight...) -> [M, N]; sums are float32, or as dlight's of the result's type."""
+    """(x [M, K], weight...) -> [M, N] in the type of the signature's result; sums are float32."""
     if sig.has_async_copies and sig.args[0].shape[0] == 1 and _can_stream(sig):
         return matvec(sig)
     if matmul_cuda.suits(sig):
@@ -29,12 +29,15 @@ def linear(sig: Signature) -> tirx.PrimFunc:
     stored = [te.placeholder(ty.extents(), ty.dtype, "weight") for ty in sig.args[1:]]
     weight = te.compute((outer, inner), _dense(sig, stored), "dense")
     k = te.reduce_axis((0, inner), "k")
-    out_type = sig.outs[0].dtype
     product = te.compute(
         (rows, outer),
-        lambda m, n: te.sum(x[m, k].astype(out_type) * weight[n, k].astype(out_type), axis=k),
+        lambda m, n: te.sum(x[m, k].astype("float32") * weight[n, k].astype("float32"), axis=k),
         "matmul",
     )
+    out_type = sig.outs[0].dtype
+    if out_type != "float32":
+        sums = product
+        product = te.compute(sums.shape, lambda m, n: sums[m, n].astype(out_type), "rounded")
     return te.create_prim_func([x, *stored, product]).with_attr("op_pattern", 4)
 
 

@@ -66,10 +66,10 @@ def apply_logit_bias_inplace(target: Target) -> tirx.PrimFunc:
         bias = T.match_buffer(var_bias, (count,), "float32")
         for block in items.outer(items.blocks(count)):
             for thread in items.inner(threads):
-                i = items.item(block, thread)
+                i = T.meta_var(items.item(block, thread))
                 if i < count:
-                    row = T.cast(rows[i], "int64")
-                    token = T.cast(tokens[i], "int64")
+                    row: T.let[T.int64] = T.cast(rows[i], "int64")
+                    token: T.let[T.int64] = T.cast(tokens[i], "int64")
                     logits[row, token] = logits[row, token] + bias[i]
 
     return kernel
@@ -102,11 +102,11 @@ def apply_penalty_inplace(target: Target) -> tirx.PrimFunc:
         penalties = T.match_buffer(var_penalties, (sequences, 3), "float32")
         for block in items.outer(items.blocks(count)):
             for thread in items.inner(threads):
-                i = items.item(block, thread)
+                i = T.meta_var(items.item(block, thread))
                 if i < count:
-                    who = T.cast(owner[i], "int64")
-                    row = T.cast(rows[who], "int64")
-                    token = T.cast(tokens[i], "int64")
+                    who: T.let[T.int64] = T.cast(owner[i], "int64")
+                    row: T.let[T.int64] = T.cast(rows[who], "int64")
+                    token: T.let[T.int64] = T.cast(tokens[i], "int64")
                     logits[row, token] = logits[row, token] - (
                         penalties[who, 0] + T.cast(counts[i], "float32") * penalties[who, 1]
                     )
@@ -147,10 +147,10 @@ def apply_bitmask_inplace(target: Target) -> tirx.PrimFunc:
         mask = T.match_buffer(var_mask, (batch, words), "int32")
         for block in items.outer(items.blocks(count * vocabulary)):
             for thread in items.inner(threads):
-                i = items.item(block, thread)
+                i = T.meta_var(items.item(block, thread))
                 if i < count * vocabulary:
-                    row = T.cast(rows[T.truncdiv(i, vocabulary)], "int64")
-                    token = T.truncmod(i, vocabulary)
+                    row: T.let[T.int64] = T.cast(rows[T.truncdiv(i, vocabulary)], "int64")
+                    token = T.meta_var(T.truncmod(i, vocabulary))
                     bit = T.cast(T.truncmod(token, T.int64(_MASK_BITS)), "int32")
                     word = mask[row, T.truncdiv(token, T.int64(_MASK_BITS))]
                     if T.bitwise_and(T.shift_right(word, bit), 1) == 0:

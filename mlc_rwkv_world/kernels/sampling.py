@@ -63,9 +63,9 @@ def sample_with_top_p(target: Target, vocab_size: int) -> tirx.PrimFunc:
                 seen = T.alloc_buffer((1,), "float32", scope="local")
                 kept = T.alloc_buffer((1,), "int32", scope="local")
                 index = T.alloc_buffer((1,), "int32", scope="local")
-                n = items.item(block, thread)
+                n = T.meta_var(items.item(block, thread))
                 if n < count:
-                    row = T.cast(rows[n], "int64")
+                    row: T.let[T.int64] = T.cast(rows[n], "int64")
                     total[0] = probs[row, 0]
                     kept[0] = 1
                     while T.And(kept[0] < T.int32(vocab_size), total[0] < top_p[row]):
@@ -113,13 +113,13 @@ def sampler_take_probs(target: Target, vocab_size: int) -> tirx.PrimFunc:
         place_ids = T.match_buffer(var_place_ids, (positions,), "int32")
         for block in items.outer(items.blocks(count + positions)):
             for thread in items.inner(threads):
-                n = items.item(block, thread)
+                n = T.meta_var(items.item(block, thread))
                 if n < count:
-                    row = T.cast(rows[n], "int64")
+                    row: T.let[T.int64] = T.cast(rows[n], "int64")
                     chosen_probs[n] = probs[row, T.cast(chosen[n], "int64")]
                 if T.And(count <= n, n < count + positions):
-                    place = T.cast(places[n - count], "int64")
-                    line = T.truncdiv(place, T.int64(vocab_size))
+                    place: T.let[T.int64] = T.cast(places[n - count], "int64")
+                    line = T.meta_var(T.truncdiv(place, T.int64(vocab_size)))
                     id_ = ids[line, T.truncmod(place, T.int64(vocab_size))]
                     place_ids[n - count] = id_
                     place_probs[n - count] = probs[line, T.cast(id_, "int64")]

@@ -33,8 +33,8 @@ def _row(sig: Signature, *, write: bool) -> tirx.PrimFunc:
         value = T.match_buffer(var_value, (batch, width), "float32")
         for piece in grid.outer(batch * blocks):
             for thread in grid.threads():
-                s = grid.row(piece)
-                c = grid.channel(piece, thread)
+                s = T.meta_var(grid.row(piece))
+                c = T.meta_var(grid.channel(piece, thread))
                 for i in T.vectorized(lanes):
                     if write:
                         state[s, layer, row, c + i] = value[s, c + i]
@@ -68,8 +68,8 @@ def _copy(sig: Signature, kind: TensorType, backwards: bool = False) -> tirx.Pri
         b = T.match_buffer(var_b, (batch, layers, rows, width), "float32")
         for piece in grid.outer(batch * (each * grid.blocks)):
             for thread in grid.threads():
-                s = grid.row(piece)
-                c = grid.channel(piece, thread)
+                s = T.meta_var(grid.row(piece))
+                c = T.meta_var(grid.channel(piece, thread))
                 if backwards:
                     a[s // each, s // rows % layers, s % rows, c] = b[
                         s // each, s // rows % layers, s % rows, c

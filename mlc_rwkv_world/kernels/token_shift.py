@@ -43,9 +43,9 @@ def token_shift(sig: Signature) -> tirx.PrimFunc:
         out = T.match_buffer(var_out, (seq_len, width), dtype)
         for piece in grid.outer(batch * blocks):
             for thread in grid.threads():
-                s = grid.row(piece)
-                c = grid.channel(piece, thread)
-                begin = T.cast(offsets[s], "int64")
+                s = T.meta_var(grid.row(piece))
+                c = T.meta_var(grid.channel(piece, thread))
+                begin: T.let[T.int64] = T.cast(offsets[s], "int64")
                 for i in T.vectorized(lanes):
                     out[begin, c + i] = last[s, c + i]
                 for step in range(T.cast(offsets[s + 1], "int64") - begin - T.int64(1)):
@@ -70,9 +70,9 @@ def last_token(sig: Signature) -> tirx.PrimFunc:
         out = T.match_buffer(var_out, (batch, width), dtype)
         for piece in grid.outer(batch * blocks):
             for thread in grid.threads():
-                s = grid.row(piece)
-                c = grid.channel(piece, thread)
-                end = T.cast(offsets[s + 1], "int64") - T.int64(1)
+                s = T.meta_var(grid.row(piece))
+                c = T.meta_var(grid.channel(piece, thread))
+                end: T.let[T.int64] = T.cast(offsets[s + 1], "int64") - T.int64(1)
                 for i in T.vectorized(lanes):
                     out[s, c + i] = x[end, c + i]
 

@@ -107,8 +107,8 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
     def body(k, v, w, u, old, offsets, y, new, batch):  # type: ignore[no-untyped-def]
         for piece in grid.outer(batch * blocks):
             for thread in grid.threads():
-                s = grid.row(piece)
-                c = grid.channel(piece, thread)
+                s = T.meta_var(grid.row(piece))
+                c = T.meta_var(grid.channel(piece, thread))
                 a = T.alloc_buffer((lanes,), "float32", scope=scope)
                 b = T.alloc_buffer((lanes,), "float32", scope=scope)
                 p = T.alloc_buffer((lanes,), "float32", scope=scope)
@@ -117,7 +117,7 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
                     b[i] = old[1][s, c + i]
                     p[i] = old[2][s, c + i]
                 for step in range(offsets[s + 1] - offsets[s]):
-                    t = T.cast(offsets[s] + step, "int64")
+                    t: T.let[T.int64] = T.cast(offsets[s] + step, "int64")
                     for i in T.vectorized(lanes):
                         y[t, c + i] = output(a[i], b[i], p[i], u[c + i] + k[t, c + i], v[t, c + i])
                         a[i] = accumulate(a[i], p[i] + w[c + i], k[t, c + i], v[t, c + i])
@@ -142,8 +142,8 @@ def wkv_step(sig: Signature) -> tirx.PrimFunc:
     def body(k, v, w, u, old, _offsets, y, new, batch):  # type: ignore[no-untyped-def]
         for piece in grid.outer(batch * blocks):
             for thread in grid.threads():
-                s = grid.row(piece)
-                c = grid.channel(piece, thread)
+                s = T.meta_var(grid.row(piece))
+                c = T.meta_var(grid.channel(piece, thread))
                 a, b, p = T.meta_var(old)
                 for i in T.vectorized(lanes):
                     y[s, c + i] = output(

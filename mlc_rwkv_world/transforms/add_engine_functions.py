@@ -72,15 +72,19 @@ def _softmax(builder: relax.BlockBuilder, vocab_size: int) -> None:
                 relax.const(-1e30, "float32"),
                 relax.const(0.0, "float32"),
             )
-            is_warm = op.greater(heat, relax.const(_COLD, "float32"))
-            weights = builder.emit(op.exp(op.where(is_warm, warm, cold)))
+
+            def where_warm(warm: relax.Expr, cold: relax.Expr) -> relax.Expr:
+                # Compared anew for each use, so that no kernel writes booleans: WebGPU has none.
+                return op.where(op.greater(heat, relax.const(_COLD, "float32")), warm, cold)
+
+            weights = builder.emit(op.exp(where_warm(warm, cold)))
             # In three short steps: float32 loses a thousandth over so many in a row.
             total = builder.emit(op.nn.pad(weights, (0, 0, 0, -sampled % _SUMMED**2)))
             parts = -(-sampled // _SUMMED**2)
             total = op.reshape(total, (count, parts, _SUMMED, _SUMMED))
             for axis in (3, 2, 1):
                 total = builder.emit(op.sum(total, axis=axis))
-            least = op.where(is_warm, relax.const(_LEAST, "float32"), relax.const(1.0, "float32"))
+            least = where_warm(relax.const(_LEAST, "float32"), relax.const(1.0, "float32"))
             factor = op.divide(least, op.reshape(total, (count, 1)))
             p = builder.emit(op.multiply(weights, factor))
             p = op.nn.pad(p, (0, 0, 0, vocab_size - sampled))

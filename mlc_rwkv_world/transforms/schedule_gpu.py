@@ -1,4 +1,4 @@
-"""GPU schedules: dlight's rules for products, reductions and what is left."""
+"""GPU schedules: ours for products on Metal; dlight's for others, reductions and what is left."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import inspect
 from tvm.s_tir import dlight
 from tvm.s_tir.dlight.base import ScheduleRule
 
+from mlc_rwkv_world.transforms.matmul_metal import MatmulMetal
+
 
 def rules() -> list[ScheduleRule]:
     """In the order in which a kernel is offered to them."""
     _import_intrinsics()
     return [
+        MatmulMetal(),
         dlight.gpu.Matmul(),
         dlight.gpu.GEMV(),
         dlight.gpu.Reduction(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlc_rwkv_world.artifact.metadata import LibraryMetadata
+from mlc_rwkv_world.artifact.metadata import REVISION, LibraryMetadata
 from mlc_rwkv_world.errors import ArtifactError
 
 
@@ -23,7 +23,7 @@ def content() -> dict[str, Any]:
         "prefill_chunk_size": 64,
         "max_batch_size": 8,
         "rwkv_world": {
-            "revision": 3,
+            "revision": REVISION,
             "target": "llvm -mcpu=x",
             "compute_dtype": "float32",
             "num_hidden_layers": 2,

@@ -102,7 +102,7 @@ def test_a_new_tvm_or_a_changed_source_starts_anew(monkeypatch: pytest.MonkeyPat
     from mlc_rwkv_world.compiler import cache
 
     paths = {_path()}
-    for name, value in (("REVISION", -1), ("_digest_of_sources", lambda: "other")):
+    for name, value in (("REVISION", -1), ("digest_of_sources", lambda: "other")):
         with monkeypatch.context() as patch:
             patch.setattr(cache, name, value)
             paths.add(_path())

@@ -15,6 +15,9 @@ from pathlib import Path
 import mlc_rwkv_world
 
 PACKAGE_ROOT = Path(mlc_rwkv_world.__file__).parents[1]
+# Seconds after which a command hangs. No measure of speed: beside other work the host's compiler
+# took more than five minutes over two blocks.
+HANG = 3600
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 TVM = {
@@ -227,6 +230,6 @@ def run(
         env=with_path(path, **environment),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
         check=False,
     )

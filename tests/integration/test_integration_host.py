@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stand_in import run, with_path
+from stand_in import HANG, run, with_path
 from support.checkpoints import read_hf, write_pth
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.artifact.conversation import OPENING_ANSWER
+from mlc_rwkv_world.artifact.metadata import REVISION
+from mlc_rwkv_world.compiler.cache import digest_of_sources
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 pytestmark = pytest.mark.host
@@ -118,7 +120,7 @@ def in_engine(
         env=with_path(path),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
@@ -187,7 +189,7 @@ def in_our_command(
         input="".join(f"{message}\n/reset\n" for message in messages * 2),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -301,6 +303,19 @@ def test_presets(host_path: list[Path], tmp_path: Path) -> None:
     assert config["model_config"]["hidden_size"] == 2048
     # The published model leaves float16's range in its first block.
     assert config["model_config"]["fp32_layers"] == [0]
+
+
+def test_what_the_hosts_cache_knows_of_our_code(host_path: list[Path]) -> None:
+    """A library that was compiled by other code has another key."""
+    script = (
+        "from mlc_llm.model import MODELS, MODEL_PRESETS\n"
+        "config = MODELS['rwkv_world'].config.from_dict(MODEL_PRESETS['rwkv4_world_0.1b'])\n"
+        "print(config.asdict()['rwkv_world_revision'])"
+    )
+    result = run(["-c", script], host_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    known = f"{world.__version__}-{REVISION}-{digest_of_sources()[:12]}"
+    assert result.stdout.splitlines()[-1] == known
 
 
 def test_our_build_beside_the_host(

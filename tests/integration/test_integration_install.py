@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from stand_in import PYPROJECT, TVM, with_path, write, write_host
+from stand_in import HANG, PYPROJECT, TVM, with_path, write, write_host
 
 pytest.importorskip("scikit_build_core", reason="needs scikit-build-core, of the test extra")
 
@@ -85,7 +85,7 @@ class Environment:
             env=with_path(path),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANG,
             check=False,
         )
 

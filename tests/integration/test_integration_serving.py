@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from mlc_rwkv_world.artifact.layout import CHAT_CONFIG
 from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.integration.defects import DEFECTS, Defect
@@ -16,6 +19,7 @@ from mlc_rwkv_world.integration.serving import (
     Admission,
     Ticket,
     WorldStreamer,
+    add_admission,
     add_text_streamer,
 )
 from mlc_rwkv_world.tokenizer import WorldTokenizer
@@ -116,6 +120,67 @@ def test_a_request_that_is_cancelled_while_it_waits() -> None:
         assert admission._inside == [third]
 
     asyncio.run(run())
+
+
+class _Host:
+    """The host's two engines, of which the first notes what it is asked."""
+
+    def __init__(self, folder: Path, model_type: str) -> None:
+        (folder / CHAT_CONFIG).write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+        calls: list[str] = []
+        config = SimpleNamespace(model=str(folder), max_num_sequence=1)
+
+        class AsyncMLCEngine:
+            engine_config = config
+
+            async def _generate(
+                self, prompt: list[int], generation_config: object, request_id: str
+            ) -> AsyncGenerator[str]:
+                calls.append(f"add {request_id}")
+                try:
+                    for _ in range(3):
+                        yield "token"
+                except GeneratorExit:
+                    calls.append(f"abort {request_id}")
+                    raise
+
+        class MLCEngine:
+            def _generate(self, prompt: object, generation_config: object, request_id: str) -> None:
+                raise AssertionError
+
+        self.calls, self.AsyncMLCEngine, self.MLCEngine = calls, AsyncMLCEngine, MLCEngine
+
+
+@pytest.mark.parametrize(
+    ("model_type", "order"),
+    [
+        # One sequence is all that the engine holds.
+        ("rwkv_world", ["add first", "abort first", "add second"]),
+        ("llama", ["add first", "add second", "abort first"]),
+    ],
+)
+def test_an_answer_that_is_left_early(tmp_path: Path, model_type: str, order: list[str]) -> None:
+    """The engine drops it before the next request comes in."""
+    host = _Host(tmp_path, model_type)
+    add_admission(host)  # type: ignore[arg-type]
+    engine = host.AsyncMLCEngine()
+    one = SimpleNamespace(n=1)
+
+    async def whole(request_id: str) -> list[str]:
+        return [text async for text in engine._generate([1, 2], one, request_id)]
+
+    async def run() -> None:
+        first = engine._generate([1, 2], one, "first")
+        assert await anext(first) == "token"
+        second = asyncio.create_task(whole("second"))
+        await asyncio.sleep(0)
+        await first.aclose()
+        # Not some time later, when it is collected.
+        assert "abort first" in host.calls
+        assert await second == ["token"] * 3
+
+    asyncio.run(run())
+    assert host.calls == order
 
 
 def test_a_defect_that_a_version_fixed() -> None:

@@ -19,6 +19,7 @@ from support.overflows import BUMP, CASES
 from support.rwkv4_values import run
 
 from mlc_rwkv_world.__main__ import main
+from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.artifact.output import Output
 from mlc_rwkv_world.cli.inspect import NUMBERS, PICTURE
 from mlc_rwkv_world.numerics.heatmap import heatmap
@@ -203,8 +204,9 @@ def test_library_that_cannot_be_asked(
     (library,) = artifact.glob("*.so")
     code = library.read_bytes()
     if fault == "older":
-        assert b'"revision": 3' in code
-        code = code.replace(b'"revision": 3', b'"revision": 1')
+        said = f'"revision": {REVISION}'.encode()
+        assert said in code
+        code = code.replace(said, b'"revision": 1')
     elif fault == "damaged":
         code = code[:5000]
     (folder / library.name).write_bytes(code)

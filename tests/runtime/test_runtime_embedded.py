@@ -17,6 +17,7 @@ from support.artifacts import list_again
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.identity import describe_library
 from mlc_rwkv_world.artifact.index import ParameterIndex
+from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.artifact.registry import register
 from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.errors import ArtifactError
@@ -113,9 +114,10 @@ def test_a_library_that_does_not_say_which_tvm_built_it(artifact: Path) -> None:
 def test_another_revision_is_refused_before_any_code_of_it_runs(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rewrite(library_of(artifact), lambda data: data.replace(b'"revision": 3', b'"revision": 1'))
+    said = f'"revision": {REVISION}'.encode()
+    rewrite(library_of(artifact), lambda data: data.replace(said, b'"revision": 1'))
     monkeypatch.setattr(tvm_runtime, "machine", None)
-    with pytest.raises(ArtifactError, match=r"built by revision 1 .* this is revision 3\. Build"):
+    with pytest.raises(ArtifactError, match=f"built by revision 1 .* revision {REVISION}. Build"):
         load(artifact)
 
 

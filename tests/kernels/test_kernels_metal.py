@@ -1,0 +1,68 @@
+"""Products on Metal's matrix units: their generated source, run by a header on this CPU."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from compiling import Array, signature
+from support.metal_emulation import MetalKernel
+from tvm import IRModule
+from tvm.s_tir import dlight
+
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.kernels.linear import linear, reference
+from mlc_rwkv_world.quantization.group import dequantize, quantize
+from mlc_rwkv_world.transforms import schedule_gpu
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("g++") is None, reason="needs g++ for x86-64"
+)
+
+# Two tiles of rows and of W each way, none of them full; a long sum, which float16 would lose.
+ROWS, OUTER, INNER = 37, 72, 512
+TILE_ROWS, TILE_OUTER = 32, 64
+
+
+def metal_source(bits: int, out_type: str) -> str:
+    stored = [(OUTER, INNER, "float16")]
+    if bits < 16:
+        stored = [(OUTER, INNER * bits // 32, "uint32"), (OUTER, INNER // 32, "float16")]
+    target = resolve("metal").target
+    case = (linear, [("m", INNER, "float16"), *stored], [("m", OUTER, out_type)])
+    kernel = linear(signature(case, target)).with_attr("global_symbol", "product")
+    with target:
+        mod = dlight.ApplyDefaultSchedule(*schedule_gpu.rules())(IRModule({"product": kernel}))
+    built = tvm.compile(mod, target=target)
+    (shader,) = getattr(built, "mod", built).imports
+    return str(shader.inspect_source())
+
+
+@pytest.mark.parametrize(
+    ("bits", "out_type"), [(16, "float16"), (8, "float16"), (4, "float16"), (4, "float32")]
+)
+def test_products_on_matrix_units(bits: int, out_type: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(bits)
+    x = rng.standard_normal((ROWS, INNER)).astype(np.float16)
+    weight: Array = rng.standard_normal((OUTER, INNER)).astype(np.float16)
+    stored = {"weight_ptr": weight}
+    if bits < 16:
+        words, scales = quantize(weight.astype(np.float32), bits, "float16")
+        # The kernel rounds what it unpacks to the type of x.
+        weight = dequantize(words, scales, bits).astype(np.float16)
+        stored = {"weight_ptr": words, "weight_ptr_1": scales}
+    source = metal_source(bits, out_type)
+    assert "simdgroup_multiply_accumulate" in source
+    name = "matmul_ptr" if out_type == "float32" else "rounded_ptr"
+    y = np.full((ROWS + 1, OUTER), np.nan, out_type)
+    grid = (-(-ROWS // TILE_ROWS), -(-OUTER // TILE_OUTER), 1)
+    MetalKernel(source, tmp_path)({"x_ptr": x, name: y, **stored}, [ROWS], grid, (32, 4, 1))
+    expected = reference(x, weight)
+    assert np.isnan(y[ROWS]).all()
+    # The error of a float32 sum (of a float16 one 0.5), and the last rounding.
+    error = np.abs(y[:ROWS] - expected)
+    assert error.max() < 2e-4 + (2**-11 * np.abs(expected).max() if out_type == "float16" else 0)
