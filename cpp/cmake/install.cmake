@@ -1,8 +1,9 @@
-# find_package(rwkv_world) gives other programs the target rwkv_world::tokenizer.
+# find_package(rwkv_world) gives other programs the targets rwkv_world::tokenizer and ::sampler.
 include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/rwkv_world)
-install(TARGETS rwkv_world_tokenizer EXPORT rwkv_world ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(TARGETS rwkv_world_tokenizer rwkv_world_sampler EXPORT rwkv_world
+  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY include/rwkv_world DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT rwkv_world
   FILE rwkv_world-config.cmake

@@ -2,17 +2,13 @@
 #define RWKV_WORLD_FUZZ_VOCABULARY_FUZZING_H_
 
 #include <cstdio>
-#include <cstdlib>
 #include <optional>
 #include <string>
 
+#include "require.h"
 #include "rwkv_world/tokenizer.h"
 
 namespace rwkv_world::fuzzing {
-
-inline void Require(bool condition) {
-  if (!condition) std::abort();
-}
 
 // Loads `blob`, if it can be loaded, and holds the result to what the header promises.
 inline void CheckVocabulary(const std::string& blob) {

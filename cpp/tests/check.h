@@ -32,12 +32,12 @@ void CheckEqual(const Actual& actual, const Expected& expected, const char* expr
   Report(file, line, problem.str());
 }
 
-// Runs `action`, which must throw a VocabularyError whose message contains `part`.
-template <typename Action>
+// Runs `action`, which must throw an Error whose message contains `part`.
+template <typename Error, typename Action>
 void CheckFails(const Action& action, std::string_view part, const char* file, int line) {
   try {
     action();
-  } catch (const VocabularyError& error) {
+  } catch (const Error& error) {
     const std::string message = error.what();
     if (message.find(part) == std::string::npos) {
       Report(file, line, "the error is \"" + message + "\", expected " + std::string(part));
@@ -54,7 +54,8 @@ void CheckFails(const Action& action, std::string_view part, const char* file, i
                : ::rwkv_world::testing::Report(__FILE__, __LINE__, "not so: " #condition))
 #define CHECK_EQUAL(actual, expected) \
   ::rwkv_world::testing::CheckEqual(actual, expected, #actual, __FILE__, __LINE__)
-#define CHECK_FAILS(action, part) \
-  ::rwkv_world::testing::CheckFails([&] { (void)(action); }, part, __FILE__, __LINE__)
+#define CHECK_FAILS_WITH(error, action, part) \
+  ::rwkv_world::testing::CheckFails<error>([&] { (void)(action); }, part, __FILE__, __LINE__)
+#define CHECK_FAILS(action, part) CHECK_FAILS_WITH(::rwkv_world::VocabularyError, action, part)
 
 #endif  // RWKV_WORLD_TESTS_CHECK_H_

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.chat.template import Template, clean
 from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.runtime.engine import Engine, Progress
-from mlc_rwkv_world.runtime.generate import Generation, Speed, check_max_tokens
+from mlc_rwkv_world.runtime.answer import Answer, check_max_tokens
+from mlc_rwkv_world.runtime.engine import Engine
+from mlc_rwkv_world.runtime.generate import Generation, Progress, Speed
 from mlc_rwkv_world.runtime.sampler import Sampling
 
 _TURNS = "turns"
@@ -45,17 +46,17 @@ class Chat:
         self._max_tokens = max_tokens
         self._sampler = engine.sampler(sampling or engine.sampling, seed)
         self._state = engine.new_state()
-        self._answer: Generation | None = None
+        self._turn: Generation | None = None
 
     @property
     def turns(self) -> int:
         """How many messages the conversation holds, the one being answered included."""
-        return self._turns + (self._answer is not None and self._answer.prompt_read)
+        return self._turns + (self._turn is not None and self._turn.prompt_read)
 
     @property
     def speed(self) -> Speed:
         """How much was read and answered since the conversation began or was loaded."""
-        return self._speed + (self._answer.speed if self._answer is not None else Speed())
+        return self._speed + (self._turn.speed if self._turn is not None else Speed())
 
     def ask(
         self, message: str, progress: Progress = lambda done, total: None
@@ -72,7 +73,7 @@ class Chat:
 
     def reset(self) -> None:
         """Begin a new conversation. Random numbers go on; counts of speed start afresh."""
-        self._answer = None
+        self._turn = None
         self._state.reset()
         self._sampler.forget()
         self._turns = 0
@@ -102,7 +103,7 @@ class Chat:
             self._sampler.restore(file.extra)
         else:
             self._sampler.forget()
-        self._answer = None
+        self._turn = None
         self._state.from_file(file)
         self._turns = turns
         self._speed = Speed()
@@ -111,26 +112,25 @@ class Chat:
         self._finish()
         self._read_primer()
         self._sampler.forget()
-        answer = Generation(
-            self.engine,
-            self._state,
+        answer = Answer(
+            self.engine.tokenizer,
             self._sampler,
             stop=self.template.stop,
             max_tokens=self._max_tokens,
         )
-        self._answer = answer
+        turn = self._turn = Generation(self.engine, self._state, answer)
         begun = False
         try:
-            for piece in answer.run(ids, progress):
+            for piece in turn.run(ids, progress):
                 shown = piece if begun else piece.lstrip()
                 if shown:
                     begun = True
                     yield shown
-                if self._answer is not answer:
+                if self._turn is not turn:
                     # Reset, load or another question came between: this answer is over.
                     return
         finally:
-            if self._answer is answer:
+            if self._turn is turn:
                 self._finish()
 
     def _read_primer(self) -> None:
@@ -145,7 +145,7 @@ class Chat:
 
         Then the next question does it.
         """
-        answer = self._answer
-        if answer is not None:
-            answer.settle(self.template.ending)
-            self._turns, self._speed, self._answer = self.turns, self.speed, None
+        turn = self._turn
+        if turn is not None:
+            turn.settle(self.template.ending)
+            self._turns, self._speed, self._turn = self.turns, self.speed, None

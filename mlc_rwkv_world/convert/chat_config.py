@@ -43,7 +43,7 @@ def write_chat_config(
         "temperature": defaults.TEMPERATURE,
         "presence_penalty": defaults.PRESENCE_PENALTY,
         "frequency_penalty": defaults.FREQUENCY_PENALTY,
-        "repetition_penalty": 1.0,
+        "repetition_penalty": defaults.REPETITION_PENALTY,
         "top_p": defaults.TOP_P,
         "tokenizer_files": [TOKENIZER_MODEL],
         "tokenizer_info": {

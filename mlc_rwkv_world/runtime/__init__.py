@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+# First of all: it says so where the package has no compiled modules.
+import mlc_rwkv_world.tokenizer  # noqa: F401
+from mlc_rwkv_world.runtime.answer import Answer
 from mlc_rwkv_world.runtime.engine import Engine, load
 from mlc_rwkv_world.runtime.generate import Generation, Speed
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
 from mlc_rwkv_world.runtime.state import State
 
-__all__ = ["Engine", "Generation", "Sampler", "Sampling", "Speed", "State", "load"]
+__all__ = ["Answer", "Engine", "Generation", "Sampler", "Sampling", "Speed", "State", "load"]

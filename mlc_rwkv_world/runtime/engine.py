@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +17,9 @@ from mlc_rwkv_world.artifact.layout import SHA256SUMS
 from mlc_rwkv_world.artifact.search import Found, find
 from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError, VocabularyError
 from mlc_rwkv_world.runtime import tvm_runtime
+from mlc_rwkv_world.runtime.answer import Answer
 from mlc_rwkv_world.runtime.device import kind_of, open_device
-from mlc_rwkv_world.runtime.generate import Generation
+from mlc_rwkv_world.runtime.generate import Generation, Progress
 from mlc_rwkv_world.runtime.library import (
     BATCH_DECODE,
     DECODE,
@@ -35,7 +36,6 @@ from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 Logits = npt.NDArray[np.float32]
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
-Progress = Callable[[int, int], None]
 
 
 def load(
@@ -177,6 +177,9 @@ class Engine:
         frequency_penalty: float | None = None,
         repetition_penalty: float | None = None,
         penalty_decay: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         seed: int | None = None,
@@ -196,14 +199,17 @@ class Engine:
             "frequency_penalty": frequency_penalty,
             "repetition_penalty": repetition_penalty,
             "penalty_decay": penalty_decay,
+            "top_k": top_k,
+            "min_p": min_p,
+            "logit_bias": logit_bias,
         }
-        generation = Generation(
-            self,
-            self.new_state() if state is None else state,
+        answer = Answer(
+            self.tokenizer,
             self.sampler(self.sampling.changed(options), seed),
             stop=[stop] if isinstance(stop, str) else stop,
             max_tokens=max_tokens,
         )
+        generation = Generation(self, self.new_state() if state is None else state, answer)
         ids = self.encode(prompt) if isinstance(prompt, str | bytes) else prompt
         return _settled(generation, self._check_ids(ids), settle=state is not None)
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.runtime.sampler import Sampler
+from mlc_rwkv_world.runtime.answer import Answer
+from mlc_rwkv_world.runtime.sampler import Logits
 from mlc_rwkv_world.runtime.state import State
-from mlc_rwkv_world.runtime.text import TextStream
-from mlc_rwkv_world.tokenizer import END_OF_TEXT
+from mlc_rwkv_world.tokenizer import WorldTokenizer
 
-if TYPE_CHECKING:
-    from mlc_rwkv_world.runtime.engine import Engine, Progress
+# Hears how many ids were read, and of how many.
+Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -55,29 +54,35 @@ class _Mark(NamedTuple):
     tokens: list[int]
 
 
+class Reader(Protocol):
+    """An engine, as far as a generation needs one."""
+
+    tokenizer: WorldTokenizer
+
+    def prefill(
+        self,
+        ids: Sequence[int] | npt.NDArray[np.int32],
+        state: State,
+        progress: Progress = lambda done, total: None,
+    ) -> Logits:
+        """Read `ids` into the state; the logits [V] after the last of them."""
+
+    def decode(self, token: int, state: State) -> Logits:
+        """Read one token into the state; the logits [V] after it."""
+
+
 class Generation:
-    """Generates once, into a state that it continues.
+    """Drives one answer, whose tokens an engine reads into a state that they continue.
 
     `run` may be left at any point: by its end, by closing it, by an exception or Ctrl-C.
     `settle` then makes the state that of a sequence which holds just the text that was given.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        state: State,
-        sampler: Sampler,
-        *,
-        stop: Sequence[str] = (),
-        max_tokens: int | None = None,
-    ) -> None:
-        check_max_tokens(max_tokens)
+    def __init__(self, engine: Reader, state: State, answer: Answer) -> None:
         self.speed = Speed()
         self._engine = engine
         self._state = state
-        self._sampler = sampler
-        self._max_tokens = max_tokens
-        self._text = TextStream(stop)
+        self._answer = answer
         self._mark: _Mark | None = None
         # The last state whose text was given in full, if the present one's was not.
         self._clean: State | None = None
@@ -86,37 +91,28 @@ class Generation:
     def run(
         self, ids: npt.NDArray[np.int32], progress: Progress = lambda done, total: None
     ) -> Iterator[str]:
-        """Read the prompt `ids` and yield text, up to a stop string or the end of text.
+        """Read the prompt `ids` and yield text until the answer ends.
 
         `progress` hears how many of the ids were read, and of how many.
         """
-        engine, state, speed = self._engine, self._state, self.speed
+        engine, state, answer, speed = self._engine, self._state, self._answer, self.speed
         self._mark = _Mark(state.tokens_read + len(ids), 0, [])
         started = time.perf_counter()
         logits = engine.prefill(ids, state, progress)
         speed.prefill_tokens, speed.prefill_seconds = len(ids), time.perf_counter() - started
         started = time.perf_counter()
-        count = 0
         while True:
-            token = self._sampler.sample(logits)
+            token = answer.choose(logits)
             speed.decode_seconds += time.perf_counter() - started
-            if token == END_OF_TEXT:
-                break
-            count += 1
-            data = engine.tokenizer.id_to_bytes(token)
             self._mark.tokens.append(token)
-            if piece := self._text.push(data):
+            if piece := answer.take(token):
                 yield piece
-            if self._text.stopped:
+            if answer.finish_reason is not None:
                 return
-            if count == self._max_tokens:
-                break
             started = time.perf_counter()
-            self._move_mark(token, len(data))
+            self._move_mark(token)
             logits = engine.decode(token, state)
             speed.decode_tokens += 1
-        if piece := self._text.finish():
-            yield piece
 
     @property
     def prompt_read(self) -> bool:
@@ -132,7 +128,7 @@ class Generation:
         state, mark, tokenizer = self._state, self._mark, self._engine.tokenizer
         if mark is None or not self.prompt_read or state.tokens_read == self._settled_at:
             return
-        wanted = _joined(self._text.given(mark.offset), ending.encode())
+        wanted = _joined(self._answer.text.given(mark.offset), ending.encode())
         read = tokenizer.decode_bytes(mark.tokens[: state.tokens_read - mark.read])
         if not wanted.startswith(read):
             assert self._clean is not None
@@ -143,22 +139,17 @@ class Generation:
         if rest:
             self._engine.prefill(rest, state)
 
-    def _move_mark(self, token: int, length: int) -> None:
-        """Before the state reads `token` of `length` bytes, the last one that was chosen."""
-        text = self._text
+    def _move_mark(self, token: int) -> None:
+        """Before the state reads `token`, the last one that was chosen."""
+        text = self._answer.text
         if not text.holds_back:
+            start = text.end - len(self._engine.tokenizer.id_to_bytes(token))
             # One assignment: an interruption finds the old mark or the new one.
-            self._mark = _Mark(self._state.tokens_read, text.end - length, [token])
+            self._mark = _Mark(self._state.tokens_read, start, [token])
             self._clean = None
-            text.forget(text.end - length)
+            text.forget(start)
         elif self._clean is None:
             self._clean = self._state.copy()
-
-
-def check_max_tokens(max_tokens: int | None) -> None:
-    """Raise UsageError for a limit that leaves no token."""
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}; give at least 1.")
 
 
 def _joined(text: bytes, ending: bytes) -> bytes:

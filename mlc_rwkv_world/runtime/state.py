@@ -11,7 +11,7 @@ interrupted, wherever that happens, therefore leaves the state as it was.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +20,28 @@ from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.state_file import StateFile
 
-if TYPE_CHECKING:
-    from mlc_rwkv_world.runtime.engine import Engine
-
 TOKENS_READ = "tokens_read"
+
+
+class Owner(Protocol):
+    """The engine that makes and reads a state, as far as the state needs one."""
+
+    @property
+    def identity(self) -> str:
+        """The identity of its model."""
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """The shape [L, R, D] of a state."""
+
+    def fresh_tensor(self) -> Any:
+        """A tensor [1, L, R, D] on the device with the content of a new state."""
 
 
 class State:
     """What one sequence has left behind. Made by `Engine.new_state`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Owner) -> None:
         self._engine = engine
         # The state, a draft of the same size, and the number of tokens read.
         self._parts: tuple[Any, Any, int] = (engine.fresh_tensor(), engine.fresh_tensor(), 0)
@@ -40,7 +52,7 @@ class State:
         return self._parts[2]
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Owner:
         """The engine that made this state, and the only one that can use it."""
         return self._engine
 

@@ -88,7 +88,7 @@ def test_stops_in_tokens_of_all_kinds(
         return [i for text in texts for i in (engine.tokenizer.encode(text) or [0])]
 
     chosen = iter(tokens(generated))
-    monkeypatch.setattr(Sampler, "sample", lambda *_: next(chosen))
+    monkeypatch.setattr(Sampler, "choose", lambda *_: next(chosen))
     chat = chat_with(engine)
     assert say(chat, FRANCE) == shown
     state = engine.new_state()

@@ -95,7 +95,7 @@ def test_half_characters_and_half_stop_strings_are_not_in_the_state(
     text = "a\U00020000b\n\U00020001 c\n\n"
     ids = engine.tokenizer.encode(text)
     assert len(ids) >= 11
-    monkeypatch.setattr(Sampler, "sample", scripted(ids))
+    monkeypatch.setattr(Sampler, "choose", scripted(ids))
     state = engine.new_state()
     shown = text_of(engine, stop="\n\n", max_tokens=count, state=state)
     read = engine.tokenizer.decode_bytes(ids[:count])
@@ -104,7 +104,7 @@ def test_half_characters_and_half_stop_strings_are_not_in_the_state(
 
 
 def test_end_of_text_ends_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sampler, "sample", scripted(engine.tokenizer.encode("so\n")))
+    monkeypatch.setattr(Sampler, "choose", scripted(engine.tokenizer.encode("so\n")))
     state = engine.new_state()
     assert text_of(engine, stop="\n\n", state=state) == "so\n"
     expect_read(state, PROMPT + "so\n")

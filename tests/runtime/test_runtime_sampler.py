@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sampling_reference import Reference, uniform
 
 from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError
-from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
+from mlc_rwkv_world.runtime.sampler import Sampler, Sampling, choose_all, score
 
 USABLE = 65530
 PLAIN = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -152,6 +156,10 @@ def test_arrays_restore_history_and_random_numbers() -> None:
         {"penalty_weights": np.ones(3)},
         {"random": np.zeros(3, np.uint32)},
         {"random": np.full(625, 4e9, np.uint32)},
+        {"random": np.zeros((1, 2), np.uint64)},
+        {"penalty_ids": np.array([3, 3], np.int32), "penalty_weights": np.ones(2)},
+        {"penalty_ids": np.array([3], np.int32), "penalty_weights": np.full(1, math.nan)},
+        {"penalty_ids": np.array([3.0]), "penalty_weights": np.ones(1)},
     ],
 )
 def test_damaged_arrays_are_refused(change: dict[str, Any]) -> None:
@@ -176,11 +184,24 @@ def test_damaged_arrays_are_refused(change: dict[str, Any]) -> None:
         ("frequency_penalty", -2.1),
         ("repetition_penalty", 0.0),
         ("penalty_decay", 1.1),
+        ("min_p", 1.1),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_k", True),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"^{name} is {value}"):
         Sampling().changed({name: value})
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [({-1: 1.0}, "-1"), ({"a": 1.0}, "'a'"), ({3: 101.0}, "of 3 is 101"), ({3: "x"}, "of 3 is x")],
+)
+def test_bad_biases_are_refused(bias: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=f"logit_bias.*{message}"):
+        Sampling(logit_bias=bias)
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 64, 1.5])
@@ -203,6 +224,207 @@ def test_minus_infinity_is_a_token_that_never_comes() -> None:
     logits[17] = 0
     sampler = Sampler(Sampling(top_p=1.0), 0, USABLE)
     assert {sampler.sample(logits) for _ in range(5)} == {17}
+
+
+WAYS = {
+    "defaults": Sampling(),
+    "wide": Sampling(temperature=1.3, top_p=0.95),
+    "all": Sampling(top_p=1.0),
+    "top_k": Sampling(top_p=1.0, top_k=40),
+    "top_k and top_p": Sampling(top_p=0.8, top_k=500),
+    "more than there are": Sampling(top_p=1.0, top_k=100_000),
+    "min_p": Sampling(top_p=1.0, min_p=0.05),
+    "everything": Sampling(
+        temperature=0.7,
+        top_p=0.9,
+        top_k=1000,
+        min_p=0.001,
+        presence_penalty=-0.5,
+        frequency_penalty=1.0,
+        repetition_penalty=1.2,
+        penalty_decay=0.9,
+        logit_bias={5: 12.0, 6: -100.0, 65529: 3.5},
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("spread", [0.01, 3.0, 12.0])
+def test_choices_are_those_of_the_reference(way: str, spread: float) -> None:
+    """Given the same random number, which numpy draws for it."""
+    sampler = Sampler(WAYS[way], 11, USABLE)
+    reference = Reference(WAYS[way], 11, USABLE)
+    for step in range(6):
+        logits = random_logits(step, spread)
+        token = sampler.choose(logits)
+        assert reference.chooses(token, logits)
+        for one in (sampler, reference):
+            # What is taken need not be what was chosen.
+            one.take(token if step % 2 else 5)
+
+
+def test_random_numbers_are_those_of_philox() -> None:
+    logits = np.zeros(4096, np.float32)
+    sampler = Sampler(Sampling(top_p=1.0, **PLAIN), 1 << 63, 4096)
+    for taken in range(20):
+        assert sampler.sample(logits) == int(uniform(1 << 63, taken) * 4096)
+
+
+def mask_of(ids: list[int]) -> npt.NDArray[np.uint32]:
+    mask = np.zeros(2048, np.uint32)
+    for one in ids:
+        mask[one // 32] |= np.uint32(1 << one % 32)
+    return mask
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int32])
+def test_masks_allow_tokens(dtype: Any) -> None:
+    ids = [0, 31, 32, 40000, 65529]
+    mask = mask_of(ids).view(dtype)
+    for temperature, least in ((0.0, 1), (1.0, 2), (100.0, 4)):
+        sampler = Sampler(Sampling(temperature, 1.0, **PLAIN), 2, USABLE)
+        reference = Reference(sampler.sampling, 2, USABLE)
+        chosen = set()
+        for step in range(60):
+            logits = random_logits(step % 7)
+            token = sampler.choose(logits, mask)
+            if temperature:
+                assert reference.chooses(token, logits, mask.view(np.uint32))
+            for one in (sampler, reference):
+                one.take(token)
+            chosen.add(token)
+        assert chosen <= set(ids)
+        assert len(chosen) >= least
+
+
+def test_masks_that_leave_nothing_or_do_not_fit() -> None:
+    sampler = Sampler(Sampling(), 1, USABLE)
+    logits = random_logits(1)
+    for mask in (mask_of([]), mask_of([65530])):
+        with pytest.raises(UsageError, match="leaves no token"):
+            sampler.choose(logits, mask)
+    logits[7] = -np.inf
+    with pytest.raises(UsageError, match="leaves no token"):
+        sampler.choose(logits, mask_of([7]))
+    for wrong in (np.ones(65536, bool), np.ones(2047, np.uint32), np.ones((2, 2048), np.uint32)):
+        with pytest.raises(UsageError, match="2048 words of uint32"):
+            sampler.choose(logits, wrong)  # type: ignore[arg-type]
+
+
+def test_choosing_changes_nothing() -> None:
+    sampler = Sampler(Sampling(top_p=0.9), 4, USABLE)
+    logits = random_logits(8)
+    before = sampler.arrays()
+    assert len({sampler.choose(logits) for _ in range(5)}) == 1
+    for name, array in sampler.arrays().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_choices_do_not_depend_on_company() -> None:
+    def samplers() -> list[Sampler]:
+        made = [Sampler(WAYS[way], seed, USABLE) for seed, way in enumerate(WAYS)]
+        for one in made:
+            one.take(7)
+        return made
+
+    logits = np.stack([random_logits(row) for row in range(len(WAYS))])
+    alone = [one.choose(row) for one, row in zip(samplers(), logits, strict=True)]
+    together = samplers()
+    assert choose_all(together, logits) == alone
+    for start, end in ((0, 1), (2, 5), (1, 8)):
+        assert choose_all(together[start:end], logits[start:end]) == alone[start:end]
+    backwards = choose_all(together[::-1], logits[::-1], [None] * len(WAYS))
+    assert backwards == alone[::-1]
+
+
+def test_a_fault_in_a_batch_is_of_one_sequence() -> None:
+    logits = np.stack([random_logits(row) for row in range(4)])
+    logits[1, 5] = math.nan
+    samplers = [Sampler(Sampling(), row, USABLE) for row in range(4)]
+    first, second, third, fourth = choose_all(samplers, logits, [None, None, mask_of([]), None])
+    assert first == samplers[0].choose(logits[0])
+    assert isinstance(second, ArtifactError) and "not a number" in str(second)
+    assert isinstance(third, UsageError) and "leaves no token" in str(third)
+    assert fourth == samplers[3].choose(logits[3])
+
+
+def test_logits_that_do_not_fit() -> None:
+    sampler = Sampler(Sampling(), 1, USABLE)
+    with pytest.raises(UsageError, match="65530 tokens"):
+        sampler.choose(random_logits(1, size=65529))
+    with pytest.raises(UsageError, match="row for each of 2 samplers"):
+        choose_all([sampler, sampler], random_logits(1)[None])
+    with pytest.raises(UsageError, match="token id 65530 is not in"):
+        sampler.take(65530)
+    with pytest.raises(UsageError, match="token id 70000 is not in"):
+        Sampler(Sampling(logit_bias={70000: 1.0}), 1, USABLE)
+
+
+def test_scores_are_log_probabilities_of_the_model() -> None:
+    logits = np.stack([random_logits(row, spread) for row, spread in enumerate((0.1, 3.0, 20.0))])
+    logits[2, 9] = -np.inf
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True).astype(np.float64)
+    expected = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    scores = score([3, 65535, 9], logits, [0, 5, 20], USABLE)
+    for row, (token, count) in enumerate(((3, 0), (65535, 5), (9, 20))):
+        assert scores[row].log_probability == pytest.approx(expected[row, token], abs=1e-6)
+        likely = np.argsort(-expected[row, :USABLE], kind="stable")[:count]
+        assert [one for one, _ in scores[row].top] == likely.tolist()
+        np.testing.assert_allclose(
+            [value for _, value in scores[row].top], expected[row, likely], atol=1e-6
+        )
+    assert scores[2].log_probability == -math.inf
+    # A token has the same number beside the choice and among the likeliest.
+    best, value = scores[1].top[0]
+    assert score([best], logits[1:2], [0], USABLE)[0].log_probability == value
+    logits[1, 0] = math.nan
+    with pytest.raises(ArtifactError, match="not a number"):
+        score([3, 3, 3], logits, [0, 0, 0], USABLE)
+
+
+@pytest.mark.parametrize("call", ["choose", "choose_all", "score"])
+def test_other_threads_run_meanwhile(call: str) -> None:
+    """This thread gives up the interpreter only where the call does so."""
+    sampler = Sampler(Sampling(), 1, USABLE)
+    rows = np.stack([random_logits(row) for row in range(8)])
+    calls: dict[str, Callable[[], object]] = {
+        "choose": lambda: sampler.choose(rows[0]),
+        "choose_all": lambda: choose_all([sampler] * 8, rows),
+        "score": lambda: score(range(8), rows, [0] * 8, USABLE),
+    }
+    gate, ran = threading.Lock(), []
+    gate.acquire()
+    other = threading.Thread(target=lambda: gate.acquire() and ran.append(True))
+    other.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        gate.release()
+        tries = 0
+        while not ran and tries < 10_000:
+            calls[call]()
+            tries += 1
+        assert ran
+    finally:
+        sys.setswitchinterval(interval)
+        other.join()
+
+
+def test_files_of_before_are_read() -> None:
+    """Which held the words of Python's generator: what follows them is the same each time."""
+    older = {
+        "penalty_ids": np.array([5, 6], np.int32),
+        "penalty_weights": np.array([1.0, 0.5]),
+        "random": np.array([*range(1, 625), 624], np.uint32),
+    }
+
+    def run() -> list[int]:
+        sampler = Sampler(Sampling(top_p=0.9), None, USABLE)
+        sampler.restore(older)
+        np.testing.assert_array_equal(sampler.arrays()["penalty_ids"], older["penalty_ids"])
+        return [sampler.sample(random_logits(i)) for i in range(10)]
+
+    assert run() == run()
 
 
 @pytest.mark.parametrize(("spread", "limit"), [(3.0, 1e-3), (0.01, 3e-3)])

@@ -1,0 +1,215 @@
+#include "row.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+#include "passes.h"
+#include "selection.h"
+
+namespace rwkv_world {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+// Above every weight.
+constexpr float kAbove = 2;
+constexpr double kLog2E = 1.4426950408889634;
+
+// The least weight that counts: the smallest float whose arithmetic is exact.
+constexpr float kLeast = std::numeric_limits<float>::min();
+
+// Nearly always the tokens that count are from here up.
+constexpr float kLikely = 0x1p-6F;
+
+// So many weights are looked at one by one.
+constexpr double kFew = 512;
+constexpr std::size_t kSample = 128;
+
+// A rounded power may be less than that of a smaller score, by its last bits.
+constexpr float kAtLeast = 1 + 0x1p-20F;
+
+}  // namespace
+
+bool Row::Load(const float* logits, std::size_t size) {
+  const std::size_t blocks = (size + kBlock - 1) / kBlock;
+  size_ = size;
+  values_.resize(blocks * kBlock);
+  maxima_.resize(blocks * kLanes);
+  sums_.resize(blocks);
+  kept_.resize(blocks);
+  highest_.resize(blocks * kLanes);
+  // One more than there can be, see Pick.
+  picked_.resize(blocks * kBlock + 1);
+  std::fill(values_.begin() + static_cast<std::ptrdiff_t>(size), values_.end(), kNever);
+  return CopyNumbers(logits, size, values_.data());
+}
+
+void Row::Allow(const uint32_t* mask) {
+  for (std::size_t start = 0; start < size_; start += 32) {
+    const uint32_t word = mask[start / 32];
+    float* const values = values_.data() + start;
+    // Ids behind the last one are in the last block, and never come.
+    for (std::size_t bit = 0; bit < 32; ++bit) {
+      values[bit] = (word >> bit & 1) != 0 ? values[bit] : kNever;
+    }
+  }
+}
+
+float Row::Best() { return best_ = GroupMaxima(values_.data(), sums_.size(), maxima_.data()); }
+
+int32_t Row::BestId() const {
+  const auto group = std::find(maxima_.begin(), maxima_.end(), best_) - maxima_.begin();
+  const auto block = group / static_cast<std::ptrdiff_t>(kLanes);
+  const auto first = values_.begin() + block * static_cast<std::ptrdiff_t>(kBlock);
+  return static_cast<int32_t>(std::find(first, values_.end(), best_) - values_.begin());
+}
+
+std::vector<int32_t> Row::BestIds(std::size_t count, std::size_t usable) const {
+  std::vector<int32_t> ids;
+  const auto better = [this](int32_t a, int32_t b) {
+    const float left = values_[static_cast<std::size_t>(a)];
+    const float right = values_[static_cast<std::size_t>(b)];
+    return left != right ? left > right : a < b;
+  };
+  count = std::min(count, usable);
+  if (count == 0) return ids;
+  // A heap with the worst of the best so far on top.
+  for (std::size_t start = 0; start < usable; start += kBlock) {
+    const auto highest = maxima_.begin() + static_cast<std::ptrdiff_t>(start / kLanes);
+    if (ids.size() == count &&
+        *std::max_element(highest, highest + kLanes) <= values_[static_cast<std::size_t>(ids[0])]) {
+      continue;
+    }
+    for (std::size_t i = start; i < std::min(start + kBlock, usable); ++i) {
+      const auto id = static_cast<int32_t>(i);
+      if (ids.size() == count) {
+        if (!better(id, ids[0])) continue;
+        std::pop_heap(ids.begin(), ids.end(), better);
+        ids.pop_back();
+      }
+      ids.push_back(id);
+      std::push_heap(ids.begin(), ids.end(), better);
+    }
+  }
+  std::sort_heap(ids.begin(), ids.end(), better);
+  return ids;
+}
+
+void Row::Weigh(double temperature) {
+  const auto exponent = static_cast<float>(kLog2E / temperature);
+  WeighBlocks(values_.data(), sums_.size(), best_, exponent, sums_.data());
+  Exponentials(maxima_.data(), maxima_.size(), best_, exponent);
+  for (float& maximum : maxima_) maximum *= kAtLeast;
+}
+
+double Row::Total() const { return std::accumulate(sums_.begin(), sums_.end(), 0.0); }
+
+std::size_t Row::Pick(float low, float high) {
+  const float* highest = maxima_.data();
+  if (high <= 1) {
+    GroupMaximaBelow(high, values_.data(), sums_.size(), highest_.data());
+    highest = highest_.data();
+  }
+  std::size_t count = 0;
+  for (std::size_t group = 0; group < maxima_.size(); ++group) {
+    if (highest[group] < low) continue;
+    const float* value = values_.data() + group / kLanes * kBlock + group % kLanes;
+    for (std::size_t row = 0; row < kLanes; ++row, value += kLanes) {
+      // Written before it is known to count: a branch would take longer.
+      picked_[count] = *value;
+      count += *value >= low && *value < high ? std::size_t{1} : 0;
+    }
+  }
+  return count;
+}
+
+std::vector<float> Row::Sample(float low, float high) const {
+  std::vector<float> sample;
+  for (std::size_t i = 0; i < kSample; ++i) {
+    const float weight = values_[i * size_ / kSample];
+    if (weight > low && weight < high) sample.push_back(weight);
+  }
+  std::sort(sample.begin(), sample.end(), std::greater<>());
+  return sample;
+}
+
+double Row::Keep(float bound) {
+  if (bound <= kLeast) {
+    kept_ = sums_;
+  } else {
+    SumsFrom(bound, values_.data(), sums_.size(), maxima_.data(), kept_.data());
+  }
+  return std::accumulate(kept_.begin(), kept_.end(), 0.0);
+}
+
+float Row::CountBound(std::size_t count) {
+  float low = kLeast;
+  if (count <= maxima_.size()) {
+    // Of so many groups each has a weight that is no less.
+    highest_ = maxima_;
+    const auto last = highest_.begin() + static_cast<std::ptrdiff_t>(count - 1);
+    std::nth_element(highest_.begin(), last, highest_.end(), std::greater<>());
+    low = std::max(low, *last / (kAtLeast * kAtLeast));
+  }
+  const std::size_t picked = Pick(low, kAbove);
+  const auto first = picked_.begin();
+  const auto nth = first + static_cast<std::ptrdiff_t>(std::min(count, picked) - 1);
+  std::nth_element(first, nth, first + static_cast<std::ptrdiff_t>(picked), std::greater<>());
+  return *nth;
+}
+
+float Row::MassBound(double share, float least) {
+  // The bound is from `low` up and below `high`. The masses are of the weights from each up.
+  float low = least, high = kAbove;
+  double low_mass = Keep(least), high_mass = 0;
+  const double mass = share * low_mass;
+  const auto narrow = [&](float bound) {
+    const double bound_mass = Keep(bound);
+    if (bound_mass >= mass) {
+      low = bound;
+      low_mass = bound_mass;
+    } else {
+      high = bound;
+      high_mass = bound_mass;
+    }
+  };
+  const auto few = [&] { return low_mass - high_mass <= kFew * static_cast<double>(low); };
+  if (low < kLikely) narrow(kLikely);
+  // Passes over the whole row, which are cheap, until few weights are left. A sample tells where.
+  std::vector<float> sample;
+  if (!few()) sample = Sample(low, high);
+  while (!few() && !sample.empty()) {
+    const double there = (mass - high_mass) / (low_mass - high_mass);
+    // Nearer to the middle than the bound is held to be, so that a guess seldom is off by little.
+    const double place = 0.5 + 0.8 * (there - 0.5);
+    const double total = std::accumulate(sample.begin(), sample.end(), 0.0);
+    narrow(BoundOfSorted(sample.data(), sample.size(), place * total));
+    const auto outside = [&](float weight) { return weight <= low || weight >= high; };
+    sample.erase(std::remove_if(sample.begin(), sample.end(), outside), sample.end());
+  }
+  const std::size_t count = Pick(low, high);
+  return LargestBound(picked_.data(), count, mass - high_mass);
+}
+
+int32_t Row::Draw(float bound, double uniform) {
+  double target = uniform * Keep(bound);
+  // Rounding may put the target behind the last weight.
+  std::size_t block = 0;
+  for (std::size_t i = 0; i < kept_.size(); ++i) {
+    if (kept_[i] == 0) continue;
+    block = i;
+    if (target < kept_[i]) break;
+    target -= kept_[i];
+  }
+  std::size_t chosen = 0;
+  for (std::size_t i = block * kBlock; i < (block + 1) * kBlock; ++i) {
+    if (values_[i] < bound) continue;
+    chosen = i;
+    if (target < static_cast<double>(values_[i])) break;
+    target -= static_cast<double>(values_[i]);
+  }
+  return static_cast<int32_t>(chosen);
+}
+
+}  // namespace rwkv_world
