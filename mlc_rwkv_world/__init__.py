@@ -12,10 +12,17 @@ Names are imported when they are first used, so that chatting never loads the co
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# When TVM is imported it makes a folder for data of its tests, in the user's home unless told
+# otherwise; where no home is known it also asks in vain where caches go. Neither is ever used.
+os.environ.setdefault("TEST_DATA_ROOT_PATH", "/tmp")
+if os.path.expanduser("~") == "~":  # noqa: PTH111
+    os.environ.setdefault("XDG_CACHE_HOME", os.devnull)
 
 if TYPE_CHECKING:
     from mlc_rwkv_world.builder import Artifact as Artifact

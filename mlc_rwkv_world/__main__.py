@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from importlib import import_module
 
@@ -14,22 +15,37 @@ COMMANDS = {
     "perplexity": "measure how well a model predicts a text",
     "doctor": "show TVM, mlc_llm, and what is registered with it",
 }
+PROGRAM = "python -m mlc_rwkv_world"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command that the first argument names; its module is imported only then."""
     arguments = sys.argv[1:] if argv is None else argv
-    name = arguments[0] if arguments else "--help"
-    if name in COMMANDS:
+    if arguments and arguments[0] in COMMANDS:
+        name = arguments[0]
         module = import_module(f"mlc_rwkv_world.cli.{name}")
-        return int(module.main(arguments[1:], program=f"python -m mlc_rwkv_world {name}"))
+        return int(module.main(arguments[1:], program=f"{PROGRAM} {name}"))
+
+    from mlc_rwkv_world import console
+    from mlc_rwkv_world.cli import status
+    from mlc_rwkv_world.errors import UsageError
+
     listing = "\n".join(f"  {command:10} {text}" for command, text in COMMANDS.items())
-    help_text = f"usage: python -m mlc_rwkv_world COMMAND [options]\n\n{listing}"
-    if name in ("-h", "--help"):
-        print(help_text)
-        return 0
-    print(f"error: {name!r} is no command.\n\n{help_text}", file=sys.stderr)
-    return 2
+    parser = status.Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND [options]",
+        description=f"COMMAND is one of these; each has a --help of its own.\n\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+    def run(options: argparse.Namespace) -> int:
+        if not options.command:
+            console.say(*parser.format_help().splitlines())
+            return 0
+        raise UsageError(f"{options.command[0]!r} is no command. There are:\n{listing}")
+
+    return status.run(parser, run, arguments)
 
 
 if __name__ == "__main__":

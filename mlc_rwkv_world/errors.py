@@ -6,12 +6,10 @@ the message alone and exit with `exit_status`; `--debug` shows the traceback as 
 
 from __future__ import annotations
 
+import errno
+import re
 
-def printable(text: str) -> str:
-    """`text` with every character that is not shown as itself escaped, line feeds excepted."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
-    )
+from mlc_rwkv_world.characters import printable
 
 
 class RwkvWorldError(Exception):
@@ -84,3 +82,38 @@ class StorageError(RwkvWorldError, OSError):
     """Something could not be written: the disk is full, read-only or broken."""
 
     exit_status = 11
+
+
+class OutputError(StorageError):
+    """Standard output cannot be written."""
+
+
+class OutOfMemoryError(RwkvWorldError, MemoryError):
+    """The memory of this machine, or of its device, does not suffice."""
+
+    exit_status = 12
+
+
+# How TVM and the drivers below it say so; C++ itself says std::bad_alloc.
+_NO_MEMORY = re.compile(
+    r"bad_alloc|out of memory|OUT_OF_MEMORY|ErrorMemoryAllocation|cannot allocate memory|"
+    r"out of host memory|failed to allocate",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, in whichever of the ways there are."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    )
+
+
+def out_of_memory(when: str = "") -> OutOfMemoryError:
+    """The error for memory that ran out; `when` begins with a space."""
+    return OutOfMemoryError(
+        f"memory ran out{when}. Close other programs, take a smaller model or one with fewer "
+        "bits per weight, or raise the limit (ulimit -v)."
+    )

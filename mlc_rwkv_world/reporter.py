@@ -10,4 +10,4 @@ class Reporter:
         """A new stage of the work begins."""
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` units of the current stage are through, `what` the last of them."""
+        """`done` of `total` units of the current stage are through; `what` is at hand."""

@@ -404,7 +404,11 @@ PYBIND11_MODULE(_core, module) {
     try {
       if (thrown) std::rethrow_exception(thrown);
     } catch (const VocabularyError& vocabulary_error) {
-      py::set_error(error, vocabulary_error.what());
+      // It may name a file, and names of files are bytes.
+      const std::string_view message = vocabulary_error.what();
+      py::set_error(
+          error, py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+                     message.data(), static_cast<Py_ssize_t>(message.size()), "surrogateescape")));
     }
   });
 

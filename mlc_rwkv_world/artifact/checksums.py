@@ -33,7 +33,7 @@ def write_checksums(folder: Path, libraries: Iterable[str], known: Mapping[str, 
         for name in names
         if _LINE.fullmatch(f"{'0' * 64}  {name}")
     ]
-    (folder / SHA256SUMS).write_text("".join(lines), encoding="utf-8")
+    (folder / SHA256SUMS).write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
@@ -46,15 +46,16 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
-        text = data.decode("utf-8")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError:
-        raise _damaged(path, "it is not text") from None
     if len(data) > _MAX_BYTES:
         raise _damaged(path, f"it is larger than {_MAX_BYTES} bytes")
+    # Names are bytes, which need not be UTF-8; their checksums are text.
+    text = data.decode("utf-8", "surrogateescape")
+    if not _LINE.match(text) and text != data.decode("utf-8", "replace"):
+        raise _damaged(path, "it is not text")
     sums: dict[str, str] = {}
     lines = text.split("\n")
     if not text or lines.pop():

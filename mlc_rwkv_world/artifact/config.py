@@ -76,10 +76,12 @@ class ChatConfig:
 
 
 def _tokenizer_file(folder: Path, fields: Fields) -> str:
-    names = fields.items("tokenizer_files", str, [TOKENIZER_MODEL]) or [TOKENIZER_MODEL]
+    names = fields.texts("tokenizer_files", [TOKENIZER_MODEL]) or [TOKENIZER_MODEL]
     # mlc_llm copies every tokenizer file that it finds; the World vocabulary is this one.
     name = TOKENIZER_MODEL if TOKENIZER_MODEL in names else names[0]
-    if name in (".", "..") or Path(name).name != name:
+    # No file system takes longer names, nor some of these characters.
+    plain = name.isprintable() and Path(name).name == name and len(name.encode()) <= 255
+    if name in (".", "..") or not plain:
         raise fields.error("tokenizer_files", "plain names of files in the same folder")
     require_inside(folder / name)
     return name

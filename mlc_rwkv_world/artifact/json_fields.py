@@ -61,6 +61,8 @@ class Fields:
 
     def text(self, key: str, default: str | None = None) -> str:
         value: str = self._get(key, str, "a string", default)
+        if not _is_text(value):
+            raise self.error(key, "text: it holds half a character")
         return value
 
     def integer(self, key: str, default: int | None = None, *, minimum: int = 0) -> int:
@@ -84,6 +86,13 @@ class Fields:
         values: list[T] = self._get(key, list, "a list", default)
         if any(not isinstance(value, kind) or isinstance(value, bool) for value in values):
             raise self.error(key, f"a list of {kind.__name__}")
+        return values
+
+    def texts(self, key: str, default: list[str] | None = None) -> list[str]:
+        """A list of strings, all of them text."""
+        values = self.items(key, str, default)
+        if not all(map(_is_text, values)):
+            raise self.error(key, "a list of texts: one holds half a character")
         return values
 
     def shape(self, key: str = "shape") -> tuple[int, ...]:
@@ -118,6 +127,11 @@ class Fields:
         if not isinstance(value, kind):
             raise self.error(key, expected)
         return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string has a form in UTF-8: JSON can spell halves of characters alone."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

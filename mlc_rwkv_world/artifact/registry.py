@@ -17,7 +17,8 @@ from mlc_rwkv_world.artifact.atomic import locked, recover, write_file
 from mlc_rwkv_world.artifact.checksums import list_digest
 from mlc_rwkv_world.artifact.json_fields import Fields
 from mlc_rwkv_world.artifact.layout import SHA256SUMS
-from mlc_rwkv_world.errors import ArtifactError
+from mlc_rwkv_world.artifact.places import expanded
+from mlc_rwkv_world.errors import ArtifactError, UsageError
 
 HOME_VARIABLE = "MLC_RWKV_WORLD_HOME"
 REGISTRY = "artifacts.json"
@@ -80,11 +81,11 @@ def home() -> Path | None:
     """
     try:
         if own := os.environ.get(HOME_VARIABLE):
-            return Path(own).expanduser()
-        data = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+            return expanded(own)
+        data = expanded(os.environ.get("XDG_DATA_HOME") or "~/.local/share")
         if not data.is_absolute():
-            data = Path("~/.local/share").expanduser()
-    except RuntimeError:
+            data = expanded("~/.local/share")
+    except UsageError:
         # There is no home directory, or no such user.
         return None
     return data / "mlc-rwkv-world" if data.is_absolute() else None
@@ -102,12 +103,12 @@ def register(artifact: Path, written: Path | None = None) -> bool:
     killed, what stands there is known. A home that cannot be written is no reason for a build to
     fail, so nothing is raised.
     """
-    folder, place = _real(artifact), home()
-    digest = list_digest(written or folder)
-    if place is None or digest is None:
-        return False
-    path = place / REGISTRY
     try:
+        folder, place = _real(artifact), home()
+        digest = list_digest(written or folder)
+        if place is None or digest is None:
+            return False
+        path = place / REGISTRY
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
             recover(path)
@@ -123,7 +124,8 @@ def register(artifact: Path, written: Path | None = None) -> bool:
                 "lists": {str(entry): lists[entry] for entry in folders if entry in lists},
             }
             write_file(path, json.dumps(content, indent=1).encode())
-    except (OSError, UnicodeError):
+    except Exception:
+        # Whatever it was, the build it follows has succeeded.
         return False
     return True
 

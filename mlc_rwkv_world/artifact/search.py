@@ -33,6 +33,7 @@ from mlc_rwkv_world.artifact.layout import (
     TENSOR_CACHE,
 )
 from mlc_rwkv_world.artifact.links import require_file
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.artifact.registry import HOME_VARIABLE, REGISTRY, Record, home
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, RwkvWorldError, UsageError
 
@@ -110,11 +111,12 @@ def find(model: str | Path, *, model_lib: str | Path | None = None) -> Found:
     text = str(model)
     if not text or "\0" in text:
         raise UsageError(f"{text!r} is no model's name. Give a name, or the path of an artifact.")
-    chosen = Path(model_lib).expanduser() if model_lib is not None else None
+    path = expanded(text)
+    chosen = expanded(model_lib) if model_lib is not None else None
     if chosen is not None and not chosen.is_file():
         raise NotFoundError(f"The library {chosen} does not exist.")
     if isinstance(model, Path) or _is_path(text):
-        params = _by_path(Path(text).expanduser())
+        params = _by_path(path)
     else:
         params = _by_name(text, any_library=chosen is not None)
     return _found(params, chosen)

@@ -34,7 +34,8 @@ def storing(place: Path) -> Iterator[None]:
     """Raise StorageError where the block cannot write to `place`."""
     try:
         yield
-    except RwkvWorldError:
+    except (RwkvWorldError, BrokenPipeError):
+        # The latter is of a reader of standard output, which no place on a disk is.
         raise
     except OSError as error:
         if error.errno in _FULL:

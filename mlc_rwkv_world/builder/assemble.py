@@ -12,6 +12,7 @@ from mlc_rwkv_world.artifact.atomic import replacing_folder
 from mlc_rwkv_world.artifact.checksums import write_checksums
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.layout import PARAMS_DIR
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.artifact.search import Found
 from mlc_rwkv_world.artifact.storage import storing
 from mlc_rwkv_world.builder.choices import choose
@@ -123,17 +124,21 @@ def build(
         max_batch_size=max_batch_size,
         stock=stock,
     )
-    if reuse_lib is not None and not Path(reuse_lib).is_file():
-        raise NotFoundError(f"--reuse-lib {reuse_lib}: there is no such file.")
-    output = Path(output)
+    if reuse_lib is not None:
+        reuse_lib = expanded(reuse_lib)
+        if not reuse_lib.is_file():
+            raise NotFoundError(f"--reuse-lib {reuse_lib}: there is no such file.")
+    elif library:
+        code.require_linker(choices.target, system_lib)
+    output = expanded(output)
     path = _locate(source, model, revision, output / MODELS_DIR, prefer_safetensors, reporter)
     checkpoint = open_checkpoint(path, prefer_safetensors=prefer_safetensors)
-    dump = Path(debug_dump) if debug_dump is not None and library else None
+    dump = expanded(debug_dump) if debug_dump is not None and library else None
     if dump is not None:
         pipeline.prepare_dump(dump)
     plan = make_plan(checkpoint, choices, output, reporter)
     if reuse_lib is not None:
-        check_reusable(Path(reuse_lib), plan)
+        check_reusable(reuse_lib, plan)
     waiting = f"waiting for another build of {plan.name}"
     with (
         storing(plan.folder),
@@ -204,16 +209,21 @@ def _compile(
     described = plan.described()
     prefix = code.system_lib_prefix(plan.name) if system_lib else None
     cache = ModuleCache(kept, described, prefix) if kept is not None else None
+    parts = (*pipeline.PHASES, *code.PARTS)
+
+    def starting(part: str) -> None:
+        reporter.progress(parts.index(part), len(parts), part)
+
     mod = cache.load() if cache is not None and dump is None else None
     if mod is None:
         exported = export(plan.config, chosen.format, chosen.compute_dtype, stock=chosen.stock)
         if prefix is not None:
             exported = exported.with_attr("system_lib_prefix", prefix)
-        mod = pipeline.run(exported, chosen.target.target, plan.config, described, dump)
+        mod = pipeline.run(exported, chosen.target.target, plan.config, described, dump, starting)
         if cache is not None:
             cache.store(mod)
     path = _library_path(plan, folder, system_lib=system_lib)
-    return code.write(mod, chosen.target, path)
+    return code.write(mod, chosen.target, path, starting)
 
 
 def _convert(plan: Plan, params: Path, reporter: Reporter) -> None:

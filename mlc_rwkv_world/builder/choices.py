@@ -14,6 +14,8 @@ from mlc_rwkv_world.storage import Format, format_named
 
 # Measures instead of naming blocks.
 AUTO = "auto"
+# What a library can be planned for without its memory or its numbers running over.
+_MOST = {"max_seq_len": (1 << 31) - 1, "prefill_chunk_size": 1 << 16, "max_batch_size": 1 << 12}
 # More than any model has: for options that are looked at before the model is.
 _MOST_BLOCKS = 1 << 16
 
@@ -37,10 +39,12 @@ class Choices:
     stock: bool
 
     def __post_init__(self) -> None:
-        for name in ("max_seq_len", "prefill_chunk_size", "max_batch_size"):
+        for name, most in _MOST.items():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1.")
+            if value is not None and value > most:
+                raise UsageError(f"{name} is {value}; it can be {most} at most.")
         if self.fp32_layers not in (None, AUTO):
             parse(self.fp32_layers, _MOST_BLOCKS)
 

@@ -1,9 +1,10 @@
-"""The commands of a chat: lines that begin with a slash."""
+"""The commands of a chat: lines whose first word is a slash and a name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from mlc_rwkv_world.chat.session import Chat
 from mlc_rwkv_world.errors import UsageError
@@ -16,7 +17,28 @@ HELP = """\
 /reload [MODEL]  load the model again, or another one
 /save FILE       write the conversation to a file
 /load FILE       go on with a conversation from a file
+//TEXT           say /TEXT to the model, which no command is
 Ctrl-C stops an answer; Ctrl-D ends the program."""
+
+# A path (/usr/bin), a comment (/* ... */) and a lone slash are no attempts at a command.
+_COMMAND = re.compile(r"/([^\W\d_][^\s/]*)(?:[^\S\n]+(.*))?")
+
+
+class Line(NamedTuple):
+    """What a person typed: a text for the model, or else a command with what stands after it."""
+
+    text: str | None
+    command: str = ""
+    argument: str = ""
+
+
+def read(line: str) -> Line:
+    """Tell a command from a text. Two slashes at its start make a text that begins with one."""
+    stripped = line.strip()
+    if stripped.startswith("//"):
+        return Line(stripped[1:])
+    match = _COMMAND.fullmatch(stripped)
+    return Line(line) if match is None else Line(None, match[1], (match[2] or "").strip())
 
 
 class Commands:
@@ -27,40 +49,67 @@ class Commands:
         self.chat = chat
         self.ended = False
         self._reload = reload
+        self._with_argument = {"save": self._save, "load": self._load, "reload": self._load_model}
+        self._alone = {
+            "help": lambda: HELP,
+            "stats": lambda: str(self.chat.speed),
+            "reset": self._reset,
+            "exit": self._exit,
+            "quit": self._exit,
+        }
 
-    def run(self, line: str) -> str | None:
-        """Carry out `line` and give what to print; None where it is no command.
+    def run(self, name: str, argument: str) -> str:
+        """Carry out the command `name` and give what to print.
 
-        Raises UsageError for a command that does not exist or lacks its argument, and
+        Raises UsageError for a command that does not exist, or lacks its argument or has none, and
         whatever the command raises, an OSError among it.
         """
-        match = re.fullmatch(r"/([a-z]+)(?:\s+(.*))?", line.strip())
-        if match is None:
-            return None
-        name, argument = match[1], (match[2] or "").strip()
-        if name == "help":
-            return HELP
-        if name in ("exit", "quit"):
-            self.ended = True
-            return ""
-        if name == "stats":
-            return str(self.chat.speed)
-        if name == "reset":
-            self.chat.reset()
-            return "A new conversation."
-        if name == "reload":
-            self.chat = self._reload(argument or None)
-            return f"Loaded {self.chat.engine.folder}. A new conversation."
-        if name == "save":
-            self.chat.save(_file(name, argument))
-            return f"Saved to {argument}."
-        if name == "load":
-            self.chat.load(_file(name, argument))
-            return f"Loaded {argument}: {self.chat.turns} turns."
-        raise UsageError(f"There is no command /{name}. /help lists them.")
+        if name in self._with_argument:
+            return self._with_argument[name](_unquoted(argument))
+        if name not in self._alone:
+            raise self._unknown(name)
+        if argument:
+            raise UsageError(f"/{name} stands alone. To say this to the model, write //{name} ...")
+        return self._alone[name]()
+
+    def _unknown(self, name: str) -> UsageError:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name.lower(), [*self._with_argument, *self._alone], n=1)
+        suggestion = f" Did you mean /{near[0]}?" if near else ""
+        return UsageError(
+            f"There is no command /{name}.{suggestion} /help lists them; to say this to the "
+            "model, begin with two slashes."
+        )
+
+    def _exit(self) -> str:
+        self.ended = True
+        return ""
+
+    def _reset(self) -> str:
+        self.chat.reset()
+        return "A new conversation."
+
+    def _load_model(self, model: str) -> str:
+        self.chat = self._reload(model or None)
+        return f"Loaded {self.chat.engine.folder}. A new conversation."
+
+    def _save(self, path: str) -> str:
+        self.chat.save(_named("save", path))
+        return f"Saved to {path}."
+
+    def _load(self, path: str) -> str:
+        self.chat.load(_named("load", path))
+        return f"Loaded {path}: {self.chat.turns} turns."
 
 
-def _file(command: str, argument: str) -> str:
-    if not argument:
+def _unquoted(argument: str) -> str:
+    """A name as it was given, or without the quotes around all of it."""
+    quoted = re.fullmatch(r"""(["'])(.*)\1""", argument)
+    return argument if quoted is None else quoted[2]
+
+
+def _named(command: str, path: str) -> str:
+    if not path:
         raise UsageError(f"/{command} needs the name of a file: /{command} FILE")
-    return argument
+    return path

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.chat.template import Template, clean
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.runtime.answer import Answer, check_max_tokens
 from mlc_rwkv_world.runtime.engine import Engine
-from mlc_rwkv_world.runtime.generate import Generation, Speed
+from mlc_rwkv_world.runtime.generate import Generation, Progress, Speed
 from mlc_rwkv_world.runtime.sampler import Sampling
 
 _TURNS = "turns"
@@ -57,15 +58,18 @@ class Chat:
         """How much was read and answered since the conversation began or was loaded."""
         return self._speed + (self._turn.speed if self._turn is not None else Speed())
 
-    def ask(self, message: str) -> Generator[str, None, None]:
+    def ask(
+        self, message: str, progress: Progress = lambda done, total: None
+    ) -> Generator[str, None, None]:
         """Put `message` to the model; the answer comes in pieces of whole characters.
 
-        The space that begins an answer is left out. Raises UsageError for a message with
+        `progress` hears how many tokens of the message were read, and of how many. The space
+        that begins an answer is left out. Raises UsageError for a message with
         nothing in it, or one that is not text.
         """
         if not clean(message):
             raise UsageError("The message is empty. Say something.")
-        return self._ask(self.engine.encode(self.template.prompt(message)))
+        return self._ask(self.engine.encode(self.template.prompt(message)), progress)
 
     def reset(self) -> None:
         """Begin a new conversation. Random numbers go on; counts of speed start afresh."""
@@ -85,7 +89,7 @@ class Chat:
         file = self._state.to_file()
         file.extra.update(self._sampler.arrays())
         file.notes[_TURNS] = str(self.turns)
-        file.write(Path(path))
+        file.write(expanded(path))
 
     def load(self, path: str | Path) -> None:
         """Go on with the conversation that `save` wrote with the same model.
@@ -93,7 +97,7 @@ class Chat:
         A file of `State.save` begins a conversation where that state stands. Raises
         NotFoundError or StateError; the conversation is then unchanged.
         """
-        file = self._state.read_file(Path(path))
+        file = self._state.read_file(expanded(path))
         turns = file.count(_TURNS)
         if file.extra:
             self._sampler.restore(file.extra)
@@ -104,7 +108,7 @@ class Chat:
         self._turns = turns
         self._speed = Speed()
 
-    def _ask(self, ids: npt.NDArray[np.int32]) -> Generator[str, None, None]:
+    def _ask(self, ids: npt.NDArray[np.int32], progress: Progress) -> Generator[str, None, None]:
         self._finish()
         self._read_primer()
         self._sampler.forget()
@@ -117,7 +121,7 @@ class Chat:
         turn = self._turn = Generation(self.engine, self._state, answer)
         begun = False
         try:
-            for piece in turn.run(ids):
+            for piece in turn.run(ids, progress):
                 shown = piece if begun else piece.lstrip()
                 if shown:
                     begun = True

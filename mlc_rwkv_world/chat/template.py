@@ -59,7 +59,7 @@ def clean(message: str) -> str:
 
 def _parse(fields: Fields) -> Template:
     world = world_conversation()
-    separators = fields.items("seps", str, world["seps"]) or world["seps"]
+    separators = fields.texts("seps", world["seps"]) or world["seps"]
     after_user, ending = separators[0], separators[-1]
     roles = fields.object("roles", world["roles"])
     user, assistant = roles.text("user"), roles.text("assistant")
@@ -73,7 +73,7 @@ def _parse(fields: Fields) -> Template:
         raise fields.error("role_templates", f"texts of which the user's holds {_MESSAGE}")
     before, _, after = message.partition(_MESSAGE)
     # An empty stop string would end every answer before it begins.
-    stop = [text for text in fields.items("stop_str", str, world["stop_str"]) if text]
+    stop = [text for text in fields.texts("stop_str", world["stop_str"]) if text]
     return Template(
         primer=primer,
         before=user + fields.text("role_content_sep", world["role_content_sep"]) + before,

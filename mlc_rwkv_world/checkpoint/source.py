@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.checkpoint.folder import is_plain_name
 from mlc_rwkv_world.checkpoint.hub import fetch
 from mlc_rwkv_world.checkpoint.hub_id import is_address
@@ -30,8 +31,8 @@ def resolve_source(
             "The checkpoint's name is empty; give a folder, a .pth file, or a hub id (owner/name)."
         )
     if not is_address(source):
-        path = _existing(source)
-        if path is not None:
+        path = expanded(source)
+        if path.exists():
             if revision is not None:
                 raise UsageError(
                     f"{quoted(source)} is a path, and only a model on the hub has a revision "
@@ -46,22 +47,12 @@ def resolve_source(
     return fetch(source, models_dir, revision=revision, prefer_safetensors=prefer_safetensors)
 
 
-def _existing(source: str) -> Path | None:
-    """`source` as a path, or None where there is nothing or can be nothing."""
-    try:
-        path = Path(source).expanduser()
-        return path if path.exists() else None
-    # A home that nobody has, a name that is too long for a file, or has a zero in it.
-    except (RuntimeError, OSError, ValueError):
-        return None
-
-
 def find_model(name: str, models_dir: Path) -> Path:
     """The checkpoint called `name` in `models_dir`, or at the path `name`.
 
     Raises NotFoundError, which says where it looked and what is there.
     """
-    places = [models_dir / name, models_dir / f"{name}.pth", Path(name).expanduser()]
+    places = [models_dir / name, models_dir / f"{name}.pth", expanded(name)]
     for place in places:
         if place.exists() and name not in ("", "."):
             return place

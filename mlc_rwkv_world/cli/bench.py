@@ -8,13 +8,13 @@ import json
 import math
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlc_rwkv_world import console
 from mlc_rwkv_world.artifact.output import Kind, Output
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.errors import UsageError
 
@@ -55,7 +55,7 @@ class Row:
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command; gives the exit status."""
-    parser = argparse.ArgumentParser(prog=program, description="Measure a built model's speed.")
+    parser = status.Parser(prog=program, description="Measure a built model's speed.")
     parser.add_argument("model", help="name, folder, params folder or configuration of an artifact")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--model-lib", metavar="FILE", help="the compiled library to use")
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
     batches = _numbers(options.batch, "--batch")
     if options.rounds < 1 or options.steps < 1:
         raise UsageError("--rounds and --steps are at least 1.")
-    output = Output(Path(options.json).expanduser(), KIND) if options.json else None
+    output = Output(expanded(options.json), KIND) if options.json else None
     if output is not None:
         output.check()
     engine = load(
@@ -169,19 +169,18 @@ def work(engine: Engine) -> tuple[int, int]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    print(f"{result['model']} on {result['device']}, {result['threads']} threads")
+    console.say(f"{result['model']} on {result['device']}, {result['threads']} threads")
     if result["bandwidth"] is not None:
-        print(
+        console.say(
             f"This machine reads {result['bandwidth']:.1f} GB/s and does "
             f"{result['float32_peak']:.0f} GFLOP/s in float32."
         )
-    print(f"{'':24}{'tok/s':>10}{'GB/s':>8}{'share':>7}{'GFLOP/s':>9}{'share':>7}")
+    console.say(f"{'':24}{'tok/s':>10}{'GB/s':>8}{'share':>7}{'GFLOP/s':>9}{'share':>7}")
     for row in result["results"]:
         shares = [row.get("share_of_bandwidth"), row.get("share_of_float32_peak")]
         bandwidth, peak = ("" if s is None else f"{100 * s:.0f}%" for s in shares)
-        print(
+        console.say(
             f"{row['what']:24}{row['tokens_per_second']:>10.1f}"
             f"{row['gigabytes_per_second']:>8.2f}{bandwidth:>7}"
             f"{row['gigaflops']:>9.1f}{peak:>7}"
         )
-    sys.stdout.flush()

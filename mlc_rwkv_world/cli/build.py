@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mlc_rwkv_world import console
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.reporter import Reporter
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = status.Parser(
         prog=program,
         description="Build an RWKV World checkpoint into a model that mlc_chat_cli runs.",
     )
@@ -142,36 +142,30 @@ class _Console(Reporter):
     """Stages as lines; progress as a bar where there is a terminal."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
+        self._bar = console.Bar()
 
     def stage(self, text: str) -> None:
         self.close()
-        print(f"{text} ...", flush=True)
+        console.say(f"{text} ...")
 
     def progress(self, done: int, total: int, what: str) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(total=total, unit="", unit_scale=True, leave=False, disable=None)
-        self._bar.set_postfix_str(what, refresh=False)
-        self._bar.update(done - self._bar.n)
+        self._bar.show(done, total, what)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = None
+        self._bar.close()
 
 
 def _run(arguments: argparse.Namespace) -> int:
     for option, reason in _WITHOUT_MEANING.items():
         if getattr(arguments, option[2:].replace("-", "_")) is not None:
-            print(f"note: {option} has no effect here: {reason}.", file=sys.stderr)
+            console.complain(f"note: {option} has no effect here: {reason}.")
 
     from mlc_rwkv_world.builder import build
 
     started = time.monotonic()
-    console = _Console()
-    dump = Path(arguments.artifact_path, "debug") if arguments.debug_dump else None
+    reporter = _Console()
+    output = Path(arguments.artifact_path)
+    dump = output / "debug" if arguments.debug_dump else None
     try:
         artifact = build(
             arguments.hf_path,
@@ -179,7 +173,7 @@ def _run(arguments: argparse.Namespace) -> int:
             revision=arguments.revision,
             target=arguments.target,
             quantization=arguments.quantization,
-            output=arguments.artifact_path,
+            output=output,
             max_seq_len=arguments.max_seq_len,
             prefill_chunk_size=arguments.prefill_chunk_size,
             max_batch_size=arguments.max_batch_size,
@@ -194,10 +188,10 @@ def _run(arguments: argparse.Namespace) -> int:
             system_lib=arguments.system_lib,
             stock=not arguments.no_stock,
             arithmetic=arguments.arithmetic,
-            reporter=console,
+            reporter=reporter,
         )
     finally:
-        console.close()
+        reporter.close()
     _summarize(artifact, time.monotonic() - started)
     return 0
 
@@ -215,18 +209,18 @@ def _summarize(artifact: Artifact, seconds: float) -> None:
     from mlc_rwkv_world.artifact.search import spelled
 
     for note in artifact.notes:
-        print(f"note: {note}")
-    print(f"Built {artifact.folder} in {seconds:.0f} s")
+        console.say(f"note: {note}")
+    console.say(f"Built {artifact.folder} in {seconds:.0f} s")
     if artifact.params.is_dir():
-        print(
+        console.say(
             f"  weights  {artifact.params}  {artifact.nbytes / 1e6:.1f} MB, "
             f"{artifact.bits_per_weight:.2f} bits per weight"
         )
     for path in artifact.libraries:
-        print(f"  library  {path}  {path.stat().st_size / 1e6:.1f} MB")
+        console.say(f"  library  {path}  {path.stat().st_size / 1e6:.1f} MB")
     if artifact.libraries:
-        print(f"  computes in {_types(artifact)} on {artifact.target}")
+        console.say(f"  computes in {_types(artifact)} on {artifact.target}")
     if artifact.params.is_dir() and any(
         path.suffix in LIBRARY_ENDINGS for path in artifact.libraries
     ):
-        print(f"Chat with it:  mlc_chat_cli --model {spelled(artifact.folder)}")
+        console.say(f"Chat with it:  mlc_chat_cli --model {spelled(artifact.folder)}")

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from mlc_rwkv_world import __version__
+from mlc_rwkv_world import console
 from mlc_rwkv_world.cli import status
-from mlc_rwkv_world.errors import RwkvWorldError, UsageError
+from mlc_rwkv_world.errors import OutputError, RwkvWorldError, UsageError
 
 if TYPE_CHECKING:
     from mlc_rwkv_world.chat import Chat
     from mlc_rwkv_world.chat.commands import Commands
+    from mlc_rwkv_world.cli.terminal import Person
 
 PROGRAM = "mlc_chat_cli"
-
-# What a model says must not steer the terminal: of the control characters only line feed
-# and tab are shown.
-_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
-del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
@@ -30,7 +26,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(program, description="Talk with an RWKV World model.")
+    parser = status.Parser(program, description="Talk with an RWKV World model.")
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", help="name, folder, params folder or mlc-chat-config.json of an artifact"
@@ -60,27 +56,20 @@ def _parser(program: str) -> argparse.ArgumentParser:
     sampling.add_argument(
         "--max-tokens", "--max-gen-len", type=int, metavar="N", help="longest answer"
     )
-    parser.add_argument("--version", action="store_true", help="show the version and end")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.version:
-        print(f"mlc-rwkv-world {__version__}")
-        return 0
     if options.model is None:
         raise UsageError("Which model? Give --model NAME, or the path of an artifact.")
     from mlc_rwkv_world.cli.start import start_light
 
     start_light()
-    # A model may say what the terminal's encoding cannot.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     if options.evaluate:
         return _evaluate(options)
     chat = _open_chat(options, options.model)
     if options.prompt is not None:
-        _show(chat.ask(options.prompt))
+        _answer(chat, options.prompt)
         return 0
     return _converse(chat, options)
 
@@ -107,84 +96,87 @@ def _evaluate(options: argparse.Namespace) -> int:
         model_lib=options.model_lib_path,
         threads=options.threads,
     )
-    print(evaluate(engine, options.eval_prompt_len, options.eval_gen_len, options.seed or 0))
+    console.say(evaluate(engine, options.eval_prompt_len, options.eval_gen_len, options.seed or 0))
     return 0
 
 
 def _converse(chat: Chat, options: argparse.Namespace) -> int:
     from mlc_rwkv_world.chat.commands import Commands
+    from mlc_rwkv_world.cli.terminal import find_person
 
     commands = Commands(chat, lambda model: _open_chat(options, model or options.model))
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    read_line = _typed_lines() if terminal else _piped_line
-    if terminal:
-        print(f"{chat.engine.folder} on {chat.engine.device}. /help lists the commands.")
+    person = find_person()
+    if person is not None:
+        person.tell(f"{chat.engine.folder} on {chat.engine.device}. /help lists the commands.")
     result = 0
     while not commands.ended:
         try:
-            line = read_line()
+            line = _piped_line() if person is None else person.ask("User: ")
             if line is None:
                 break
-            _take(line, commands, terminal)
+            _take(line, commands, person)
         except KeyboardInterrupt:
             # In a terminal it stops the answer, and the conversation goes on from there.
-            if not terminal:
+            if person is None:
                 raise
-        except BrokenPipeError:
+        except (BrokenPipeError, OutputError, _InputError):
             raise
         except (RwkvWorldError, OSError) as error:
             status.report(PROGRAM, error)
-            result = 0 if terminal else status.exit_status(error)
+            result = 0 if person is not None else status.exit_status(error)
     return result
 
 
-def _typed_lines() -> Callable[[], str | None]:
-    """A function that lets the user edit a line; None at the end of input.
-
-    A paste of several lines comes as one message.
-    """
-    from prompt_toolkit import PromptSession
-
-    session: PromptSession[str] = PromptSession()
-
-    def read_line() -> str | None:
-        try:
-            return session.prompt("User: ")
-        except EOFError:
-            return None
-
-    return read_line
+class _InputError(UsageError):
+    """Standard input cannot be read, now or later."""
 
 
 def _piped_line() -> str | None:
-    data = sys.stdin.buffer.readline()
     try:
-        return data.decode() if data else None
-    except UnicodeDecodeError as error:
+        data = sys.stdin.buffer.readline()
+    except OSError as error:
+        raise _InputError(f"Standard input cannot be read: {error.strerror}.") from None
+    # A command may name a file, and names of files are bytes.
+    return data.decode("utf-8", "surrogateescape") if data else None
+
+
+def _take(line: str, commands: Commands, person: Person | None) -> None:
+    """Answer a line, or carry out the command in it."""
+    from mlc_rwkv_world.chat.commands import read
+
+    text, command, argument = read(line)
+    if text is None:
+        output = commands.run(command, argument).splitlines()
+        if person is None:
+            console.say(*output)
+        else:
+            person.tell(*output)
+    elif text.strip():
+        _require_utf8(text)
+        label = "Assistant: " if person is not None and person.sees_results else ""
+        _answer(commands.chat, text, label)
+
+
+def _require_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) & 0xFF
         raise UsageError(
-            f"A line is not valid UTF-8 (byte {data[error.start]:#04x}). Give valid UTF-8."
+            f"A line is not valid UTF-8 (byte {byte:#04x}). Give valid UTF-8."
         ) from None
 
 
-def _take(line: str, commands: Commands, terminal: bool) -> None:
-    """Answer a line, or carry out the command in it."""
-    if not line.strip():
-        return
-    output = commands.run(line)
-    if output is None:
-        answer = commands.chat.ask(line)
-        if terminal:
-            print("Assistant: ", end="", flush=True)
-        _show(answer)
-    elif output:
-        print(output, flush=True)
-
-
-def _show(answer: Generator[str, None, None]) -> None:
-    """Print an answer as it comes, and end the line however it ends."""
+def _answer(chat: Chat, message: str, label: str = "") -> None:
+    """Print an answer as it comes, after `label`, and end the line however it ends."""
+    bar = console.Bar(unit="tok", what="reading")
+    answer = chat.ask(message, progress=bar.show)
     try:
         with closing(answer) as pieces:
             for piece in pieces:
-                print(piece.translate(_CONTROLS), end="", flush=True)
+                bar.close()
+                console.utter(label + piece)
+                label = ""
     finally:
-        print(flush=True)
+        bar.close()
+        console.utter(f"{label}\n")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mlc_rwkv_world import console
 from mlc_rwkv_world.cli import status
-from mlc_rwkv_world.errors import RwkvWorldError, printable
+from mlc_rwkv_world.errors import RwkvWorldError
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Prints the report; the exit status is 0 whatever is in it, and a model's where it is none."""
-    parser = argparse.ArgumentParser(
+    parser = status.Parser(
         prog=program, description="Show TVM, mlc_llm, what is registered with it, and built models."
     )
     parser.add_argument(
@@ -30,15 +30,14 @@ def _run(models: Sequence[str]) -> int:
 
     folders: list[Path] = [find(model).folder.resolve() for model in models] or registered()
     for line in report():
-        print(line, flush=True)
+        console.say(line)
     try:
         version = str(import_module("tvm").__version__)
     except Exception:
         # The report has said so.
         version = None
     for folder in folders:
-        for line in _artifact(folder, version):
-            print(printable(line), flush=True)
+        console.say(*_artifact(folder, version))
     return 0
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from mlc_rwkv_world import console
 from mlc_rwkv_world.artifact.output import Kind, Output
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.cli.text_input import read_text
 from mlc_rwkv_world.errors import UsageError
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = status.Parser(
         prog=program,
         description="Run prompts through a model and show, operation by operation, how near its "
         "values come to the end of float16's range, and which blocks need float32.",
@@ -66,10 +66,10 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.picture is not None and Path(options.picture).suffix != ".svg":
+    picture = None if options.picture is None else Output(expanded(options.picture), PICTURE)
+    if picture is not None and picture.path.suffix != ".svg":
         raise UsageError(f"--picture {options.picture}: pictures are SVG; give a name ending .svg.")
-    picture = None if options.picture is None else Output(Path(options.picture), PICTURE)
-    numbers = None if options.json in (None, "-") else Output(Path(options.json), NUMBERS)
+    numbers = None if options.json in (None, "-") else Output(expanded(options.json), NUMBERS)
     for output in (picture, numbers):
         if output is not None:
             output.check()
@@ -92,24 +92,25 @@ def _run(options: argparse.Namespace) -> int:
         float32_keys=not options.float16_keys,
     )
 
+    bar = console.Bar(what="block")
+
     def stage(text: str) -> None:
-        print(f"{text} ...", file=sys.stderr, flush=True)
+        console.complain(f"{text} ...")
 
-    def progress(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\rblock {done} of {total}", end=end, file=sys.stderr, flush=True)
-
-    report = inspect(subject, texts=texts, against=options.against, progress=progress, stage=stage)
+    try:
+        report = inspect(
+            subject, texts=texts, against=options.against, progress=bar.show, stage=stage
+        )
+    finally:
+        bar.close()
     if picture is not None:
         picture.write(heatmap(report).encode())
-    text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     if options.json == "-":
-        print(text)
+        console.say_json(report.as_dict(), indent=1)
         return 0
     if numbers is not None:
+        text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         numbers.write(f"{text}\n".encode())
     full = options.all or report.num_hidden_layers <= _SHOWN_IN_FULL
-    for line in table(report, everything=full):
-        print(line)
+    console.say(*table(report, everything=full))
     return 0

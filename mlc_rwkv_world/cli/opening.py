@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlc_rwkv_world.errors import printable
+from mlc_rwkv_world import console
 
 if TYPE_CHECKING:
     from mlc_rwkv_world.runtime import Engine
@@ -24,5 +23,5 @@ def load(
 
     engine = runtime.load(model, device, model_lib=model_lib, threads=threads)
     for note in engine.notes:
-        print(f"note: {printable(note)}", file=sys.stderr, flush=True)
+        console.complain(f"note: {note}")
     return engine

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlc_rwkv_world import console
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.cli.text_input import read_text
 from mlc_rwkv_world.errors import NotFoundError, UsageError
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = status.Parser(
         prog=program, description="Measure how well a model predicts a text: lower is better."
     )
     parser.add_argument("model", help="an artifact (name or path), or a checkpoint's path")
@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         find(options.model)
     except NotFoundError:
-        path = Path(options.model).expanduser()
+        path = expanded(options.model)
         if not path.exists():
             raise
         with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def _built(options: argparse.Namespace, path: Path, folder: str) -> Path:
     """The checkpoint as an artifact for this CPU."""
     from mlc_rwkv_world.builder import build
 
-    print("building it for this CPU ...", file=sys.stderr, flush=True)
+    console.complain("building it for this CPU ...")
     return build(
         path,
         target="llvm",
@@ -84,19 +84,15 @@ def _built(options: argparse.Namespace, path: Path, folder: str) -> Path:
 
 
 def _measure(options: argparse.Namespace, model: str, device: str, text: str) -> int:
-    from tqdm import tqdm
-
     from mlc_rwkv_world.cli.opening import load
     from mlc_rwkv_world.numerics.perplexity import predict
 
     engine = load(model, device, model_lib=options.model_lib)
-    with tqdm(total=None, unit="tok", leave=False, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        found = predict(engine, text, window=options.window, progress=progress)
+    bar = console.Bar(unit="tok", what="predicting")
+    try:
+        found = predict(engine, text, window=options.window, progress=bar.show)
+    finally:
+        bar.close()
     if options.json:
         fields = {
             "model": engine.name,
@@ -109,7 +105,7 @@ def _measure(options: argparse.Namespace, model: str, device: str, text: str) ->
         }
         # What is not finite has no form in JSON.
         known = {key: None if value in (float("inf"),) else value for key, value in fields.items()}
-        print(json.dumps(known))
+        console.say_json(known)
     else:
-        print(f"{engine.name}: {found}")
+        console.say(f"{engine.name}: {found}")
     return 0

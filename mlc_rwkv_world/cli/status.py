@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import os
+import errno
 import signal
-import sys
-import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
+from mlc_rwkv_world import __version__, console
 from mlc_rwkv_world.artifact.storage import is_storage_error
-from mlc_rwkv_world.errors import RwkvWorldError, StorageError, printable
+from mlc_rwkv_world.errors import (
+    NotFoundError,
+    OutOfMemoryError,
+    RwkvWorldError,
+    StorageError,
+    is_out_of_memory,
+    out_of_memory,
+)
 
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
+
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose words, which may quote what it was given, go where all others go."""
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        console.tell(message.rstrip("\n"), file)
 
 
 def run(
@@ -26,28 +40,23 @@ def run(
 
     The message is on stderr. With `--debug`, an option of every command, the traceback comes first.
     """
+    console.open_streams()
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(argv)
+    version = f"mlc-rwkv-world {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="show the version")
+    debug = False
     try:
-        status = command(options)
-        sys.stdout.flush()
-        return status
+        options = parser.parse_args(argv)
+        debug = options.debug
+        return command(options)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain again when it exits.
-        _silence_stdout()
         return BROKEN_PIPE
     except Exception as error:
-        if options.debug:
-            traceback.print_exc()
+        if debug:
+            console.complain_with_traceback()
         report(parser.prog, error)
-        if isinstance(error, OSError) and not isinstance(error, RwkvWorldError):
-            # It may be stdout that cannot be written; Python would complain again when it exits.
-            with suppress(OSError):
-                sys.stdout.flush()
-                return exit_status(error)
-            _silence_stdout()
         return exit_status(error)
 
 
@@ -55,26 +64,23 @@ def exit_status(error: Exception) -> int:
     """What a command that failed with `error` exits with."""
     if isinstance(error, RwkvWorldError):
         return error.exit_status
+    if is_out_of_memory(error):
+        return OutOfMemoryError.exit_status
+    if isinstance(error, OSError) and error.errno in _NOT_THERE:
+        return NotFoundError.exit_status
     return StorageError.exit_status if is_storage_error(error) else 1
-
-
-def _silence_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(program: str, error: Exception) -> None:
     """Print the message of `error` on stderr."""
-    print(f"{program}: {describe(error)}", file=sys.stderr)
-
-
-def describe(error: Exception) -> str:
-    """One message for a user."""
-    return printable(_message(error))
+    console.complain(f"{program}: {_message(error)}")
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, RwkvWorldError):
         return f"error: {error}"
+    if is_out_of_memory(error):
+        return f"error: {out_of_memory()}"
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         return f"error: {place}{error.strerror}."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.errors import NotFoundError, UsageError
 
 
@@ -14,7 +14,7 @@ def read_text(name: str) -> str:
     Raises NotFoundError where there is none, UsageError where it is empty or not UTF-8.
     """
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+        data = sys.stdin.buffer.read() if name == "-" else expanded(name).read_bytes()
     except FileNotFoundError:
         raise NotFoundError(f"{name}: there is no such file.") from None
     except OSError as error:

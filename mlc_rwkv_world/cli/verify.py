@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from mlc_rwkv_world import console
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.errors import ArtifactError
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Checks one artifact; returns the exit status, 6 where a file is damaged."""
-    parser = argparse.ArgumentParser(
+    parser = status.Parser(
         prog=program, description="Read every file of an artifact and compare its checksum."
     )
     parser.add_argument("model", help="name, folder, params folder or mlc-chat-config.json")
@@ -30,9 +30,9 @@ def _run(model: str) -> int:
         if verdict.fault is not None:
             # The first fault of a file is the most telling one.
             if faults.setdefault(path, verdict.fault) is verdict.fault:
-                print(f"FAULT  {path}: {verdict.fault}", flush=True)
+                console.say(f"FAULT  {path}: {verdict.fault}")
         elif not verdict.listed:
-            print(f"note: {path} is not listed in SHA256SUMS, and no part of the artifact")
+            console.say(f"note: {path} is not listed in SHA256SUMS, and no part of the artifact")
         else:
             sound.add(path)
     if faults:
@@ -40,9 +40,9 @@ def _run(model: str) -> int:
             f"{len(faults)} of {len(faults | dict.fromkeys(sound))} files of {found.folder} are "
             "not as they were built. Build or copy the artifact again."
         )
-    print(f"{found.folder}: {len(sound)} files, all sound")
+    console.say(f"{found.folder}: {len(sound)} files, all sound")
     if not has_checksums(found):
-        print(
+        console.say(
             "note: it has no SHA256SUMS, which our builds write: the shards match the index, and "
             "the other files could only be read. A library in it runs only where --model-lib "
             "names it."

@@ -6,18 +6,19 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import IRModule
-from tvm.support import tar
+from tvm.support import cc, tar
 
+from mlc_rwkv_world.artifact.places import utf8_path
 from mlc_rwkv_world.artifact.storage import out_of_space
 from mlc_rwkv_world.compiler import cuda
 from mlc_rwkv_world.compiler.target import BuildTarget
-from mlc_rwkv_world.errors import TargetError
+from mlc_rwkv_world.errors import TargetError, is_out_of_memory, out_of_memory
 
 _SYSTEM_ENDINGS = {"darwin": ".dylib", "macos": ".dylib", "windows": ".dll"}
 # Ending of the shader source that a device module can print.
@@ -39,6 +40,19 @@ def _foreign(triple: str) -> bool:
     machine = platform.machine().replace("AMD64", "x86_64")
     arch = triple.split("-")[0].replace("arm64", "aarch64")
     return not any(name in triple for name in names) or arch != machine.replace("arm64", "aarch64")
+
+
+def require_linker(target: BuildTarget, system_lib: bool) -> None:
+    """Raise TargetError where a library is to be linked here, and nothing here links."""
+    if ending(target, system_lib) == ".tar":
+        return
+    compiler = cc.get_cc()
+    if compiler is None or shutil.which(compiler) is None:
+        found = "none is on the PATH" if compiler is None else f"{compiler!r} (CXX, CC) is none"
+        raise TargetError(
+            f"linking a library needs a C++ compiler, and {found}; install g++ or clang, or build "
+            "objects to link elsewhere with --system-lib."
+        )
 
 
 def system_lib_prefix(name: str) -> str:
@@ -64,12 +78,21 @@ def notes(target: BuildTarget, paths: Sequence[Path]) -> tuple[str, ...]:
     return (f"{why}{objects[0]} holds object files, to be linked where they will run{also}",)
 
 
+# Of writing a library, beside the phases of `pipeline`.
+PARTS = ("code generation", "linking")
 # What a library and its objects may take. LLVM ends the process where it cannot write an object.
 _ROOM = 32 << 20
 
 
-def write(mod: IRModule, target: BuildTarget, path: Path) -> list[Path]:
+def write(
+    mod: IRModule,
+    target: BuildTarget,
+    path: Path,
+    starting: Callable[[str], None] = lambda part: None,
+) -> list[Path]:
     """Compiles a lowered module and writes it to `path`, whose ending `ending` gave.
+
+    `starting` hears of each of PARTS when it begins.
 
     A module with the attribute `system_lib_prefix` becomes objects to link into a program.
 
@@ -78,11 +101,12 @@ def write(mod: IRModule, target: BuildTarget, path: Path) -> list[Path]:
     """
     system_lib = "system_lib_prefix" in (mod.attrs or {})
     device = cuda.compiling(target.target) if target.kind == "cuda" else target.target
-    if path.suffix != ".tar":
-        _require_compiler()
+    require_linker(target, system_lib)
     if shutil.disk_usage(path.parent).free < _ROOM:
         raise out_of_space(path.parent)
+    generating, linking = PARTS
     try:
+        starting(generating)
         with device:
             executable = tvm.relax.build(
                 mod,
@@ -90,26 +114,25 @@ def write(mod: IRModule, target: BuildTarget, path: Path) -> list[Path]:
                 relax_pipeline=tvm.transform.Sequential([]),
                 system_lib=system_lib,
             )
+        starting(linking)
         packer = {"fcompile": tar.tar} if path.suffix == ".tar" else {}
         # What a killed build leaves lies beside the library, where the next one clears it.
-        with tempfile.TemporaryDirectory(prefix="objects-", dir=path.parent) as objects:
-            executable.export_library(str(path), workspace_dir=objects, **packer)
+        with (
+            tempfile.TemporaryDirectory(prefix="objects-", dir=path.parent) as objects,
+            utf8_path(Path(objects)) as folder,
+        ):
+            executable.export_library(str(path), workspace_dir=str(folder), **packer)
     except (tvm.error.InternalError, RuntimeError, ValueError, OSError) as err:
         if "No space left on device" in str(err):
             raise out_of_space(path.parent) from err
+        if is_out_of_memory(err):
+            raise out_of_memory(f" building for {target.kind}") from err
         reason = next(iter(str(err).strip().splitlines()[-1:]), type(err).__name__)
         raise TargetError(f"building for {target.describe()} failed: {reason}") from err
     written = [path]
     if path.suffix == ".tar":
         written += _write_shaders(executable.mod, path)
     return written
-
-
-def _require_compiler() -> None:
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "clang", "gcc", "cc")):
-        raise TargetError(
-            "linking a library needs a C++ compiler, and none is on the PATH; install g++ or clang."
-        )
 
 
 def _write_shaders(module: Any, path: Path) -> list[Path]:

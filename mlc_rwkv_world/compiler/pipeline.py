@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ from mlc_rwkv_world.tvm_names import name_of
 from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.table import version_of
 
+PHASES = ("precision", "weights", "kernels", "fusion", "schedules", "machine")
 # Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
 _DRAWS_THERE = ("cuda", "vulkan", "metal")
-_SCRIPT = Kind("module of --debug-dump", re.compile(rb"# from tvm\.script import "))
+_SCRIPT = Kind("module of --debug-dump", re.compile(rb"(# from .*\n)*# from tvm\.script import "))
 
 
 @quick_parsing()
@@ -47,10 +49,12 @@ def run(
     config: ModelConfig,
     metadata: dict[str, Any],
     dump: Path | None,
+    starting: Callable[[str], None] = lambda phase: None,
 ) -> IRModule:
     """Lowers an exported module to TIR kernels and calls of the virtual machine.
 
-    With `dump`, the module after each phase is written to that folder as TVMScript.
+    With `dump`, the module after each phase is written to that folder as TVMScript. `starting`
+    hears of each of PHASES when it begins.
     """
     if dump is not None:
         prepare_dump(dump)
@@ -101,8 +105,9 @@ def run(
     options = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     with target, tvm.transform.PassContext(config=options):
         _write(mod, dump, "0-export")
-        for number, (name, passes) in enumerate(phases.items(), start=1):
-            mod = tvm.transform.Sequential(passes)(mod)
+        for number, name in enumerate(PHASES, start=1):
+            starting(name)
+            mod = tvm.transform.Sequential(phases[name])(mod)
             _write(mod, dump, f"{number}-{name}")
     return mod
 

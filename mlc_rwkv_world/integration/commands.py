@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mlc_rwkv_world import console
 from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 from mlc_rwkv_world.integration.models import (
     ALIAS,
@@ -146,11 +147,11 @@ def _convert_weight(arguments: dict[str, Any]) -> None:
     for shard in output.glob(SHARD_NAME.format(index="*")):
         shard.unlink()
     convert(checkpoint, parameters(config, fmt), config, fmt, output, _show)
-    print(f"Converted {checkpoint.path} to {fmt.name} in {output}")
+    console.say(f"Converted {checkpoint.path} to {fmt.name} in {output}")
 
 
 def _show(name: str, count: int) -> None:
-    print(f"  {name}: {count} values")
+    console.say(f"  {name}: {count} values")
 
 
 def _checkpoint_path(source: Path) -> Path:

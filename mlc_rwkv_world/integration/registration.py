@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
+from mlc_rwkv_world import console
 from mlc_rwkv_world.integration.autoload import PACKAGE, arm
 from mlc_rwkv_world.integration.defects import present
 from mlc_rwkv_world.integration.host import KNOWN_VERSIONS, find_host, host_version, share_path
@@ -199,4 +200,4 @@ def _tell(text: str, key: str | None = None) -> None:
     """One line on stderr; once for each key."""
     if (key or text) not in _told:
         _told.add(key or text)
-        print(f"mlc_rwkv_world: {text}", file=sys.stderr)
+        console.complain(f"mlc_rwkv_world: {text}")

@@ -90,13 +90,15 @@ class _Asked:
 
 def _ask(subject: Subject, prompts: Prompts) -> _Asked | None:
     """Reads the prompts with the artifact's own library, if there is one; its memory is freed."""
-    if subject.found is None or "cpu" not in subject.found.kinds:
+    found = subject.found
+    # One that is not listed does not run, which the error says.
+    if found is None or not ("cpu" in found.kinds or found.unlisted):
         return None
     from mlc_rwkv_world.runtime.device import release_unused
     from mlc_rwkv_world.runtime.engine import Engine
 
     try:
-        engine = Engine(subject.found, "cpu")
+        engine = Engine(found, "cpu")
         states = [engine.new_state() for _ in prompts.ids]
         logits = engine.prefill_batch([list(ids) for ids in prompts.ids], states)
     except (ArtifactError, TargetError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.json_fields import Fields
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.artifact.search import Found, find
 from mlc_rwkv_world.checkpoint import Checkpoint, find_vocabulary, open_checkpoint
 from mlc_rwkv_world.convert.model_config import model_config
@@ -68,9 +69,9 @@ def open_subject(
     try:
         found = find(model)
     except NotFoundError:
-        if not Path(model).expanduser().exists():
+        if not expanded(model).exists():
             raise
-        checkpoint = open_checkpoint(Path(model).expanduser())
+        checkpoint = open_checkpoint(expanded(model))
         fmt = format_named(quantization or "q0f16")
         config = model_config(checkpoint, fmt, float32_keys=float32_keys)
         config = _with_layers(config, fp32_layers)

@@ -39,7 +39,13 @@ def open_device(name: str, available: Iterable[str]) -> Any:
         raise UsageError(
             f"{name!r} is no device. Give auto, {', '.join(KINDS)}, or one with an index (cuda:0)."
         )
-    device = tvm_ffi.device(match[1], int(match[2] or 0))
+    number = int(match[2] or 0)
+    device = tvm_ffi.device(match[1], number)
+    if match[1] == "cpu" and number:
+        raise TargetError(
+            f"There is no device {name}: all processors are one device, cpu. --threads says how "
+            "many of them to use."
+        )
     if not tvm_runtime.exists(device):
         raise TargetError(f"There is no device {name} on this machine.")
     return device

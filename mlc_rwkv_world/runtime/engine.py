@@ -19,7 +19,7 @@ from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError, Vocabul
 from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.answer import Answer
 from mlc_rwkv_world.runtime.device import kind_of, open_device
-from mlc_rwkv_world.runtime.generate import Generation
+from mlc_rwkv_world.runtime.generate import Generation, Progress
 from mlc_rwkv_world.runtime.library import (
     Library,
     open_library,
@@ -112,24 +112,33 @@ class Engine:
         """A state that has read nothing."""
         return State(self)
 
-    def prefill(self, ids: Ids, state: State) -> Logits:
+    def prefill(
+        self, ids: Ids, state: State, progress: Progress = lambda done, total: None
+    ) -> Logits:
         """Read `ids`, at least one; the logits [V] after the last of them.
 
-        The state then has read them all or, where this raises, none.
+        The state then has read them all or, where this raises, none. `progress` hears how many
+        were read, and of how many.
         """
-        return self.prefill_batch([ids], [state]).reshape(-1)
+        return self.prefill_batch([ids], [state], progress).reshape(-1)
 
     def decode(self, token: int, state: State) -> Logits:
         """Read one token; the logits [V] after it."""
         return self.decode_batch([token], [state]).reshape(-1)
 
-    def prefill_batch(self, ids: Sequence[Ids], states: Sequence[State]) -> Logits:
+    def prefill_batch(
+        self,
+        ids: Sequence[Ids],
+        states: Sequence[State],
+        progress: Progress = lambda done, total: None,
+    ) -> Logits:
         """Read `ids[b]`, at least one each, into `states[b]`, all different; logits [B, V]."""
         sequences = [self._check_ids(one) for one in ids]
         self._check_states(states, len(sequences))
         logits = np.empty((len(states), self.vocab_size), np.float32)
         before = [state.slot for state in states]
         after = self._take(len(states))
+        done, total = 0, sum(map(len, sequences))
         for step in _schedule(
             [len(one) for one in sequences],
             self.metadata.prefill_chunk_size,
@@ -143,6 +152,8 @@ class Engine:
             # What follows of a sequence continues from there, and may replace it.
             for b in rows:
                 before[b] = after[b]
+            done += sum(map(len, pieces))
+            progress(done, total)
         for state, slot, sequence in zip(states, after, sequences, strict=True):
             state.commit(slot, state.tokens_read + len(sequence))
         return logits

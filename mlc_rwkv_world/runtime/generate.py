@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -14,6 +14,9 @@ from mlc_rwkv_world.runtime.answer import Answer
 from mlc_rwkv_world.runtime.sampler import Logits
 from mlc_rwkv_world.runtime.state import State
 from mlc_rwkv_world.tokenizer import WorldTokenizer
+
+# Hears how many ids were read, and of how many.
+Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -56,7 +59,12 @@ class Reader(Protocol):
 
     tokenizer: WorldTokenizer
 
-    def prefill(self, ids: Sequence[int] | npt.NDArray[np.int32], state: State) -> Logits:
+    def prefill(
+        self,
+        ids: Sequence[int] | npt.NDArray[np.int32],
+        state: State,
+        progress: Progress = lambda done, total: None,
+    ) -> Logits:
         """Read `ids` into the state; the logits [V] after the last of them."""
 
     def decode(self, token: int, state: State) -> Logits:
@@ -80,12 +88,17 @@ class Generation:
         self._clean: State | None = None
         self._settled_at = -1
 
-    def run(self, ids: npt.NDArray[np.int32]) -> Iterator[str]:
-        """Read the prompt `ids` and yield text until the answer ends."""
+    def run(
+        self, ids: npt.NDArray[np.int32], progress: Progress = lambda done, total: None
+    ) -> Iterator[str]:
+        """Read the prompt `ids` and yield text until the answer ends.
+
+        `progress` hears how many of the ids were read, and of how many.
+        """
         engine, state, answer, speed = self._engine, self._state, self._answer, self.speed
         self._mark = _Mark(state.tokens_read + len(ids), 0, [])
         started = time.perf_counter()
-        logits = engine.prefill(ids, state)
+        logits = engine.prefill(ids, state, progress)
         speed.prefill_tokens, speed.prefill_seconds = len(ids), time.perf_counter() - started
         started = time.perf_counter()
         while True:

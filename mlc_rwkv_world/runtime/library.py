@@ -14,7 +14,12 @@ from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.identity import belonging
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.metadata import REVISION, LibraryMetadata
-from mlc_rwkv_world.errors import ArtifactError
+from mlc_rwkv_world.errors import (
+    ArtifactError,
+    RwkvWorldError,
+    is_out_of_memory,
+    out_of_memory,
+)
 from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.runtime.elf import check_library
@@ -44,8 +49,10 @@ class Library:
                 "mlc-rwkv-world. Build the model again."
             ) from None
 
-    def failure(self, name: str, error: Exception) -> ArtifactError:
+    def failure(self, name: str, error: Exception) -> RwkvWorldError:
         """What to raise where the function `name` failed with inputs that were sound."""
+        if is_out_of_memory(error):
+            return out_of_memory(f" while {name} of {self.path} ran")
         return ArtifactError(
             f"{self.path}: {name} failed ({_last_words(error, self.path)}). Look at the artifact's "
             "files with `python -m mlc_rwkv_world verify`, or build the model again."
@@ -68,6 +75,8 @@ def open_library(path: Path, device: Any) -> Library:
         machine = tvm_runtime.machine(path, device)
         text = machine[abi.METADATA]()
     except (AttributeError, RuntimeError, ValueError, OSError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(f" while {path} was loaded") from error
         raise _not_loaded(path, embedded, error) from error
     metadata = LibraryMetadata.parse(str(text), str(path))
     _check_fit(metadata)

@@ -212,8 +212,9 @@ def _error(fault: int) -> RwkvWorldError:
     if fault == _sampler.NOTHING_ALLOWED:
         return UsageError("The mask leaves no token. Allow one that the model can give.")
     return ArtifactError(
-        "The model's output is not a number. Build it with a wider compute type "
-        "(q0f32), or check its checkpoint."
+        "The model's output is not a number: a block's values leave the range that it "
+        "computes in, or the checkpoint is damaged. `python -m mlc_rwkv_world inspect "
+        "MODEL` finds where; a build with `--fp32-layers auto` cures it."
     )
 
 

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.runtime.pool import Slot
 from mlc_rwkv_world.runtime.state_file import StateFile
 
@@ -89,7 +90,7 @@ class State:
         Raises UsageError where a file that is no state is there, StorageError where it cannot be
         written.
         """
-        self.to_file().write(Path(path))
+        self.to_file().write(expanded(path))
 
     def load(self, path: str | Path) -> None:
         """Replace the content by that of a file which `save` wrote with the same model.
@@ -97,7 +98,7 @@ class State:
         Raises NotFoundError, and StateError where the file is damaged or another model's;
         the state is then unchanged.
         """
-        self.from_file(self.read_file(Path(path)))
+        self.from_file(self.read_file(expanded(path)))
 
     def to_file(self) -> StateFile:
         """The content as `save` writes it."""

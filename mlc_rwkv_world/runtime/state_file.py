@@ -29,6 +29,8 @@ KIND = Kind(
 )
 # Beside the state itself: history of penalties, random generator, header.
 MAX_EXTRA_BYTES = 16 << 20
+# Holds the header of every state file, which names its format.
+_HEAD = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,10 @@ class StateFile:
             )
         try:
             with path.open("rb") as file:
-                expected = int(np.prod(shape)) * 4
+                size, expected = os.fstat(file.fileno()).st_size, int(np.prod(shape)) * 4
                 # Checked before reading, so that a huge file costs nothing.
-                if not expected <= os.fstat(file.fileno()).st_size <= expected + MAX_EXTRA_BYTES:
-                    raise StateError(
-                        f"{path} does not have the size of a state of this model. "
-                        "Give a file that /save or State.save wrote with the same artifact."
-                    )
+                if not expected <= size <= expected + MAX_EXTRA_BYTES:
+                    raise _other_file(path, file.read(_HEAD), size, expected)
                 data = file.read(expected + MAX_EXTRA_BYTES)
         except FileNotFoundError:
             raise NotFoundError(f"The state file {path} does not exist.") from None
@@ -114,6 +113,17 @@ class StateFile:
         for key in ("format", "version", "model"):
             del metadata[key]
         return cls(model, state, tensors, metadata)
+
+
+def _other_file(path: Path, head: bytes, size: int, expected: int) -> StateError:
+    """What to raise for a file of a size that no state of this model has."""
+    if FORMAT.encode() in head:
+        what = f"{size} bytes where {expected} are the least. It is another model's, or cut short"
+        way_out = "Load it with the artifact that it was saved with."
+    else:
+        what = f"it begins with {head[:8]!r} and is no state file" if head else "it is empty"
+        way_out = "Give a file that /save or State.save wrote with the same artifact."
+    return StateError(f"{path} does not have the size of a state of this model: {what}. {way_out}")
 
 
 def _parse(path: Path, data: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:

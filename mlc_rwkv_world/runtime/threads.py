@@ -1,8 +1,9 @@
 """How many threads compiled code runs on, in the whole process.
 
-TVM makes its pool at the first use, of as many threads as TVM_NUM_THREADS says then; without it, of
-half as many as there are processors, which is wrong where a core has one. Later only fewer can be
-used.
+TVM makes its pool at the first use, of as many threads as TVM_NUM_THREADS says then, or else
+OMP_NUM_THREADS; without them, of half as many as there are processors, which is wrong where a core
+has one. Later only fewer can be used. It takes any number, and hangs or ends the process where
+that is too high.
 """
 
 from __future__ import annotations
@@ -37,19 +38,31 @@ def physical_cores() -> int:
     return max(1, len(cores))
 
 
+def most() -> int:
+    """Threads that this machine is asked for at most; more than processors gain nothing."""
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
 def use(count: int | None) -> int:
     """Run on `count` threads, None for what TVM_NUM_THREADS says, else physical cores.
 
-    Returns the number asked of TVM; it has fewer where its pool was made smaller before.
+    Returns the number asked of TVM; it has fewer where its pool was made smaller before. Raises
+    UsageError for less than one thread, or for more than `most`; the variable is left out then.
     """
     if count is not None and count < 1:
         raise UsageError(f"{count} threads: there has to be at least 1.")
-    if count is None:
-        given = os.environ.get(VARIABLE, "")
-        count = int(given) if re.fullmatch("[1-9][0-9]{0,3}", given) else physical_cores()
+    if count is not None and count > most():
+        raise UsageError(
+            f"{count} threads: this machine has {os.cpu_count()} processors; give at most {most()}."
+        )
+    given = os.environ.get(VARIABLE, "")
+    named = int(given) if re.fullmatch("[1-9][0-9]{0,5}", given) else most() + 1
+    if named > most():
+        named = physical_cores()
+        # More than wanted now, so that another engine can ask for them.
+        os.environ[VARIABLE] = str(max(count or 1, named))
+    count = count or named
     for name, value in _WAITING.items():
         os.environ.setdefault(name, value)
-    # More than wanted now, so that another engine can ask for them.
-    os.environ.setdefault(VARIABLE, str(max(count, physical_cores())))
     tvm_runtime.function("runtime.config_threadpool")(_FASTEST, count)
     return count

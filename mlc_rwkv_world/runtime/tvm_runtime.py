@@ -21,6 +21,9 @@ import numpy.typing as npt
 import tvm_ffi
 from tvm_ffi.libinfo import load_lib_ctypes
 
+from mlc_rwkv_world.artifact.places import utf8_path
+from mlc_rwkv_world.errors import is_out_of_memory, out_of_memory
+
 # What TVM's generated code assumes of every tensor's address.
 ALIGNMENT = 64
 _LIBRARY = "tvm_runtime"
@@ -69,7 +72,8 @@ def exists(device: Any) -> bool:
 def machine(path: Path, device: Any) -> Any:
     """A compiled library's virtual machine, which gives functions by name, on a device."""
     library()
-    loaded = tvm_ffi.load_module(str(path), keep_module_alive=False)
+    with utf8_path(path) as name:
+        loaded = tvm_ffi.load_module(str(name), keep_module_alive=False)
     found = loaded["vm_load_executable"]()
     # Shapes are computed on a CPU.
     devices = [device] if device.dlpack_device_type() == 1 else [device, tvm_ffi.device("cpu", 0)]
@@ -80,9 +84,14 @@ def machine(path: Path, device: Any) -> Any:
 
 
 def empty(shape: Sequence[int], dtype: str, device: Any) -> Any:
-    """A tensor on a device, its content undefined."""
+    """A tensor on a device, its content undefined; OutOfMemoryError where there is no room."""
     allocate = function("runtime.TVMTensorAllocWithScope")
-    return allocate(tvm_ffi.Shape(list(shape)), tvm_ffi.dtype(dtype), device, None)
+    try:
+        return allocate(tvm_ffi.Shape(list(shape)), tvm_ffi.dtype(dtype), device, None)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(f" for a tensor {dtype} {list(shape)} on {device}") from error
 
 
 def tensor(array: npt.NDArray[Any], device: Any) -> Any:

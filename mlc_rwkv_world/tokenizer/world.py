@@ -50,7 +50,7 @@ class WorldTokenizer:
         Raises `VocabularyError`, with the file and the line or offset, if it is missing or
         damaged, or has less than `min_tokens` tokens.
         """
-        return cls(_core.Tokenizer.from_file(os.fspath(path), min_tokens))
+        return cls(_core.Tokenizer.from_file(os.fsencode(path), min_tokens))
 
     @classmethod
     def from_bytes(

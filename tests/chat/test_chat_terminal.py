@@ -192,6 +192,34 @@ def test_a_paste_of_several_lines_is_one_message(
     assert chat.ends() == 0
 
 
+@pytest.mark.parametrize("redirection", ["| cat > {}", "> {}", "> {} 2> /dev/null"])
+def test_results_elsewhere_leave_the_talk_on_the_terminal(
+    redirection: str, model: str, tmp_path: Path
+) -> None:
+    """Greeting, prompts and what commands say; the answers alone go where the output does."""
+    file = tmp_path / "answers"
+    child = pexpect.spawn(
+        "bash",
+        ["-c", f'"$@" {redirection.format(file)}', "bash", *CLI, "--model", model, *GREEDY],
+        env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        timeout=300,
+        dimensions=(40, 200),
+    )
+    child.delaybeforesend = None
+    child.expect_exact("/help lists the commands.")
+    for line, answer in ((FRANCE, ""), ("/stats", "prefill: "), ("/reset", "A new")):
+        child.expect_exact("User:")
+        child.expect_exact("\x1b[?25h")
+        child.send(f"{line}\r")
+        child.expect_exact(answer)
+    child.expect_exact("User:")
+    child.expect_exact("\x1b[?25h")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert file.read_text() == f"{PARIS}\n"
+
+
 def test_raving_never_shows_half_a_character(model: str) -> None:
     """Random tokens by the hundred: what is shown is valid UTF-8, without control characters."""
     shown = 0
@@ -243,6 +271,15 @@ def test_a_line_of_a_megabyte(model: str) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert PARIS in result.stdout
     assert message[:200] not in result.stdout
+
+
+def test_slips_in_a_pipe(model: str) -> None:
+    lines = f"/HELP\n/help?\n//{FRANCE}\n"
+    result = run("--model", model, *GREEDY, "--max-tokens", "8", input=lines)
+    first, second = result.stderr.splitlines()
+    assert "no command /HELP. Did you mean /help?" in first
+    assert "no command /help?. Did you mean /help?" in second
+    assert len(result.stdout.splitlines()) == 1
 
 
 def test_a_bad_line_in_a_pipe(model: str) -> None:

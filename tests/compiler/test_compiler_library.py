@@ -86,6 +86,7 @@ def test_no_compiler_is_said_before_anything_is_compiled(
 def test_a_linker_that_fails_is_reported(
     lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    heard: list[str] = []
     failing = tmp_path / "c++"
     failing.write_text("#!/bin/sh\necho no disk >&2\nexit 1\n")
     failing.chmod(0o755)
@@ -93,4 +94,5 @@ def test_a_linker_that_fails_is_reported(
         (tmp_path / name).symlink_to(failing)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(TargetError, match=r'building for \{.*"llvm".*\} failed: .*'):
-        library.write(lowered.module, lowered.target, tmp_path / "small.so")
+        library.write(lowered.module, lowered.target, tmp_path / "small.so", heard.append)
+    assert heard == list(library.PARTS)

@@ -15,9 +15,9 @@ PACKAGE = "mlc_rwkv_world"
 ROOT = Path(__file__).parents[2] / PACKAGE
 # A room imports only rooms before it.
 ORDER = (
-    *("tvm_names", "tvm_script", "reporter", "errors", "artifact", "tokenizer", "checkpoint"),
-    *("storage", "models", "kernels", "versions", "transforms", "compiler", "convert", "runtime"),
-    *("numerics", "builder", "chat", "integration", "cli"),
+    *("tvm_names", "tvm_script", "reporter", "characters", "errors", "console", "artifact"),
+    *("tokenizer", "checkpoint", "storage", "models", "kernels", "versions", "transforms"),
+    *("compiler", "convert", "runtime", "numerics", "builder", "chat", "integration", "cli"),
 )
 # These run where TVM's compiler is not installed.
 WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact", "storage")

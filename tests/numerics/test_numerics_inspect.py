@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from planting import Precision
+from support.artifacts import list_again
 from support.checkpoints import random_world, read_hf, write_hf_safetensors
 from support.overflows import BUMP, CASES
 from support.rwkv4_values import run
@@ -185,7 +186,7 @@ def test_library_of_an_artifact(
     assert broken.library.difference is None
 
 
-@pytest.mark.parametrize("fault", ["older", "damaged"])
+@pytest.mark.parametrize("fault", ["older", "damaged", "unlisted"])
 def test_library_that_cannot_be_asked(
     demo_artifact: Callable[[str], Path],
     tmp_path: Path,
@@ -203,14 +204,21 @@ def test_library_that_cannot_be_asked(
         said = f'"revision": {REVISION}'.encode()
         assert said in code
         code = code.replace(said, b'"revision": 1')
-    else:
+    elif fault == "damaged":
         code = code[:5000]
     (folder / library.name).write_bytes(code)
+    if fault != "unlisted":
+        list_again(folder)
     assert main(["inspect", str(folder), "--prompt", "User: hi"]) == 0
     printed = capsys.readouterr().out.splitlines()
     (line,) = [line for line in printed if line.startswith("Its library was not asked: ")]
     assert library.name in line
-    assert fault == "damaged" or "built by revision 1 of mlc-rwkv-world" in line
+    said = {
+        "older": "built by revision 1 of mlc-rwkv-world",
+        "damaged": "is cut short",
+        "unlisted": "is not listed and does not run",
+    }
+    assert said[fault] in line
     assert printed[-1] == "Recommended:  --fp32-layers none"
 
 

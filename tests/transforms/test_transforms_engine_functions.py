@@ -29,7 +29,9 @@ def machine() -> Any:
     config, fmt, target = small_config(**SIZES), format_named("q0f16"), resolve("llvm")
     described = metadata.describe(config, fmt, parameters(config, fmt), target, "float32")
     mod = small_module("q0f16", "float32", **SIZES)
-    lowered = pipeline.run(mod, target.target, config, described, None)
+    heard: list[str] = []
+    lowered = pipeline.run(mod, target.target, config, described, None, heard.append)
+    assert heard == list(pipeline.PHASES)
     executable = tvm.relax.build(
         lowered, target.target, relax_pipeline=tvm.transform.Sequential([])
     )

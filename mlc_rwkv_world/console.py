@@ -1,0 +1,164 @@
+"""What the commands print: nothing else in this package writes to a terminal.
+
+Standard output carries results, standard error what a person should know on the way. No character
+that could steer the terminal passes; an output that cannot be written is an error that says so,
+and a message that cannot be written is lost without one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from mlc_rwkv_world.characters import printable, prose
+from mlc_rwkv_world.errors import OutputError
+
+# Seconds that work may take before a bar shows how far it is.
+_PATIENCE = 2
+
+
+def say(*lines: object, to: TextIO | None = None) -> None:
+    """Print each of `lines` as one line on standard output, or on the terminal `to`.
+
+    Raises BrokenPipeError where its reader has gone, OutputError where it cannot be written.
+    """
+    _put("".join(f"{_line(line)}\n" for line in lines), to)
+
+
+def say_json(value: Any, indent: int | None = None) -> None:
+    """Print `value` as JSON on standard output, in ASCII; it raises what `say` does."""
+    _put(json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def utter(text: str) -> None:
+    """Print a piece of what a model says; it raises what `say` does."""
+    _put(prose(text))
+
+
+def complain(text: str) -> None:
+    """Print a message, of one or more lines, on standard error; where that fails it is lost."""
+    with _lost_where_it_fails():
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def tell(text: str, file: object) -> None:
+    """`complain` where `file` is standard error, else `say`."""
+    if file is sys.stderr:
+        complain(text)
+    else:
+        say(*text.splitlines())
+
+
+def complain_with_traceback() -> None:
+    """Print the traceback of the error that is being handled on standard error."""
+    complain(traceback.format_exc().rstrip("\n"))
+
+
+class Bar:
+    """How far a long piece of work is, on standard error where that is a terminal.
+
+    It appears once the work has taken two seconds, and is gone when it is closed.
+    """
+
+    def __init__(self, unit: str = "", what: str = "") -> None:
+        self._unit = unit
+        self._what = what
+        self._bar: Any = None
+
+    def show(self, done: int, total: int, at: str = "") -> None:
+        """`done` of `total` units are through, `at` the one that is at hand."""
+        with _lost_where_it_fails():
+            if self._bar is None:
+                if done >= total:
+                    return
+                self._bar = self._open(total)
+            if at:
+                self._bar.set_postfix_str(_line(at), refresh=False)
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Take the bar away; the next `show` begins another."""
+        if self._bar is not None:
+            with _lost_where_it_fails():
+                self._bar.close()
+        self._bar = None
+
+    def _open(self, total: int) -> Any:
+        # Where nothing takes long it is never imported.
+        from tqdm import tqdm
+
+        return tqdm(
+            desc=_line(self._what) or None,
+            total=total,
+            unit=self._unit,
+            unit_scale=total > 9999,
+            leave=False,
+            miniters=1,
+            disable=None,
+            delay=_PATIENCE,
+        )
+
+
+def open_streams() -> None:
+    """Let the standard streams be there, and take any text.
+
+    One that was closed leads nowhere: else the next file that is opened took its number, and
+    received what others print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        # A model may say what the terminal's encoding cannot.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def streams() -> tuple[TextIO, TextIO]:
+    """Standard output and standard error, to ask what they are."""
+    return sys.stdout, sys.stderr
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is on its way to `stream` nowhere: Python would complain of it when it exits."""
+    with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _line(text: object) -> str:
+    return printable(str(text)).replace("\n", "\\n")
+
+
+def _put(text: str, to: TextIO | None = None) -> None:
+    stream = to or sys.stdout
+    try:
+        print(text, end="", file=stream, flush=True)
+    except BrokenPipeError:
+        silence(stream)
+        raise
+    except OSError as error:
+        silence(stream)
+        raise OutputError(
+            f"standard output cannot be written: {error.strerror}. Send it to another place."
+        ) from error
+
+
+@contextmanager
+def _lost_where_it_fails() -> Iterator[None]:
+    """Nobody can be told that standard error cannot be written."""
+    try:
+        yield
+    except OSError:
+        silence(sys.stderr)
