@@ -66,18 +66,24 @@ class Bar:
     It appears once the work has taken two seconds, and is gone when it is closed.
     """
 
-    def __init__(self, unit: str = "", what: str = "") -> None:
+    def __init__(self, unit: str = "", what: str = "", *, hidden: bool = False) -> None:
         self._unit = unit
+        self._hidden = hidden
         self._what = what
         self._bar: Any = None
 
     def show(self, done: int, total: int, at: str = "") -> None:
-        """`done` of `total` units are through, `at` the one that is at hand."""
+        """`done` of `total` units are through, `at` the one that is at hand.
+
+        Those of the first call were through before, and say nothing of the speed.
+        """
+        if self._hidden:
+            return
         with _lost_where_it_fails():
             if self._bar is None:
                 if done >= total:
                     return
-                self._bar = self._open(total)
+                self._bar = self._open(done, total)
             if at:
                 self._bar.set_postfix_str(_line(at), refresh=False)
             self._bar.total = total
@@ -90,12 +96,13 @@ class Bar:
                 self._bar.close()
         self._bar = None
 
-    def _open(self, total: int) -> Any:
+    def _open(self, done: int, total: int) -> Any:
         # Where nothing takes long it is never imported.
         from tqdm import tqdm
 
         return tqdm(
             desc=_line(self._what) or None,
+            initial=done,
             total=total,
             unit=self._unit,
             unit_scale=total > 9999,

@@ -14,10 +14,9 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import closing
 from fnmatch import fnmatch
 from pathlib import Path
-
-from tqdm import tqdm
 
 from mlc_rwkv_world.artifact.atomic import locked
 from mlc_rwkv_world.artifact.layout import TOKENIZER_MODEL
@@ -34,6 +33,7 @@ from mlc_rwkv_world.checkpoint.hub_client import HubClient, Refused, RemoteFile,
 from mlc_rwkv_world.checkpoint.hub_id import HubId, parse_hub_id, stays_inside
 from mlc_rwkv_world.checkpoint.origin import RECORD, Record
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
+from mlc_rwkv_world.console import Bar
 from mlc_rwkv_world.errors import (
     CheckpointError,
     DownloadError,
@@ -252,14 +252,10 @@ def _matches(path: Path, etag: str) -> bool:
         digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     else:
         return True
-    large = size > 1 << 28
-    with (
-        path.open("rb") as file,
-        tqdm(desc="Checking", total=size, unit="B", unit_scale=True, disable=not large) as bar,
-    ):
+    with path.open("rb") as file, closing(Bar("B", "Checking")) as bar:
         while piece := file.read(1 << 22):
             digest.update(piece)
-            bar.update(len(piece))
+            bar.show(file.tell(), size)
     return digest.hexdigest() == etag
 
 

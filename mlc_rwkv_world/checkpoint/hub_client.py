@@ -20,13 +20,12 @@ from importlib import import_module
 from typing import Any, BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
-from tqdm import tqdm
-
 from mlc_rwkv_world import __version__
 from mlc_rwkv_world.checkpoint import hub_settings
 from mlc_rwkv_world.checkpoint.hub_id import HubId, is_commit
 from mlc_rwkv_world.checkpoint.stored import MAX_TABLE
 from mlc_rwkv_world.checkpoint.wording import quoted
+from mlc_rwkv_world.console import Bar
 from mlc_rwkv_world.errors import DownloadError
 
 _TIMEOUT = 30  # seconds until a silent server counts as unreachable
@@ -118,14 +117,10 @@ class HubClient:
 
         Raises DownloadError where more arrives than was declared, Refused and Unreachable.
         """
-        with tqdm(
-            desc=label if len(label) <= 40 else f"…{label[-39:]}",
-            total=remote.size,
-            initial=file.tell(),
-            unit="B",
-            unit_scale=True,
-            disable=True if hub_settings.shows_no_progress() else None,
-        ) as bar:
+        hidden = hub_settings.shows_no_progress()
+        what = label if len(label) <= 40 else f"…{label[-39:]}"
+        with closing(Bar("B", what, hidden=hidden)) as bar:
+            bar.show(file.tell(), remote.size)
             failures = 0
             while file.tell() < remote.size:
                 before = file.tell()
@@ -139,7 +134,7 @@ class HubClient:
                         raise
                     time.sleep(min(1 << failures, 8))
 
-    def _append(self, remote: RemoteFile, file: BinaryIO, bar: Any) -> None:
+    def _append(self, remote: RemoteFile, file: BinaryIO, bar: Bar) -> None:
         offset = file.tell()
         ranges = {"Range": f"bytes={offset}-"} if offset else {}
         with closing(self._ask("GET", remote.url, ranges, anywhere=True)) as answer:
@@ -150,7 +145,6 @@ class HubClient:
                 # It sends the whole file whatever was asked for.
                 file.seek(0)
                 file.truncate()
-                bar.reset()
             elif offset and not answer.headers.get("Content-Range", "").startswith(
                 f"bytes {offset}-"
             ):
@@ -164,7 +158,7 @@ class HubClient:
                         "what arrived was removed. The server is broken or hostile."
                     )
                 file.write(piece)
-                bar.update(len(piece))
+                bar.show(file.tell(), remote.size)
 
     def _ask(
         self,

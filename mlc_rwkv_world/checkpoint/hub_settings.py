@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mlc_rwkv_world.artifact.places import expanded
+from mlc_rwkv_world.errors import UsageError
+
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
 
 
@@ -40,8 +43,12 @@ def cache_folder() -> Path:
     if not place:
         caches = variables.get("XDG_CACHE_HOME") or "~/.cache"
         place = (variables.get("HF_HOME") or f"{caches}/huggingface") + "/hub"
-    # Path.expanduser raises where a user has no home.
-    return Path(os.path.expandvars(os.path.expanduser(place)))  # noqa: PTH111
+    place = os.path.expandvars(place)
+    try:
+        return expanded(place)
+    except UsageError:
+        # Without a home there is no cache, and nothing is found there.
+        return Path(place)
 
 
 def _is_true(variable: str) -> bool:
