@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mlc_rwkv_world.characters import printable, prose
-from mlc_rwkv_world.errors import OutputError
+from mlc_rwkv_world.errors import StorageError
 
 # Seconds that work may take before a bar shows how far it is.
 _PATIENCE = 2
+
+
+class OutputError(StorageError):
+    """Standard output cannot be written."""
 
 
 def say(*lines: object, to: TextIO | None = None) -> None:

@@ -84,10 +84,6 @@ class StorageError(RwkvWorldError, OSError):
     exit_status = 11
 
 
-class OutputError(StorageError):
-    """Standard output cannot be written."""
-
-
 class OutOfMemoryError(RwkvWorldError, MemoryError):
     """The memory of this machine, or of its device, does not suffice."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlc_rwkv_world import console
 from mlc_rwkv_world.cli import status
-from mlc_rwkv_world.errors import OutputError, RwkvWorldError, UsageError
+from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 
 if TYPE_CHECKING:
     from mlc_rwkv_world.chat import Chat
@@ -119,7 +119,7 @@ def _converse(chat: Chat, options: argparse.Namespace) -> int:
             # In a terminal it stops the answer, and the conversation goes on from there.
             if person is None:
                 raise
-        except (BrokenPipeError, OutputError, _InputError):
+        except (BrokenPipeError, console.OutputError, _InputError):
             raise
         except (RwkvWorldError, OSError) as error:
             status.report(PROGRAM, error)

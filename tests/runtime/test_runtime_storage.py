@@ -50,7 +50,10 @@ def test_output_that_cannot_be_written() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == StorageError.exit_status
-    assert done.stderr.endswith("error: No space left on device.\n")
+    assert done.stderr.endswith(
+        "error: standard output cannot be written: No space left on device. "
+        "Send it to another place.\n"
+    )
     assert done.stderr.count("\n") == 1
 
 
