@@ -344,8 +344,11 @@ def test_debug_dump_and_system_library(source: Path, built: Artifact, tmp_path: 
     phases = sorted(path.name for path in (tmp_path / "dump").iterdir())
     assert [name.partition("-")[0] for name in phases] == [str(i) for i in range(len(phases))]
     first, last = ((tmp_path / "dump" / name).read_text() for name in (phases[0], phases[-1]))
-    assert "rwkv_world.block_begin" in first
-    assert "rwkv_world.block_begin" not in last
+    assert "rwkv_world.rwkv4.time_mix" in first
+    assert "rwkv_world.rwkv4.time_mix" not in last
+    # Which parts have no kernels of their own stands in it from the phase on that chose them.
+    (chosen,) = (tmp_path / "dump" / name for name in phases if name.endswith("-kernels.py"))
+    assert "rwkv_world_decomposed_parts" in chosen.read_text()
     assert "_metadata" in last
     (library,) = artifact.libraries
     assert library.name == f"{NAME}-llvm.tar"

@@ -22,27 +22,20 @@ pytestmark = [
 FUNCTIONS = {"prefill", "decode", "batch_prefill", "batch_decode"}
 
 
-def results(script: str) -> Iterator[tuple[str, int, set[str]]]:
-    """Function, block, and the types of what stands between its marks, from TVMScript."""
-    function, block = "", None
-    found: set[str] = set()
+# A part of a block in TVMScript: its attributes are a text in the text, its results' types follow.
+_PART = re.compile(
+    r'"rwkv_world\.rwkv4\.\w+".*\\"block\\": (\d+), \\"compute\\": \\"(float\d+)\\".*out_ty=(.*)'
+)
+
+
+def results(script: str) -> Iterator[tuple[str, int, str, set[str]]]:
+    """Function, block, compute type and types of results of each part, from TVMScript."""
+    function = ""
     for line in script.splitlines():
         if defined := re.match(r"\s*def (\w+)\(", line):
             function = defined[1]
-        if begin := re.search(r'"rwkv_world\.block_begin", \w+, (?:R\.prim_value\()?(\d+)', line):
-            block, found = int(begin[1]), set()
-        if block is not None:
-            bound = re.match(r'\s*\w+: R\.Tensor\(.*?"(float\d+)"', line)
-            found.update([bound[1]] if bound else re.findall("float16|float32", _given(line)))
-        if "rwkv_world.block_end" in line:
-            assert block is not None
-            yield function, block, found
-            block = None
-
-
-def _given(line: str) -> str:
-    """What a call of a named operation says of its result."""
-    return line.partition("out_ty=")[2]
+        if part := _PART.search(line):
+            yield function, int(part[1]), part[2], set(re.findall(r"float\d+", part[3]))
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -67,6 +60,9 @@ def test_compiled_with_a_block_in_float32(host_path: list[Path], tmp_path: Path)
     assert (metadata.compute_dtype, metadata.fp32_layers) == ("float16", (1,))
     seen = list(results((dump / "1-precision.py").read_text(encoding="utf-8")))
     assert {function for function, *_ in seen} >= FUNCTIONS
-    for function, block, types in seen:
+    assert len(seen) == 2 * 2 * len({function for function, *_ in seen})
+    for function, block, compute, types in seen:
+        # Rows of the state are float32 in every block.
         expected = {"float32"} if block == 1 else {"float16", "float32"}
         assert types == expected, (function, block)
+        assert compute == ("float32" if block == 1 else "float16")
