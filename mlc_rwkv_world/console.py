@@ -67,11 +67,15 @@ def complain_with_traceback() -> None:
 class Bar:
     """How far a long piece of work is, on standard error where that is a terminal.
 
-    It appears once the work has taken two seconds, and is gone when it is closed.
+    It appears once the work has taken two seconds, and is gone when it is closed; one that is
+    `lasting` appears at once, and stays.
     """
 
-    def __init__(self, unit: str = "", what: str = "", *, hidden: bool = False) -> None:
+    def __init__(
+        self, unit: str = "", what: str = "", *, lasting: bool = False, hidden: bool = False
+    ) -> None:
         self._unit = unit
+        self._lasting = lasting
         self._hidden = hidden
         self._what = what
         self._bar: Any = None
@@ -110,10 +114,10 @@ class Bar:
             total=total,
             unit=self._unit,
             unit_scale=total > 9999,
-            leave=False,
+            leave=self._lasting,
             miniters=1,
             disable=None,
-            delay=_PATIENCE,
+            delay=0 if self._lasting else _PATIENCE,
         )
 
 

@@ -119,7 +119,7 @@ class HubClient:
         """
         hidden = hub_settings.shows_no_progress()
         what = label if len(label) <= 40 else f"…{label[-39:]}"
-        with closing(Bar("B", what, hidden=hidden)) as bar:
+        with closing(Bar("B", what, lasting=True, hidden=hidden)) as bar:
             bar.show(file.tell(), remote.size)
             failures = 0
             while file.tell() < remote.size:
