@@ -67,6 +67,11 @@ class BuildTarget:
         return json.dumps(json.loads(str(self.target)), sort_keys=True)
 
 
+# LLVM makes one instruction of a product and a sum of float16 where a CPU has it, and rounds once.
+# Elsewhere each is computed in float32 and rounded, as the model says.
+_FLOAT16_ARITHMETIC = "avx512fp16"
+
+
 def host() -> dict[str, Any]:
     """This machine's CPU as an LLVM target."""
     attrs: dict[str, Any] = {"kind": "llvm", "mtriple": _host_triple()}
@@ -107,7 +112,9 @@ def resolve(text: str) -> BuildTarget:
     attrs = complete(attrs, notes)
     _require_known_cpu(attrs if kind == "llvm" else attrs.get("host"), text)
     _require_known_gpu(str(attrs.get("arch", "")), text)
-    return BuildTarget(_accepted(attrs, text), tuple(notes))
+    target = BuildTarget(_accepted(attrs, text), tuple(notes))
+    fused = kind == "llvm" and _FLOAT16_ARITHMETIC in target.cpu_features()
+    return target.without([_FLOAT16_ARITHMETIC]) if fused else target
 
 
 def _accepted(target: str | dict[str, Any], text: str) -> Target:

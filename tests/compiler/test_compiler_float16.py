@@ -17,6 +17,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from mlc_rwkv_world.compiler import library, pipeline
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.models.layers import Linear
+from mlc_rwkv_world.storage import Stored
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ class Chains(nn.Module):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = Linear(WIDTH, WIDTH, "float16")
+        self.linear = Linear(WIDTH, WIDTH, Stored(0, "float16"))
 
     def products(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return x * y + z
