@@ -10,16 +10,8 @@ from tvm import relax, s_tir, tirx
 StringImm: Any = relax.StringImm if hasattr(relax, "StringImm") else tvm.ir.StringImm
 SBlock: Any = s_tir.SBlock if hasattr(s_tir, "SBlock") else tirx.SBlock
 SBlockRealize: Any = s_tir.SBlockRealize if hasattr(s_tir, "SBlock") else tirx.SBlockRealize
-_Constant: Any = relax.Constant if hasattr(relax, "Constant") else tvm.ir.GenericConst
 
 
 def name_of(gvar: Any) -> str:
     """The name of a global variable."""
     return str(gvar.name if hasattr(gvar, "name") else gvar.name_hint)
-
-
-def constant_value(expr: Any) -> Any:
-    """The tensor of a Relax constant; None for any other expression."""
-    if not isinstance(expr, _Constant):
-        return None
-    return expr.data if hasattr(expr, "data") else expr.value

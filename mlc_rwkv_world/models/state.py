@@ -66,8 +66,7 @@ class Pool:
 class Rows:
     """Rows that are passed one by one, as the parts of a state of another kind take them."""
 
-    def __init__(self, layer: int, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
-        self.layer = layer
+    def __init__(self, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
         self.held = dict(zip(rows, tensors, strict=True))
 
     def get(self, layer: int, row: int) -> Tensor:
@@ -98,7 +97,7 @@ class PartState:
         self.rows: list[int] = part.attrs["rows"]
         pooled = POOL in part
         self._pool = Pool(part.tensor(POOL), part.tensor(SLOTS)) if pooled else None
-        self._state: Any = self._pool or Rows(self.layer, self.rows, part.tensors(ROWS))
+        self._state: Any = self._pool or Rows(self.rows, part.tensors(ROWS))
 
     def get(self, place: int) -> Tensor:
         """Row `place` of those of the part."""

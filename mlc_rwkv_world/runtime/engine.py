@@ -20,11 +20,7 @@ from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.answer import Answer
 from mlc_rwkv_world.runtime.device import kind_of, open_device
 from mlc_rwkv_world.runtime.generate import Generation, Progress
-from mlc_rwkv_world.runtime.library import (
-    Library,
-    open_library,
-    open_listed,
-)
+from mlc_rwkv_world.runtime.library import Library, open_library, open_listed
 from mlc_rwkv_world.runtime.parameters import load_parameters
 from mlc_rwkv_world.runtime.pool import Pool, Slot
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling

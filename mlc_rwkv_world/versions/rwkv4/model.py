@@ -17,10 +17,8 @@ from mlc_rwkv_world.models.parts import make
 from mlc_rwkv_world.models.segments import Segments
 from mlc_rwkv_world.models.state import State
 from mlc_rwkv_world.storage import Format
+from mlc_rwkv_world.versions.rwkv4.reference import ATT_A, ATT_B, ATT_P, ATT_X, FFN_X
 
-# Rows of the state of one layer: previous inputs of the two mixes, and the recurrence's
-# numerator a, denominator b and exponent p.
-ATT_X, ATT_A, ATT_B, ATT_P, FFN_X = range(5)
 # A fresh state is zero, but for the exponent, which stands for log(0).
 INITIAL_ROWS = (0.0, 0.0, 0.0, -1e30, 0.0)
 

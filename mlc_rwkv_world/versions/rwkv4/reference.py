@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+# Rows of the state of one layer: previous inputs of the two mixes, and the recurrence's
+# numerator a, denominator b and exponent p.
 ATT_X, ATT_A, ATT_B, ATT_P, FFN_X = range(5)
 
 
