@@ -24,7 +24,7 @@ import mlc_rwkv_world
 from mlc_rwkv_world.compiler import library, metadata, pipeline
 from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import format_named
 
 LIMIT = 64 * 2**20

@@ -17,7 +17,7 @@ from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.cuda_resources import resources
 from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import format_named
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Stored, format_named
 from mlc_rwkv_world.storage.groups import dequantize
 from mlc_rwkv_world.versions.precision import FLOAT32

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from mlc_rwkv_world.builder import build as build
     from mlc_rwkv_world.chat import Chat as Chat
     from mlc_rwkv_world.errors import RwkvWorldError as RwkvWorldError
-    from mlc_rwkv_world.integration.registration import register as register
     from mlc_rwkv_world.runtime import Engine as Engine
     from mlc_rwkv_world.runtime import State as State
     from mlc_rwkv_world.runtime import load as load
+    from mlc_rwkv_world.stock.registration import register as register
     from mlc_rwkv_world.tokenizer import WorldTokenizer as WorldTokenizer
 
 _HOMES = {
@@ -44,7 +44,7 @@ _HOMES = {
     "State": "runtime",
     "WorldTokenizer": "tokenizer",
     "load": "runtime",
-    "register": "integration.registration",
+    "register": "stock.registration",
 }
 
 __all__ = [*_HOMES, "__version__"]

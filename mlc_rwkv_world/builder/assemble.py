@@ -36,8 +36,8 @@ from mlc_rwkv_world.convert.chat_config import (
 )
 from mlc_rwkv_world.convert.weights import convert
 from mlc_rwkv_world.errors import NotFoundError, UsageError
-from mlc_rwkv_world.models.config import DEFAULT_MAX_BATCH, DEFAULT_PREFILL_CHUNK, ModelConfig
-from mlc_rwkv_world.models.fp32_layers import spelled
+from mlc_rwkv_world.model.config import DEFAULT_MAX_BATCH, DEFAULT_PREFILL_CHUNK, ModelConfig
+from mlc_rwkv_world.model.fp32_layers import spelled
 from mlc_rwkv_world.reporter import Reporter
 
 MODELS_DIR = "models"

@@ -8,7 +8,7 @@ from mlc_rwkv_world.compiler import arithmetic as arithmetic_of
 from mlc_rwkv_world.compiler.export import compute_dtype as usual_dtype
 from mlc_rwkv_world.compiler.target import BuildTarget, resolve
 from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.models.fp32_layers import parse
+from mlc_rwkv_world.model.fp32_layers import parse
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.storage import Format, format_named
 

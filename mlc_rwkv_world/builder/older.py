@@ -14,7 +14,7 @@ from mlc_rwkv_world.artifact.registry import Record
 from mlc_rwkv_world.artifact.search import is_artifact
 from mlc_rwkv_world.builder.plan import Plan
 from mlc_rwkv_world.errors import ArtifactError, UsageError
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 
 
 def carry_over(plan: Plan, new: Path, *, weights: bool) -> None:

@@ -11,9 +11,9 @@ from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.compiler import metadata
 from mlc_rwkv_world.compiler.export import ParameterSpec, parameters
 from mlc_rwkv_world.convert.model_config import model_config
-from mlc_rwkv_world.kernels.arithmetic_cpu import INT8
-from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.models.fp32_layers import parse
+from mlc_rwkv_world.kernels.cpu.arithmetic import INT8
+from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.model.fp32_layers import parse
 from mlc_rwkv_world.numerics.precision import choose
 from mlc_rwkv_world.reporter import Reporter
 

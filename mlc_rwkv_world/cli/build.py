@@ -197,7 +197,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _types(artifact: Artifact) -> str:
-    from mlc_rwkv_world.models.fp32_layers import spelled
+    from mlc_rwkv_world.model.fp32_layers import spelled
 
     if artifact.compute_dtype == "float32" or not artifact.fp32_layers:
         return artifact.compute_dtype

@@ -26,7 +26,7 @@ def _run(models: Sequence[str]) -> int:
 
     from mlc_rwkv_world.artifact.registry import registered
     from mlc_rwkv_world.artifact.search import find
-    from mlc_rwkv_world.integration.report import report
+    from mlc_rwkv_world.stock.report import report
 
     folders: list[Path] = [find(model).folder.resolve() for model in models] or registered()
     for line in report():

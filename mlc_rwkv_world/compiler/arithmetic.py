@@ -5,8 +5,8 @@ from __future__ import annotations
 from mlc_rwkv_world.artifact.abi import BATCH_DECODE, DECODE, PREFILL
 from mlc_rwkv_world.compiler.target import BuildTarget
 from mlc_rwkv_world.errors import TargetError, UsageError
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, multiplied_as_bytes
-from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32, INT8, multiplied_as_bytes
+from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
 from mlc_rwkv_world.storage import Format
 
 # The exported function of each use.

@@ -22,8 +22,7 @@ from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.artifact.registry import home
 
 # What a module is made by; a change in any of it makes cached modules stale.
-_SOURCES = ("compiler", "kernels", "models", "quantization", "transforms")
-
+_SOURCES = ("compiler", "kernels", "model", "storage", "versions")
 
 # A module takes some megabytes; those not used for longest make room.
 _MOST = 64
@@ -78,6 +77,6 @@ def digest_of_sources() -> str:
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for room in _SOURCES:
-        for path in sorted((package / room).glob("*.py")):
+        for path in sorted((package / room).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -10,8 +10,8 @@ from tvm.relax.frontend import nn
 
 from mlc_rwkv_world.artifact.abi import OURS
 from mlc_rwkv_world.artifact.identity import make_build_id
-from mlc_rwkv_world.models.causal_lm import CausalLM
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.causal_lm import CausalLM
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Format, Stored
 from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.table import version_of

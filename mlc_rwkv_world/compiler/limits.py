@@ -11,8 +11,8 @@ import tvm
 from tvm import IRModule
 
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.kernels import limits_cpu
-from mlc_rwkv_world.kernels.cpu_features import lanes
+from mlc_rwkv_world.kernels.cpu import limits as limits_cpu
+from mlc_rwkv_world.kernels.cpu.features import lanes
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 
 # Far more than a last-level cache holds.

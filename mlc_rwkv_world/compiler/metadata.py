@@ -16,10 +16,10 @@ from mlc_rwkv_world.artifact.json_fields import BUILD_ID
 from mlc_rwkv_world.artifact.layout import MODEL_TYPE
 from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.compiler.export import ParameterSpec, build_id
+from mlc_rwkv_world.compiler.passes.pack_weights import PACKED_PARAMS
 from mlc_rwkv_world.compiler.target import BuildTarget
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Format
-from mlc_rwkv_world.transforms.pack_weights import PACKED_PARAMS
 from mlc_rwkv_world.tvm_names import StringImm, name_of
 from mlc_rwkv_world.versions.table import version_of
 

@@ -20,18 +20,18 @@ from mlc_rwkv_world.artifact.output import Kind, Output
 from mlc_rwkv_world.artifact.storage import storing
 from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.metadata import attach
+from mlc_rwkv_world.compiler.passes import schedule_gpu
+from mlc_rwkv_world.compiler.passes.add_engine_functions import AddEngineFunctions, serves_engine
+from mlc_rwkv_world.compiler.passes.add_sampling_functions import AddSamplingFunctions
+from mlc_rwkv_world.compiler.passes.attach_symbols import AttachSymbols
+from mlc_rwkv_world.compiler.passes.capture_decode import CaptureDecode
+from mlc_rwkv_world.compiler.passes.choose_kernels import ChooseKernels
+from mlc_rwkv_world.compiler.passes.fp32_layers import FP32Layers
+from mlc_rwkv_world.compiler.passes.order_shapes import OrderShapes
+from mlc_rwkv_world.compiler.passes.pack_weights import PackWeights
+from mlc_rwkv_world.compiler.passes.schedule_cpu import Elementwise
 from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.transforms import schedule_gpu
-from mlc_rwkv_world.transforms.add_engine_functions import AddEngineFunctions, serves_engine
-from mlc_rwkv_world.transforms.add_sampling_functions import AddSamplingFunctions
-from mlc_rwkv_world.transforms.attach_symbols import AttachSymbols
-from mlc_rwkv_world.transforms.capture_decode import CaptureDecode
-from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
-from mlc_rwkv_world.transforms.fp32_layers import FP32Layers
-from mlc_rwkv_world.transforms.order_shapes import OrderShapes
-from mlc_rwkv_world.transforms.pack_weights import PackWeights
-from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.tvm_names import name_of
 from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.table import version_of
@@ -67,7 +67,12 @@ def run(
         "precision": [FP32Layers(exact)],
         "weights": [PackWeights(target, names, arithmetic, exact)] if on_cpu else [],
         "kernels": [
-            ChooseKernels(target, version.all_parts(), version.all_rules(target.kind.name)),
+            ChooseKernels(
+                target,
+                version.all_parts(),
+                version.all_operations(),
+                version.all_rules(target.kind.name),
+            ),
             CaptureDecode(target),
         ],
         "fusion": [

@@ -9,7 +9,7 @@ from typing import Any
 from mlc_rwkv_world.artifact import config as defaults
 from mlc_rwkv_world.artifact.conversation import world_conversation
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE, TOKENIZER_MODEL
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 

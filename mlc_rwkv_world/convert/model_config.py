@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlc_rwkv_world.checkpoint import Checkpoint
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Format
 
 

@@ -14,7 +14,7 @@ from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.compiler.export import ParameterSpec, build_id
 from mlc_rwkv_world.convert.shards import ShardWriter
 from mlc_rwkv_world.errors import CheckpointError
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.storage.groups import quantize
 from mlc_rwkv_world.storage.stored import matrix_of

@@ -11,7 +11,7 @@ from tvm.target import Target
 
 from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.signature import TensorType
-from mlc_rwkv_world.models.parts import Part
+from mlc_rwkv_world.model.parts import Part
 from mlc_rwkv_world.storage import Stored
 
 

@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from mlc_rwkv_world.kernels import linear_any, linear_cpu, matmul_cuda, matvec_cuda
+from mlc_rwkv_world.kernels.common import linear as linear_any
+from mlc_rwkv_world.kernels.cpu import linear as linear_cpu
+from mlc_rwkv_world.kernels.cuda import matmul as matmul_cuda
+from mlc_rwkv_world.kernels.cuda import matvec as matvec_cuda
 from mlc_rwkv_world.kernels.signature import Signature
 
 Array = NDArray[Any]

@@ -8,16 +8,17 @@ from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.artifact.abi import OFFSETS, POOL, SLOTS
 from mlc_rwkv_world.kernels import linear as as_stored
-from mlc_rwkv_world.kernels import matvec_cuda, product_cpu
-from mlc_rwkv_world.kernels.activation import quantize
-from mlc_rwkv_world.kernels.arithmetic_cpu import input_type, inputs_of
-from mlc_rwkv_world.kernels.bfloat16 import round_inputs
-from mlc_rwkv_world.kernels.dot_cuda import Streamed
+from mlc_rwkv_world.kernels.cpu import product as product_cpu
+from mlc_rwkv_world.kernels.cpu.activation import quantize
+from mlc_rwkv_world.kernels.cpu.arithmetic import input_type, inputs_of
+from mlc_rwkv_world.kernels.cpu.bfloat16 import round_inputs
+from mlc_rwkv_world.kernels.cuda import matvec as matvec_cuda
+from mlc_rwkv_world.kernels.cuda.dot import Streamed
+from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type, type_of
 from mlc_rwkv_world.kernels.inputs import Inputs
-from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
 from mlc_rwkv_world.kernels.signature import Signature
-from mlc_rwkv_world.models.parts import Part
+from mlc_rwkv_world.model.parts import Part
 
 
 def linear(part: Part, emit: Emitter) -> Sequence[Tensor]:

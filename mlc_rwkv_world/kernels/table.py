@@ -1,24 +1,17 @@
-"""Which kernel computes which named operation."""
+"""Which kernel computes which of the named operations that every version may consist of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tvm import tirx
 
-from mlc_rwkv_world.kernels import embedding, offsets, state, token_shift, wkv_cuda
-from mlc_rwkv_world.kernels import wkv as wkv_anywhere
+from mlc_rwkv_world.kernels.common import embedding, offsets, state, token_shift
 from mlc_rwkv_world.kernels.signature import Signature
 
 Kernel = Callable[[Signature], tirx.PrimFunc]
 
-
-def wkv(sig: Signature) -> tirx.PrimFunc:
-    """The recurrence over whole sequences."""
-    return wkv_cuda.wkv(sig) if wkv_cuda.suits(sig) else wkv_anywhere.wkv(sig)
-
-
-NAMED: dict[str, Kernel] = {
+NAMED: Mapping[str, Kernel] = {
     "embedding": embedding.embedding,
     "last_token": token_shift.last_token,
     "offsets_from_positions": offsets.offsets_from_positions,
@@ -26,6 +19,4 @@ NAMED: dict[str, Kernel] = {
     "state_set": state.state_set,
     "token_shift": token_shift.token_shift,
     "whole_offsets": offsets.whole_offsets,
-    "wkv": wkv,
-    "wkv_step": wkv_anywhere.wkv_step,
 }

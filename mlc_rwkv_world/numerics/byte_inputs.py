@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlc_rwkv_world.kernels.activation import dequantized, reference
+from mlc_rwkv_world.kernels.cpu.activation import dequantized, reference
 from mlc_rwkv_world.numerics.weights import StoredWeights
 from mlc_rwkv_world.versions.precision import Float, Precision
 from mlc_rwkv_world.versions.weights import Weights

@@ -11,8 +11,8 @@ import numpy as np
 from mlc_rwkv_world.artifact.metadata import LibraryMetadata
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import ArtifactError, TargetError, UsageError
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, multiplied_as_bytes
-from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32, INT8, multiplied_as_bytes
+from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
 from mlc_rwkv_world.numerics.model import Model
 from mlc_rwkv_world.numerics.observe import Progress, observe
 from mlc_rwkv_world.numerics.prompts import BUILT_IN, Prompts, encoded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.numerics.weights import StoredWeights
 from mlc_rwkv_world.storage import Format
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mlc_rwkv_world.checkpoint import Checkpoint
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.numerics.observe import Progress, observe
 from mlc_rwkv_world.numerics.prompts import BUILT_IN, encoded
 from mlc_rwkv_world.numerics.subject import checkpoint_subject

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mlc_rwkv_world.kernels.arithmetic_cpu import FLOAT32
-from mlc_rwkv_world.models.fp32_layers import spelled
+from mlc_rwkv_world.kernels.cpu.arithmetic import FLOAT32
+from mlc_rwkv_world.model.fp32_layers import spelled
 
 FLOAT16_LARGEST = 65504.0
 LARGEST = {"float16": FLOAT16_LARGEST, "float32": 3.4028234663852886e38}

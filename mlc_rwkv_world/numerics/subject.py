@@ -13,8 +13,8 @@ from mlc_rwkv_world.artifact.search import Found, find
 from mlc_rwkv_world.checkpoint import Checkpoint, find_vocabulary, open_checkpoint
 from mlc_rwkv_world.convert.model_config import model_config
 from mlc_rwkv_world.errors import NotFoundError, UsageError
-from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.models.fp32_layers import parse
+from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.model.fp32_layers import parse
 from mlc_rwkv_world.numerics.model import Model
 from mlc_rwkv_world.numerics.weights import ArtifactWeights, CheckpointWeights
 from mlc_rwkv_world.storage import Format, format_named

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8
-from mlc_rwkv_world.models.fp32_layers import spelled
+from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32, INT8
+from mlc_rwkv_world.model.fp32_layers import spelled
 from mlc_rwkv_world.numerics.report import Reading, Report
 
 # What a library's products do with values of this arithmetic.

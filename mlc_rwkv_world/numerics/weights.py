@@ -12,7 +12,7 @@ from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.compiler.export import ParameterSpec, parameters
 from mlc_rwkv_world.convert.weights import converted, source_name
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.runtime.parameters import MappedShards
 from mlc_rwkv_world.storage import Format, Stored
 from mlc_rwkv_world.storage.groups import dequantize

@@ -13,8 +13,8 @@ import re
 
 # Rows that lie side by side in every packed form.
 ROWS = 32
-# The packed forms, see `kernels.packed_weight`: rows side by side, pairs of bfloat16, and records
-# of words and scales.
+# The packed forms, see `kernels.cpu.packed_weight`: rows side by side, pairs of bfloat16, and
+# records of words and scales.
 SIDE_BY_SIDE, PAIRS, RECORDS = "side", "pairs", "records"
 _WORD = 32
 _SIZES = {"float32": 4, "float16": 2}

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.versions.precision import Precision
 from mlc_rwkv_world.versions.values import Carried, Values, finish
 from mlc_rwkv_world.versions.weights import Weights

@@ -14,7 +14,7 @@ from tvm import relax
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import format_named
 
 Array = np.ndarray

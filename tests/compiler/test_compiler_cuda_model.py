@@ -7,7 +7,7 @@ import pytest
 from emulated_model import STEPS, Model, random_parameters, run
 from support import cuda_emulation
 
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 
 pytestmark = [
     pytest.mark.slow,

@@ -16,7 +16,7 @@ from tvm.relax.frontend.nn import Tensor, op
 
 from mlc_rwkv_world.compiler import library, pipeline
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.models.layers import Linear
+from mlc_rwkv_world.model.layers import Linear
 from mlc_rwkv_world.storage import Stored
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.checkpoint import open_checkpoint
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.convert.weights import convert
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.runtime.parameters import MappedShards
 from mlc_rwkv_world.storage import format_named
 

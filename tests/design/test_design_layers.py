@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 # A room imports only rooms before it.
 ORDER = (
     *("tvm_names", "tvm_script", "reporter", "characters", "errors", "console", "artifact"),
-    *("tokenizer", "checkpoint", "storage", "models", "kernels", "versions", "transforms"),
-    *("compiler", "convert", "runtime", "numerics", "builder", "chat", "integration", "cli"),
+    *("tokenizer", "checkpoint", "storage", "model", "kernels", "versions"),
+    *("compiler", "convert", "runtime", "numerics", "builder", "chat", "stock", "cli"),
 )
 # These run where TVM's compiler is not installed.
 WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact", "storage")
@@ -76,7 +76,7 @@ def test_imports_point_down(room: str) -> None:
     "room",
     [
         pytest.param(room, marks=pytest.mark.xfail(reason="autoload waits for registration"))
-        if room == "integration"
+        if room == "stock"
         else room
         for room in ORDER
     ],
@@ -105,7 +105,7 @@ def test_references_need_numpy_alone() -> None:
     assert found.stdout == "False\n"
 
 
-def test_only_the_integration_knows_mlc_llm() -> None:
-    for room in set(ORDER) - {"integration"}:
+def test_only_the_stock_room_knows_mlc_llm() -> None:
+    for room in set(ORDER) - {"stock"}:
         for path, name in imports(room):
             assert name.split(".")[0] != "mlc_llm", f"{path} imports {name}"

@@ -8,13 +8,10 @@ from typing import Any
 import pytest
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels import (
-    arithmetic_bytes,
-    arithmetic_cpu,
-    arithmetic_plain,
-    cpu_features,
-)
-from mlc_rwkv_world.kernels.llvm_functions import DOT_BFLOAT16
+from mlc_rwkv_world.kernels.cpu import arithmetic as arithmetic_cpu
+from mlc_rwkv_world.kernels.cpu import arithmetic_bytes, arithmetic_plain
+from mlc_rwkv_world.kernels.cpu import features as cpu_features
+from mlc_rwkv_world.kernels.cpu.llvm_functions import DOT_BFLOAT16
 
 FEATURES = frozenset({"avx2", "avx512f", "avx512vnni", "avx512bf16"})
 

@@ -16,13 +16,13 @@ from tvm import IRModule, tirx
 from tvm.s_tir import dlight
 from tvm.target import Target
 
+from mlc_rwkv_world.compiler.passes.schedule_cpu import Elementwise
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
 from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.storage import Stored
-from mlc_rwkv_world.transforms.schedule_cpu import Elementwise
 from mlc_rwkv_world.tvm_script import quick_parsing
 
 Array = np.ndarray

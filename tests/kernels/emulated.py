@@ -11,9 +11,9 @@ from compiling import Array, Case, poisoned, signature
 from tvm import IRModule
 from tvm.s_tir import dlight
 
+from mlc_rwkv_world.compiler.passes import schedule_gpu
+from mlc_rwkv_world.compiler.passes.calls import with_root_block
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.transforms import schedule_gpu
-from mlc_rwkv_world.transforms.calls import with_root_block
 from mlc_rwkv_world.tvm_script import quick_parsing
 
 ARCH = "cuda -arch=sm_90"

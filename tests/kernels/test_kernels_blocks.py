@@ -12,11 +12,13 @@ import tvm
 from compiling import Array, Case, Kernels, error_ratio, specs, told
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels import activation, bfloat16, channel_mix_cpu, mix_cpu, time_mix_cpu
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, input_type, inputs_of
-from mlc_rwkv_world.kernels.cpu_features import lanes
-from mlc_rwkv_world.kernels.layer_norm import reference as layer_norm
-from mlc_rwkv_world.kernels.packed_weight import (
+from mlc_rwkv_world.kernels.common.layer_norm import reference as layer_norm
+from mlc_rwkv_world.kernels.cpu import activation, bfloat16
+from mlc_rwkv_world.kernels.cpu import channel_mix as channel_mix_cpu
+from mlc_rwkv_world.kernels.cpu import mix as mix_cpu
+from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32, INT8, input_type, inputs_of
+from mlc_rwkv_world.kernels.cpu.features import lanes
+from mlc_rwkv_world.kernels.cpu.packed_weight import (
     packed,
     reference_grouped,
     reference_narrow,
@@ -24,6 +26,7 @@ from mlc_rwkv_world.kernels.packed_weight import (
 )
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
+from mlc_rwkv_world.versions.rwkv4.cpu import time_mix as time_mix_cpu
 from mlc_rwkv_world.versions.rwkv4.reference import wkv
 
 pytestmark = pytest.mark.slow

@@ -11,13 +11,14 @@ from tvm import IRModule, tirx
 
 from mlc_rwkv_world.compiler.cuda import compiling
 from mlc_rwkv_world.compiler.cuda_resources import resources
+from mlc_rwkv_world.compiler.passes.calls import with_root_block
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError
-from mlc_rwkv_world.kernels import matmul_cuda, matvec_cuda
-from mlc_rwkv_world.kernels.norm_mix_cuda import norm_mix_step
+from mlc_rwkv_world.kernels.cuda import matmul as matmul_cuda
+from mlc_rwkv_world.kernels.cuda import matvec as matvec_cuda
+from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
-from mlc_rwkv_world.transforms.calls import with_root_block
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from compiling import Case, Kernels
 
-from mlc_rwkv_world.kernels import exp_cpu
+from mlc_rwkv_world.kernels.cpu import exp as exp_cpu
 
 CASES: dict[str, Case] = {
     "exp": (exp_cpu.exp_kernel, [("n", "float32")], [("n", "float32")]),

@@ -10,9 +10,9 @@ from compiling import signature, specs, told
 from tvm import IRModule
 
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.kernels import product_cpu
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, INT8, input_type, inputs_of
-from mlc_rwkv_world.kernels.packed_weight import packed
+from mlc_rwkv_world.kernels.cpu import product as product_cpu
+from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, INT8, input_type, inputs_of
+from mlc_rwkv_world.kernels.cpu.packed_weight import packed
 from mlc_rwkv_world.storage import Stored
 
 BYTES = {

@@ -14,11 +14,11 @@ from support.metal_emulation import MetalKernel
 from tvm import IRModule
 from tvm.s_tir import dlight
 
+from mlc_rwkv_world.compiler.passes import schedule_gpu
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.linear import linear, reference
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
-from mlc_rwkv_world.transforms import schedule_gpu
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or shutil.which("g++") is None, reason="needs g++ for x86-64"

@@ -10,10 +10,11 @@ import pytest
 from compiling import Array, Case, Kernels, error_ratio, specs, told
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels import activation, bfloat16, product_cpu
-from mlc_rwkv_world.kernels.arithmetic_cpu import BFLOAT16, FLOAT32, INT8, input_type, inputs_of
-from mlc_rwkv_world.kernels.cpu_features import lanes
-from mlc_rwkv_world.kernels.packed_weight import (
+from mlc_rwkv_world.kernels.cpu import activation, bfloat16
+from mlc_rwkv_world.kernels.cpu import product as product_cpu
+from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32, INT8, input_type, inputs_of
+from mlc_rwkv_world.kernels.cpu.features import lanes
+from mlc_rwkv_world.kernels.cpu.packed_weight import (
     pack,
     packed,
     reference_grouped,

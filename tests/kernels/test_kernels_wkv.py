@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from compiling import Array, Case, Kernels, error_ratio
 
-from mlc_rwkv_world.kernels.wkv import wkv, wkv_step
 from mlc_rwkv_world.versions.rwkv4 import reference
+from mlc_rwkv_world.versions.rwkv4.wkv import wkv, wkv_step
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from planting import Precision, answers
 import mlc_rwkv_world as world
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ import mlc_rwkv_world as world
 from mlc_rwkv_world.__main__ import main
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
 from mlc_rwkv_world.numerics.perplexity import predict
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from support.rwkv4_values import run
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
 from mlc_rwkv_world.versions.precision import FLOAT16
 
 PROMPT = "User: Which one is not like the others: apple, pear?\n\nAssistant:"

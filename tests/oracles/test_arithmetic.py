@@ -13,7 +13,7 @@ from support.peers import rwkv_logits
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.kernels.cpu_features import multiplies_bytes
+from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
 from mlc_rwkv_world.storage import Format, format_named
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 

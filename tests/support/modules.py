@@ -11,10 +11,10 @@ from tvm import IRModule, relax
 from tvm.target import Target
 
 from mlc_rwkv_world.compiler.export import export
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.compiler.passes.calls import packed_name
+from mlc_rwkv_world.compiler.passes.choose_kernels import ChooseKernels
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import format_named
-from mlc_rwkv_world.transforms.calls import packed_name
-from mlc_rwkv_world.transforms.choose_kernels import ChooseKernels
 from mlc_rwkv_world.tvm_names import name_of
 from mlc_rwkv_world.versions.table import VERSIONS
 
@@ -46,9 +46,14 @@ def small_module(
 def chosen(mod: IRModule, target: Target) -> IRModule:
     """An RWKV-4 module with its kernels, as the pipeline chooses them."""
     version = VERSIONS[4]
-    parts, rules = version.all_parts(), version.all_rules(target.kind.name)
     with target:
-        return ChooseKernels(target, parts, rules)(mod)
+        chosen = ChooseKernels(
+            target,
+            version.all_parts(),
+            version.all_operations(),
+            version.all_rules(target.kind.name),
+        )
+        return chosen(mod)
 
 
 def functions(mod: IRModule) -> dict[str, relax.Function]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mlc_rwkv_world.models.config import ModelConfig
+from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.versions.precision import FLOAT64, Precision
 from mlc_rwkv_world.versions.rwkv4 import reference
 from mlc_rwkv_world.versions.table import version_of

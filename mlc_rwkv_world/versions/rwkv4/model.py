@@ -11,11 +11,11 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
 from mlc_rwkv_world.artifact.abi import OFFSETS
-from mlc_rwkv_world.models.config import ModelConfig
-from mlc_rwkv_world.models.layers import Embedding, LayerNorm, Linear
-from mlc_rwkv_world.models.parts import make
-from mlc_rwkv_world.models.segments import Segments
-from mlc_rwkv_world.models.state import State
+from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.model.layers import Embedding, LayerNorm, Linear
+from mlc_rwkv_world.model.parts import make
+from mlc_rwkv_world.model.segments import Segments
+from mlc_rwkv_world.model.state import State
 from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.versions.rwkv4.reference import ATT_A, ATT_B, ATT_P, ATT_X, FFN_X
 

@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from tvm.relax.frontend.nn import Tensor, op
 
 from mlc_rwkv_world.artifact.abi import OFFSETS
-from mlc_rwkv_world.models import operations as ops
-from mlc_rwkv_world.models.parts import Part
-from mlc_rwkv_world.models.segments import segments_of
-from mlc_rwkv_world.models.shared_parts import (
+from mlc_rwkv_world.model.parts import Part
+from mlc_rwkv_world.model.segments import segments_of
+from mlc_rwkv_world.model.shared_parts import (
     Decomposition,
     norm_mix,
     product,
     residual_product,
     squared_relu_product,
 )
-from mlc_rwkv_world.models.state import PartState
+from mlc_rwkv_world.model.state import PartState
+from mlc_rwkv_world.versions.rwkv4 import operations
 
 
 def time_mix(part: Part) -> list[Tensor]:
@@ -52,9 +52,9 @@ def wkv(part: Part) -> list[Tensor]:
     rows = [state.get(place) for place in range(3)]
     if OFFSETS in part:
         offsets = part.tensor(OFFSETS)
-        y, *rows = ops.wkv(k, v, decay, part.tensor("first"), rows, offsets)
+        y, *rows = operations.wkv(k, v, decay, part.tensor("first"), rows, offsets)
     else:
-        y, *rows = ops.wkv_step(k, v, decay, part.tensor("first"), rows)
+        y, *rows = operations.wkv_step(k, v, decay, part.tensor("first"), rows)
     for place, value in enumerate(rows):
         state.set(place, value)
     return [op.astype(r * y, part.compute), *state.results()]

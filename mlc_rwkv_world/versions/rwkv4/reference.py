@@ -19,7 +19,7 @@ from mlc_rwkv_world.versions.values import RESIDUAL, Carried, Value, Values
 from mlc_rwkv_world.versions.weights import Weights
 
 if TYPE_CHECKING:
-    from mlc_rwkv_world.models.config import ModelConfig
+    from mlc_rwkv_world.model.config import ModelConfig
 
 Array = NDArray[Any]
 
@@ -31,7 +31,7 @@ ATT_X, ATT_A, ATT_B, ATT_P, FFN_X = range(5)
 def wkv(
     k: Array, v: Array, w: Array, u: Array, a: Array, b: Array, p: Array, offsets: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """The recurrence, see `kernels.wkv`: the output [T, D], and a, b and p after it.
+    """The recurrence, see `versions.rwkv4.wkv`: the output [T, D], and a, b and p after it.
 
     k, v: [T, D]; w (-exp(time_decay)), u (time_first): [D]; a, b, p: [B, D]. Computes in k's dtype.
     """

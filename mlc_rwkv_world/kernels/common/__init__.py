@@ -1,0 +1,1 @@
+"""Kernels for every target, one file for each operation."""

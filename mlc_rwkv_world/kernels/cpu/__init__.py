@@ -1,0 +1,1 @@
+"""Kernels for CPUs, and what they are built of."""

@@ -1,0 +1,231 @@
+"""The inputs of a mix on a CPU: normalization, the previous token, and their blends, in one pass.
+
+A blend is x m + x' (1 - m), x' being the normalized row before x; it is written as the input of a
+packed product. The last row of each sequence stays behind in the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
+from mlc_rwkv_world.kernels.cpu import activation, bfloat16
+from mlc_rwkv_world.kernels.inputs import Inputs
+from mlc_rwkv_world.kernels.optional import without
+from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
+from mlc_rwkv_world.storage.stored import ROWS
+
+LANES = 8
+
+
+@T.inline
+def _store_floats(values: Any, out: Any, row: Any, group: Any) -> None:
+    for j in T.unroll(ROWS // LANES):
+        out[row, T.Ramp(group * ROWS + j * LANES, 1, LANES)] = values[T.Ramp(j * LANES, 1, LANES)]
+
+
+_STORES: dict[Inputs, Callable[..., None]] = {
+    Inputs.FLOAT32: _store_floats,
+    Inputs.BFLOAT16: bfloat16.store_group,
+    Inputs.BYTES: activation.store_group,
+}
+
+
+def storing(inputs: Inputs) -> Callable[..., None]:
+    """`store(values, out, row, group)`: 32 float32 values to an input of a packed product."""
+    return _STORES[inputs]
+
+
+@T.inline
+def _step(x: Any, row: Any, base: Any, now: Any) -> None:
+    for j in T.unroll(ROWS // LANES):
+        now[T.Ramp(j * LANES, 1, LANES)] = x[row, T.Ramp(base + j * LANES, 1, LANES)]
+
+
+@T.inline
+def _blend(now: Any, before: Any, ratio: Any, base: Any, values: Any) -> None:
+    for j in T.unroll(ROWS // LANES):
+        values[T.Ramp(j * LANES, 1, LANES)] = now[T.Ramp(j * LANES, 1, LANES)] * ratio[
+            T.Ramp(base + j * LANES, 1, LANES)
+        ] + before[T.Ramp(j * LANES, 1, LANES)] * (
+            T.Broadcast(T.float32(1), LANES) - ratio[T.Ramp(base + j * LANES, 1, LANES)]
+        )
+
+
+@T.inline
+def _moments(x: Any, row: Any, width: Any, eps: Any, stat: Any, part: Any) -> None:
+    """Mean and inverse deviation of a row to stat[0] and stat[1]."""
+    for j in T.unroll(4):
+        part[T.Ramp(j * LANES, 1, LANES)] = T.Broadcast(T.float32(0), LANES)
+    for step in range(width // ROWS):
+        for j in T.unroll(4):
+            part[T.Ramp(j * LANES, 1, LANES)] = (
+                part[T.Ramp(j * LANES, 1, LANES)]
+                + x[row, T.Ramp(step * ROWS + j * LANES, 1, LANES)]
+            )
+    stat[0] = T.float32(0)
+    for i in range(ROWS):
+        stat[0] = stat[0] + part[i]
+    stat[0] = stat[0] * T.float32(1 / width)
+    for j in T.unroll(4):
+        part[T.Ramp(j * LANES, 1, LANES)] = T.Broadcast(T.float32(0), LANES)
+    for step in range(width // ROWS):
+        for j in T.unroll(4):
+            part[T.Ramp(j * LANES, 1, LANES)] = part[T.Ramp(j * LANES, 1, LANES)] + (
+                x[row, T.Ramp(step * ROWS + j * LANES, 1, LANES)] - T.Broadcast(stat[0], LANES)
+            ) * (x[row, T.Ramp(step * ROWS + j * LANES, 1, LANES)] - T.Broadcast(stat[0], LANES))
+    stat[1] = T.float32(0)
+    for i in range(ROWS):
+        stat[1] = stat[1] + part[i]
+    stat[1] = T.float32(1) / T.sqrt(stat[1] * T.float32(1 / width) + T.float32(eps))
+
+
+@T.inline
+def _normalized(x: Any, row: Any, base: Any, stat: Any, weight: Any, bias: Any, now: Any) -> None:
+    for j in T.unroll(ROWS // LANES):
+        now[T.Ramp(j * LANES, 1, LANES)] = (
+            x[row, T.Ramp(base + j * LANES, 1, LANES)] - T.Broadcast(stat[0], LANES)
+        ) * T.Broadcast(stat[1], LANES) * weight[T.Ramp(base + j * LANES, 1, LANES)] + bias[
+            T.Ramp(base + j * LANES, 1, LANES)
+        ]
+
+
+def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
+    """(x [B, D], weight, bias, ratios..., state, slots, layer, row) -> blends.
+
+    Row i is the next token of sequence i. There are two or three ratios; the state's row, which
+    holds the normalized row before, becomes the normalized row.
+    """
+    width, count = sig.args[0].static(1), len(sig.outs)
+    layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
+    out_type = sig.outs[0]
+    store, out_shape = storing(sig.inputs), out_type.shape[1:]
+    single = sig.args[0].shape[0] == 1
+    tasks = parallel_if_worth(1 if single else None)
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        var_x: T.handle,
+        weight: T.Buffer((width,), "float32"),
+        bias: T.Buffer((width,), "float32"),
+        ratio_a: T.Buffer((width,), "float32"),
+        ratio_b: T.Buffer((width,), "float32"),
+        ratio_c: T.Buffer((width,), "float32"),
+        var_state: T.handle,
+        var_slots: T.handle,
+        layer: T.int64,
+        state_row: T.int64,
+        var_a: T.handle,
+        var_b: T.handle,
+        var_c: T.handle,
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        rows, places = T.int64(), T.int64()
+        x = T.match_buffer(var_x, (rows, width), "float32")
+        state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
+        slots = T.match_buffer(var_slots, (rows, 2), "int32")
+        out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
+        out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
+        out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
+        for row in tasks(rows):
+            stat = T.alloc_buffer((2,), "float32", scope=STACK)
+            part = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            now = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            before = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            values = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            _moments(x, row, width, eps, stat, part)
+            for group in range(width // ROWS):
+                _normalized(x, row, group * ROWS, stat, weight, bias, now)
+                for j in T.unroll(ROWS // LANES):
+                    before[T.Ramp(j * LANES, 1, LANES)] = state[
+                        read_slot(slots, row),
+                        layer,
+                        state_row,
+                        T.Ramp(group * ROWS + j * LANES, 1, LANES),
+                    ]
+                    state[
+                        write_slot(slots, row),
+                        layer,
+                        state_row,
+                        T.Ramp(group * ROWS + j * LANES, 1, LANES),
+                    ] = now[T.Ramp(j * LANES, 1, LANES)]
+                _blend(now, before, ratio_a, group * ROWS, values)
+                store(values, out_a, row, group)
+                _blend(now, before, ratio_b, group * ROWS, values)
+                store(values, out_b, row, group)
+                if count > 2:
+                    _blend(now, before, ratio_c, group * ROWS, values)
+                    store(values, out_c, row, group)
+
+    return kernel if count > 2 else without(kernel, "ratio_c", "out_c")
+
+
+def shift_mix(sig: Signature) -> tirx.PrimFunc:
+    """(x [T, D], offsets, ratios..., state, slots, layer, row) -> blends, x being normalized.
+
+    There are two or three ratios. Tasks divide channels, and walk along the sequences.
+    """
+    width, count = sig.args[0].static(1), len(sig.outs)
+    layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
+    out_type = sig.outs[0]
+    store, out_shape = storing(sig.inputs), out_type.shape[1:]
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        var_x: T.handle,
+        var_offsets: T.handle,
+        ratio_a: T.Buffer((width,), "float32"),
+        ratio_b: T.Buffer((width,), "float32"),
+        ratio_c: T.Buffer((width,), "float32"),
+        var_state: T.handle,
+        var_slots: T.handle,
+        layer: T.int64,
+        state_row: T.int64,
+        var_a: T.handle,
+        var_b: T.handle,
+        var_c: T.handle,
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        rows, batch, places = T.int64(), T.int64(), T.int64()
+        x = T.match_buffer(var_x, (rows, width), "float32")
+        offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
+        state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
+        slots = T.match_buffer(var_slots, (batch, 2), "int32")
+        out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
+        out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
+        out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
+        for group in T.parallel(width // ROWS):
+            now = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            before = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            values = T.alloc_buffer((ROWS,), "float32", scope=STACK)
+            for s in range(batch):
+                for j in T.unroll(ROWS // LANES):
+                    before[T.Ramp(j * LANES, 1, LANES)] = state[
+                        read_slot(slots, s),
+                        layer,
+                        state_row,
+                        T.Ramp(group * ROWS + j * LANES, 1, LANES),
+                    ]
+                for step in range(offsets[s + 1] - offsets[s]):
+                    _step(x, offsets[s] + step, group * ROWS, now)
+                    _blend(now, before, ratio_a, group * ROWS, values)
+                    store(values, out_a, offsets[s] + step, group)
+                    _blend(now, before, ratio_b, group * ROWS, values)
+                    store(values, out_b, offsets[s] + step, group)
+                    if count > 2:
+                        _blend(now, before, ratio_c, group * ROWS, values)
+                        store(values, out_c, offsets[s] + step, group)
+                    _step(x, offsets[s] + step, group * ROWS, before)
+                for j in T.unroll(ROWS // LANES):
+                    state[
+                        write_slot(slots, s),
+                        layer,
+                        state_row,
+                        T.Ramp(group * ROWS + j * LANES, 1, LANES),
+                    ] = before[T.Ramp(j * LANES, 1, LANES)]
+
+    return kernel if count > 2 else without(kernel, "ratio_c", "out_c")

@@ -1,0 +1,168 @@
+"""How a matrix W [N, K] lies in memory for a CPU: 32 rows side by side, one stream of bytes.
+
+Rows are blocked by 32, so that they lie across vector lanes and every x[k] is broadcast; rows past
+the end are zeros. A plain matrix becomes [N / 32, K, 32] in its own type; or [N / 32, K / 2, 64]
+bits of bfloat16, where an even column and the next one lie side by side. A group-quantized one
+becomes uint32 [N / 32, K / 32, words], one record for each block of rows and group of 32 values:
+
+    bits x 32 words    of as many rows as a vector has lanes, word 0 of each, word 1 of each, ...
+    32 scales          in their own type, as words
+
+Of a 4-bit word, byte b holds value 8j + b in its low half and 8j + 4 + b in its high one, with the
+stored offset of 7. Of an 8-bit word, byte b holds value 4j + b as a signed byte.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script import tirx as T
+
+from mlc_rwkv_world.kernels.cpu import bfloat16
+from mlc_rwkv_world.kernels.cpu.activation import GROUP
+from mlc_rwkv_world.kernels.cpu.features import lanes
+from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.storage.stored import PAIRS, RECORDS, ROWS, SIDE_BY_SIDE, Stored
+
+# What 4-bit values of records are stored with; 8-bit ones are signed.
+OFFSET_4BIT = 7
+
+
+def packed(stored: Stored, *, narrow: bool = False) -> Stored | None:
+    """The packed form of a weight that is stored in this way; None where there is none.
+
+    `narrow` plain weights, which need an even number of columns, become bfloat16.
+    """
+    if not stored.bits:
+        return stored.packed(PAIRS if narrow else SIDE_BY_SIDE)
+    records = stored in [Stored.symmetric(bits, stored.dtype, GROUP) for bits in (4, 8)]
+    return stored.packed(RECORDS) if records else None
+
+
+def reference_plain(weight: NDArray[Any]) -> NDArray[Any]:
+    """weight: [N, K]."""
+    rows, inner = weight.shape
+    padded = np.zeros((-(-rows // ROWS) * ROWS, inner), weight.dtype)
+    padded[:rows] = weight
+    return np.ascontiguousarray(padded.reshape(-1, ROWS, inner).transpose(0, 2, 1))
+
+
+def reference_narrow(weight: NDArray[Any]) -> NDArray[np.uint16]:
+    """weight: [N, K]."""
+    rows = reference_plain(bfloat16.reference(weight))
+    blocks, inner, _ = rows.shape
+    pairs = rows.reshape(blocks, inner // 2, 2, ROWS).swapaxes(2, 3)
+    return np.ascontiguousarray(pairs).reshape(blocks, inner // 2, 2 * ROWS)
+
+
+def reference_grouped(
+    words: NDArray[np.uint32], scales: NDArray[Any], bits: int, lanes: int
+) -> NDArray[np.uint32]:
+    """words: [N, K * bits / 32]; scales: [N, K / 32]; lanes: of a vector."""
+    groups = scales.shape[1]
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    values = (words[:, :, None] >> shifts & np.uint32((1 << bits) - 1)).astype(np.uint32)
+    if bits == 4:
+        low, high = values[:, :, :4], values[:, :, 4:]
+        stored = low | high << np.uint32(4)
+    else:
+        stored = (values - np.uint32(127)) & np.uint32(255)
+    again = (stored << np.arange(0, 32, 8, dtype=np.uint32)).sum(axis=2, dtype=np.uint32)
+    blocked = reference_plain(again).reshape(-1, groups, bits, ROWS // lanes, lanes)
+    blocked = blocked.swapaxes(2, 3).reshape(-1, groups, bits * ROWS)
+    scale = reference_plain(scales).view(np.uint32)
+    return np.concatenate([blocked, scale], axis=2)
+
+
+def pack(sig: Signature) -> tirx.PrimFunc:
+    """(weight) or (words, scales) -> packed, which the signature's only `stored` describes."""
+    (stored,) = sig.stored
+    return _pack_grouped(sig, stored) if stored.form == RECORDS else _pack_plain(sig, stored)
+
+
+def _pack_plain(sig: Signature, stored: Stored) -> tirx.PrimFunc:
+    rows, inner = sig.args[0].static(0), sig.args[0].static(1)
+    dtype, out_dtype, blocks = sig.args[0].dtype, sig.outs[0].dtype, sig.outs[0].static(0)
+    # Columns that lie side by side.
+    side = sig.outs[0].static(2) // ROWS
+    # All of a cache line at once: the same columns of 32 rows share few of the cache's sets.
+    tile = math.gcd(inner, 32)
+
+    def converted(value: Any) -> Any:
+        narrow = stored.form == PAIRS
+        return bfloat16.rounded(T.Cast("float32", value), 1) if narrow else value
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        weight: T.Buffer((rows, inner), dtype),
+        out: T.Buffer((blocks, inner // side, side * ROWS), out_dtype),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        for block in T.parallel(blocks):
+            for step, r, k in T.grid(inner // tile, ROWS, tile):
+                out[block, (step * tile + k) // side, side * r + k % side] = T.if_then_else(
+                    block * ROWS + r < rows,
+                    converted(weight[block * ROWS + r, step * tile + k]),
+                    T.cast(0, out_dtype),
+                )
+
+    return kernel
+
+
+def _spread(half: Any) -> Any:
+    """Four nibbles to the low halves of four bytes."""
+    pairs = (half | half << T.uint32(8)) & T.uint32(0x00FF00FF)
+    return (pairs | pairs << T.uint32(4)) & T.uint32(0x0F0F0F0F)
+
+
+def _rearranged(word: Any, bits: int) -> Any:
+    if bits == 4:
+        return _spread(word & T.uint32(0xFFFF)) | _spread(word >> T.uint32(16)) << T.uint32(4)
+    # Every byte minus 127: plus 1 without a carry into the next byte, then plus 128.
+    plus_one = (word & T.uint32(0x7F7F7F7F)) + T.uint32(0x01010101)
+    return plus_one ^ (word & T.uint32(0x80808080)) ^ T.uint32(0x80808080)
+
+
+def _pack_grouped(sig: Signature, stored: Stored) -> tirx.PrimFunc:
+    rows, groups = sig.args[1].static(0), sig.args[1].static(1)
+    bits, scale_dtype, extra = stored.bits, stored.dtype, stored.scale_words
+    blocks, record = sig.outs[0].static(0), sig.outs[0].static(2)
+    per_word, width = ROWS // extra, lanes(sig.target)
+    # Scales are moved as they are stored, `per_word` of them in a word.
+    half = f"uint{32 // per_word}"
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        words: T.Buffer((rows, groups * bits), "uint32"),
+        scales: T.Buffer((rows, groups), scale_dtype),
+        out: T.Buffer((blocks, groups, record), "uint32"),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
+        for block in T.parallel(blocks):
+            for g in range(groups):
+                for v, j in T.grid(ROWS // width, bits):
+                    for r in T.vectorized(width):
+                        out[block, g, v * width * bits + j * width + r] = T.Select(
+                            block * ROWS + v * width + r < rows,
+                            _rearranged(
+                                words[T.min(block * ROWS + v * width + r, rows - 1), g * bits + j],
+                                bits,
+                            ),
+                            T.uint32(0),
+                        )
+                for i in range(extra):
+                    out[block, g, bits * ROWS + i] = T.uint32(0)
+                    for h in range(per_word):
+                        if block * ROWS + i * per_word + h < rows:
+                            out[block, g, bits * ROWS + i] = out[
+                                block, g, bits * ROWS + i
+                            ] | T.cast(
+                                T.reinterpret(half, scales[block * ROWS + i * per_word + h, g]),
+                                "uint32",
+                            ) << T.cast(h * (32 // per_word), "uint32")
+
+    return kernel

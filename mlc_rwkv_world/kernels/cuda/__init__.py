@@ -1,0 +1,1 @@
+"""Kernels for CUDA, and what they are built of."""

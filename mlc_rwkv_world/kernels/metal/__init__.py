@@ -1,0 +1,1 @@
+"""What kernels for Metal are built of."""

@@ -1,0 +1,121 @@
+"""TVM's RNNState behind the `State` protocol: the state as stock engines hold it.
+
+Each layer has one slot for each row, float32 [D]. The engine owns the object, chooses the
+sequences of a call, and copies rows in and out through the two TIR functions made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import Tensor
+from tvm.script import tirx as T
+
+from mlc_rwkv_world.model.parts import Part
+from mlc_rwkv_world.model.state import emit_with_rows
+
+
+class RNNStateObject(nn.Object):  # type: ignore[misc]
+    """The handle that an engine passes to `prefill` and `decode`."""
+
+
+class RNNState:
+    """Rows of a `vm.builtin.rnn_state` object for the B sequences of one call."""
+
+    def __init__(self, handle: RNNStateObject, batch: Any, width: int) -> None:
+        self.handle = handle
+        self.batch = batch
+        self.width = width
+
+    def get(self, layer: int, row: int) -> Tensor:
+        builder = relax.BlockBuilder.current()
+        call = relax.call_dps_packed(
+            "vm.builtin.rnn_state_get",
+            [self.handle._expr, relax.prim_value(layer), relax.prim_value(row)],
+            out_ty=relax.TensorType([self.batch, self.width], "float32"),
+        )
+        return Tensor(_expr=builder.emit(call))
+
+    def set(self, layer: int, row: int, value: Tensor) -> None:
+        builder = relax.BlockBuilder.current()
+        call = relax.call_pure_packed(
+            "vm.builtin.rnn_state_set",
+            self.handle._expr,
+            relax.prim_value(layer),
+            relax.prim_value(row),
+            value._expr,
+            ty_args=[relax.ObjectType()],
+        )
+        self.handle = RNNStateObject(_expr=builder.emit(call), _name="state")
+
+    def emit(self, part: Part, layer: int, rows: Sequence[int]) -> list[Tensor]:
+        return emit_with_rows(self, part, layer, rows)
+
+
+def create_rnn_state(
+    max_batch_size: tirx.Var, max_history: tirx.Var, layers: int, width: int, rows: Sequence[float]
+) -> RNNStateObject:
+    """A new state object; `rows` are the values that a fresh sequence's rows are filled with."""
+    builder = relax.BlockBuilder.current()
+    gets = [builder.add_func(_getter(width, i), f"rnn_state_get_{i}") for i in range(len(rows))]
+    sets = [builder.add_func(_setter(width, i), f"rnn_state_set_{i}") for i in range(len(rows))]
+    initial = [relax.const(np.full((width,), value, "float32")) for value in rows]
+    call = relax.call_pure_packed(
+        "vm.builtin.rnn_state_create",
+        relax.prim_value(layers),
+        max_batch_size,
+        max_history,
+        relax.Tuple(gets),
+        relax.Tuple(sets),
+        relax.Tuple(initial),
+        ty_args=[relax.ObjectType()],
+    )
+    return RNNStateObject(_expr=call, _name="rnn_state")
+
+
+def _getter(width: int, row: int) -> tirx.PrimFunc:
+    @T.prim_func(s_tir=True)
+    def get(
+        var_storage: T.handle, var_slots: T.handle, var_history: T.handle, var_output: T.handle
+    ) -> None:
+        T.func_attr({"global_symbol": f"rnn_state_get_{row}", "tirx.noalias": True})
+        slots, history, batch = T.int64(), T.int64(), T.int64()
+        storage = T.match_buffer(var_storage, (slots, history, width), "float32")
+        slot_ids = T.match_buffer(var_slots, (batch,), "int32")
+        history_ids = T.match_buffer(var_history, (batch,), "int32")
+        output = T.match_buffer(var_output, (batch, width), "float32")
+        for b, d in T.grid(batch, T.int64(width)):
+            with T.sblock("get"):
+                vb, vd = T.axis.remap("SS", [b, d])
+                output[vb, vd] = storage[
+                    T.cast(slot_ids[vb], "int64"), T.cast(history_ids[vb], "int64"), vd
+                ]
+
+    return get
+
+
+def _setter(width: int, row: int) -> tirx.PrimFunc:
+    @T.prim_func(s_tir=True)
+    def set_(
+        var_storage: T.handle, var_slots: T.handle, var_history: T.handle, var_value: T.handle
+    ) -> None:
+        T.func_attr({"global_symbol": f"rnn_state_set_{row}", "tirx.noalias": True})
+        slots, history, batch = T.int64(), T.int64(), T.int64()
+        storage = T.match_buffer(var_storage, (slots, history, width), "float32")
+        slot_ids = T.match_buffer(var_slots, (batch,), "int32")
+        history_ids = T.match_buffer(var_history, (batch,), "int32")
+        value = T.match_buffer(var_value, (batch, width), "float32")
+        for b, d in T.grid(batch, T.int64(width)):
+            with T.sblock("set"):
+                vb, vd = T.axis.remap("SS", [b, d])
+                storage[
+                    T.cast(slot_ids[vb], "int64"),
+                    (T.cast(history_ids[vb], "int64") + T.int64(1)) % history,
+                    vd,
+                ] = value[vb, vd]
+
+    return set_

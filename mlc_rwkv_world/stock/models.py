@@ -1,0 +1,174 @@
+"""The host's registry entry for RWKV World: configuration, model, parameters.
+
+The host calls what is registered here with its own objects; this module translates them into
+ours. Our compiler is imported only when a model is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mlc_rwkv_world import __version__
+from mlc_rwkv_world.artifact.layout import MODEL_TYPE
+from mlc_rwkv_world.artifact.metadata import REVISION
+from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from mlc_rwkv_world.storage import Format
+
+# What RWKV-4 configurations of Hugging Face call themselves.
+ALIAS = "rwkv"
+# Our reader, among the host's source formats.
+SOURCE_FORMAT = "rwkv-world"
+# Kinds of the host's formats whose storage we have.
+_KINDS = ("no-quant", "group-quant")
+# The attribute of an exported module by which our pipeline knows it.
+MODULE_ATTRIBUTE = "rwkv_world"
+# Rows of a World model's head that can mean something; other RWKV-4 models have fewer.
+_WORLD_ROWS = 65536
+
+
+def add_models(model_model: ModuleType) -> None:
+    """Adds the model type and its alias to the host's registry."""
+    model = model_model.Model(
+        name=MODEL_TYPE,
+        config=_config_class(),
+        model=_plain_model,
+        source=dict.fromkeys(
+            (SOURCE_FORMAT, "huggingface-safetensor", "huggingface-torch"), _no_mapping
+        ),
+        quantize=dict.fromkeys(_KINDS, quantized_model),
+    )
+    model_model.MODELS[MODEL_TYPE] = model
+    model_model.MODELS[ALIAS] = model
+
+
+def add_formats(quantization: ModuleType) -> None:
+    """Adds our formats that the host lacks, described in its terms."""
+    from mlc_rwkv_world.storage import FORMATS
+
+    known = quantization.QUANTIZATION
+    for fmt in FORMATS.values():
+        if fmt.name in known:
+            continue
+        stored = fmt.matrix
+        if stored.bits:
+            known[fmt.name] = quantization.GroupQuantize(
+                name=fmt.name,
+                kind="group-quant",
+                group_size=stored.group,
+                quantize_dtype=f"int{stored.bits}",
+                storage_dtype="uint32",
+                model_dtype=fmt.dtype,
+                linear_weight_layout="NK",
+            )
+        else:
+            known[fmt.name] = quantization.NoQuantize(
+                name=fmt.name, kind="no-quant", model_dtype=fmt.dtype
+            )
+
+
+def is_ours(model: Any) -> bool:
+    """Whether a registry entry of the host's is the one that was added here."""
+    return getattr(model, "name", None) == MODEL_TYPE
+
+
+def model_config(config: Any, fmt: Format) -> ModelConfig:
+    """Our configuration from the host's; how weights are stored decides whether they rescale."""
+    values = config.asdict()
+    if not fmt.rescales:
+        values["rescale_every"] = 0
+    return ModelConfig.from_dict(values)
+
+
+def format_of(quantization: Any) -> Format:
+    """Our format of the host's name; UsageError where it is none of ours."""
+    from mlc_rwkv_world.storage import format_named
+
+    return format_named(quantization.name)
+
+
+def _config_class() -> type:
+    """Our configuration as a class of the host's kind, whose fields its commands may override."""
+    from mlc_llm.support.config import ConfigBase
+
+    fields: list[Any] = [
+        (field.name, field.type, _default(field)) for field in dataclasses.fields(ModelConfig)
+    ]
+    fields += [
+        # The host's cache of compiled libraries is keyed by the configuration: new kernels must
+        # not be taken for old ones.
+        ("rwkv_world_revision", str, dataclasses.field(default="")),
+        ("kwargs", dict, dataclasses.field(default_factory=dict)),
+    ]
+    return dataclasses.make_dataclass(
+        "RwkvWorldConfig",
+        fields,
+        bases=(ConfigBase,),
+        namespace={"__post_init__": _complete, "__module__": __name__},
+    )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    default = None if field.default is dataclasses.MISSING else field.default
+    return dataclasses.field(default=default)
+
+
+def _complete(config: Any) -> None:
+    """Fills what Hugging Face's configurations leave out, and checks the whole."""
+    from mlc_rwkv_world.compiler.cache import digest_of_sources
+
+    # All that a host's cache of compiled libraries knows of our code.
+    config.rwkv_world_revision = f"{__version__}-{REVISION}-{digest_of_sources()[:12]}"
+    if not config.intermediate_size and config.hidden_size:
+        config.intermediate_size = 4 * config.hidden_size
+    config.attention_hidden_size = config.attention_hidden_size or config.hidden_size
+    values = {key: value for key, value in config.asdict().items() if value is not None}
+    for name, value in ModelConfig.from_dict(values).as_dict().items():
+        setattr(config, name, value)
+    if config.vocab_size != _WORLD_ROWS:
+        raise UsageError(
+            f"config.json: vocab_size is {config.vocab_size}; RWKV World models have {_WORLD_ROWS}."
+        )
+
+
+def _plain_model(config: Any) -> Any:
+    from mlc_rwkv_world.compiler.export import model
+    from mlc_rwkv_world.storage import format_named
+
+    fmt = format_named("q0f32")
+    return model(model_config(config, fmt), fmt, fmt.dtype)
+
+
+def quantized_model(config: Any, quantization: Any) -> tuple[Any, Any]:
+    """The model as the format stores it; computing as the current target does, if there is one."""
+    from mlc_llm.loader import QuantizeMapping
+    from tvm.target import Target
+
+    from mlc_rwkv_world.compiler.export import compute_dtype, model
+
+    fmt = format_of(quantization)
+    ours = model_config(config, fmt)
+    target = Target.current(allow_none=True)
+    dtype = fmt.dtype if target is None else compute_dtype(fmt, target.kind.name)
+    module = model(ours, fmt, dtype)
+    description = json.dumps({"config": ours.as_dict(), "format": fmt.name, "compute_dtype": dtype})
+    export_tvm = module.export_tvm
+
+    def export(*args: Any, **kwargs: Any) -> Any:
+        mod, *rest = export_tvm(*args, **kwargs)
+        return (mod.with_attr(MODULE_ATTRIBUTE, description), *rest)
+
+    module.export_tvm = export
+    return module, QuantizeMapping({}, {})
+
+
+def _no_mapping(_: Any, quantization: Any) -> Any:
+    raise UsageError(
+        f"{MODEL_TYPE} is converted whole, by `mlc_llm convert_weight`, and not tensor by tensor "
+        f"through the host's loaders (asked for {quantization.name})."
+    )

@@ -1,0 +1,1 @@
+"""RWKV-4 on CUDA."""

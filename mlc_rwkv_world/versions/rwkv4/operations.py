@@ -1,0 +1,45 @@
+"""The operations that RWKV-4's parts alone decompose into, and their kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tvm import tirx
+from tvm.relax.frontend.nn import Tensor
+
+from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.table import Kernel
+from mlc_rwkv_world.model.operations import named
+from mlc_rwkv_world.versions.rwkv4 import wkv as anywhere
+from mlc_rwkv_world.versions.rwkv4.cuda import wkv as cuda
+
+
+def wkv(
+    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Sequence[Tensor], offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The RWKV-4 recurrence over each sequence, all float32.
+
+    k, v: [T, D]; decay (`-exp(time_decay)`) and first (`time_first`): [D]; state: a, b, p, each
+    [B, D]. Returns the output [T, D] and the new a, b, p.
+    """
+    row = (state[0].shape, "float32")
+    outs = [(k.shape, "float32"), row, row, row]
+    y, a, b, p = named("rwkv4.wkv_whole", [k, v, decay, first, *state, offsets], outs)
+    return y, a, b, p
+
+
+def wkv_step(
+    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`wkv` where every row is the next token of its own sequence (T = B)."""
+    row = (k.shape, "float32")
+    y, a, b, p = named("rwkv4.wkv_step", [k, v, decay, first, *state], [row, row, row, row])
+    return y, a, b, p
+
+
+def wkv_whole(sig: Signature) -> tirx.PrimFunc:
+    """The recurrence over whole sequences."""
+    return cuda.wkv(sig) if cuda.suits(sig) else anywhere.wkv(sig)
+
+
+KERNELS: Mapping[str, Kernel] = {"rwkv4.wkv_whole": wkv_whole, "rwkv4.wkv_step": anywhere.wkv_step}

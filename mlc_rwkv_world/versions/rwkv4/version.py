@@ -1,0 +1,18 @@
+"""RWKV-4, as the table of versions lists it."""
+
+from __future__ import annotations
+
+from mlc_rwkv_world.versions.rwkv4 import model, operations, parts, reference
+from mlc_rwkv_world.versions.rwkv4.cpu import rules as cpu
+from mlc_rwkv_world.versions.rwkv4.cuda import rules as cuda
+from mlc_rwkv_world.versions.version import Version
+
+RWKV4 = Version(
+    model=model.RWKV4,
+    initial_rows=model.INITIAL_ROWS,
+    halved_outputs=("attention.output.weight", "feed_forward.value.weight"),
+    parts=parts.DECOMPOSITIONS,
+    operations=operations.KERNELS,
+    rules={"llvm": cpu.RULES, "cuda": cuda.RULES},
+    reference=reference,
+)

@@ -1,0 +1,48 @@
+"""What a version of RWKV declares, and the layers above ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mlc_rwkv_world.kernels import rules as shared_rules
+from mlc_rwkv_world.kernels.emitter import Rule
+from mlc_rwkv_world.kernels.table import NAMED, Kernel
+from mlc_rwkv_world.model import shared_parts
+from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.model.shared_parts import Decomposition
+from mlc_rwkv_world.storage import Format
+from mlc_rwkv_world.versions.references import Reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """What the layers above need of one version.
+
+    `initial_rows` are the values that fill each row of a fresh state's layer, [R];
+    `halved_outputs` names the weights that `rescale_every` divides, relative to their block.
+    `parts` says what each part means, `operations` which kernels its own named operations have,
+    `rules` which kernels a kind of target has for parts; `reference` computes all in NumPy.
+    """
+
+    model: Callable[[ModelConfig, Format, str], Any]
+    initial_rows: Sequence[float]
+    halved_outputs: Sequence[str]
+    parts: Mapping[str, Decomposition]
+    operations: Mapping[str, Kernel]
+    rules: Mapping[str, Mapping[str, Rule]]
+    reference: Reference
+
+    def all_parts(self) -> Mapping[str, Decomposition]:
+        """What its parts mean, and those that it shares with others."""
+        return {**shared_parts.DECOMPOSITIONS, **self.parts}
+
+    def all_operations(self) -> Mapping[str, Kernel]:
+        """The kernels of the operations that its parts decompose into."""
+        return {**NAMED, **self.operations}
+
+    def all_rules(self, kind: str) -> Mapping[str, Rule]:
+        """The kernels that a kind of target has for them."""
+        shared = {**shared_rules.ANYWHERE, **shared_rules.RULES.get(kind, {})}
+        return {**shared, **self.rules.get(kind, {})}

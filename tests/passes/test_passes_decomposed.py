@@ -1,0 +1,68 @@
+"""Which parts have no kernels of their own: by format, target and function, all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import pytest
+from support.modules import LAYERS, chosen, small_config, small_module
+
+from mlc_rwkv_world.compiler.arithmetic import by_function
+from mlc_rwkv_world.compiler.arithmetic import resolve as resolve_arithmetic
+from mlc_rwkv_world.compiler.export import compute_dtype, parameters
+from mlc_rwkv_world.compiler.passes.choose_kernels import DECOMPOSED
+from mlc_rwkv_world.compiler.passes.pack_weights import PackWeights
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.storage import FORMATS, format_named
+
+OURS = ("rwkv_world_batch_decode", "rwkv_world_decode", "rwkv_world_prefill")
+STOCK = ("batch_decode", "batch_prefill", "decode", "prefill")
+CUDA = "cuda -arch=sm_90"
+# Two blocks whose rows are whole pieces of what CUDA's kernels copy at a time.
+WIDE = {"hidden_size": 1024, "intermediate_size": 4096}
+
+# A branch of a block consists of smaller parts; the others of operators.
+BRANCHES = {"rwkv4.channel_mix": LAYERS, "rwkv4.time_mix": LAYERS}
+PRODUCTS = {
+    "residual_product": LAYERS,
+    "rwkv4.gated_residual": LAYERS,
+    "squared_relu_product": LAYERS,
+}
+WKV, MIX = {"rwkv4.wkv": LAYERS}, {"norm_mix": 2 * LAYERS}
+EVERYTHING = {**BRANCHES, **PRODUCTS, **WKV, **MIX}
+
+
+def _decomposed(quantization: str, target_text: str) -> Mapping[str, Mapping[str, int]]:
+    fmt, target = format_named(quantization), resolve(target_text)
+    dtype = compute_dtype(fmt, target.kind)
+    mod = small_module(quantization, dtype, **WIDE)
+    if target.kind == "llvm":
+        names = [spec.name for spec in parameters(small_config(**WIDE), fmt)]
+        arithmetic = by_function(resolve_arithmetic("auto", target, fmt, dtype))
+        mod = PackWeights(target.target, names, arithmetic)(mod)
+    found: dict[str, dict[str, int]] = json.loads(str(chosen(mod, target.target).attrs[DECOMPOSED]))
+    return found
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+@pytest.mark.parametrize("target", ["llvm", "llvm -mcpu=x86-64"])
+def test_on_a_cpu(quantization: str, target: str) -> None:
+    # Ours have kernels for whole branches; stock's have none but for products.
+    assert _decomposed(quantization, target) == dict.fromkeys(STOCK, EVERYTHING)
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_on_cuda(quantization: str) -> None:
+    found = _decomposed(quantization, CUDA)
+    assert found["rwkv_world_decode"] == BRANCHES
+    assert found["decode"] == {**BRANCHES, **WKV, **MIX}
+    assert found["rwkv_world_batch_decode"] == {**BRANCHES, **PRODUCTS, **WKV}
+    for name in ("rwkv_world_prefill", "batch_decode", "batch_prefill", "prefill"):
+        assert found[name] == EVERYTHING, name
+
+
+@pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
+@pytest.mark.parametrize("target", ["metal", "opencl", "cuda -arch=sm_75"])
+def test_on_other_gpus(quantization: str, target: str) -> None:
+    assert _decomposed(quantization, target) == dict.fromkeys((*OURS, *STOCK), EVERYTHING)
