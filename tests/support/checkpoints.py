@@ -185,9 +185,10 @@ def fla_tensors(tensors: Mapping[str, np.ndarray], *, one_mix: bool = False) -> 
                 array = array.T
             elif re.fullmatch("[wav]0", last):
                 parts[3:] = [f"{last[0]}_lora", "lora", "2", "bias"]
-        if array.ndim == 3 and not last.startswith("x_") or last == "x_k" and parts[2] == "ffn":
-            array = array.reshape(-1)
-        found[".".join(["model", *parts])] = array
+        mixes = parts[2:3] == ["attn"] and last.startswith("x_")
+        found[".".join(["model", *parts])] = (
+            array if mixes or array.ndim == 2 else array.reshape(-1)
+        )
     if one_mix:
         for name in [name for name in found if name.endswith(".attn.x_r")]:
             stem = name.removesuffix("x_r")

@@ -3,8 +3,8 @@
 Formulas follow BlinkDL's inference package `rwkv` 0.8.32 and RWKV-LM `RWKV-v7`; types and casts
 follow the model that is compiled. T tokens of B sequences lie one after another: sequence b owns
 the rows `offsets[b] .. offsets[b + 1]`. A head has N of the D channels. The rows of one layer of
-the state are [B, N + 2, D]: the previous input of the time mix; the heads' matrices, [D / N, N, N] as
-(head, key channel, value channel); the previous input of the channel mix.
+the state are [B, N + 2, D]: the previous input of the time mix; the heads' matrices, [D / N, N, N]
+as (head, key channel, value channel); the previous input of the channel mix.
 
 What passes from block to block is the residual and, from block 0 on, block 0's value [T, D].
 """
