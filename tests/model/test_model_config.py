@@ -57,6 +57,6 @@ def test_missing_fields_are_named() -> None:
 
 def test_versions() -> None:
     assert version_of(4).model is rwkv4.RWKV4
-    assert version_of(4).initial_rows == (0, 0, 0, -1e30, 0)
+    assert version_of(4).initial_rows(small_config()) == (0, 0, 0, -1e30, 0)
     with pytest.raises(UsageError, match="RWKV-5 is not supported yet; this package builds RWKV 4"):
         version_of(5)
