@@ -40,7 +40,8 @@ def _checked(config: ModelConfig) -> ModelConfig:
             f"{config.head_size}."
         )
     for name, rank in ranks(config).items():
-        if not rank:
+        # The only block of a model takes no share of a value.
+        if not rank and (name != "v" or config.num_hidden_layers > 1):
             raise UsageError(f"model_config: the rank of {name}1 and {name}2 is missing.")
     return config
 
