@@ -72,15 +72,7 @@ def test_imports_point_down(room: str) -> None:
             assert inner[0] in below, f"{path} imports {name}"
 
 
-@pytest.mark.parametrize(
-    "room",
-    [
-        pytest.param(room, marks=pytest.mark.xfail(reason="autoload waits for registration"))
-        if room == "stock"
-        else room
-        for room in ORDER
-    ],
-)
+@pytest.mark.parametrize("room", ORDER)
 def test_no_imports_go_round(room: str) -> None:
     """Wherever they stand: in a function, or for types alone, they tie modules as well."""
     try:

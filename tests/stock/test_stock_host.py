@@ -344,6 +344,6 @@ def test_doctor(host_path: list[Path]) -> None:
     result = run(["-m", "mlc_rwkv_world", "doctor"], host_path)
     assert result.returncode == 0, result.stderr
     steps = [line for line in result.stdout.splitlines() if line.endswith(": done")]
-    from mlc_rwkv_world.stock.registration import STEPS
+    from mlc_rwkv_world.stock.steps import STEPS
 
     assert len(steps) == len(STEPS), result.stdout
