@@ -26,7 +26,7 @@ if os.path.expanduser("~") == "~":  # noqa: PTH111
 
 if TYPE_CHECKING:
     from mlc_rwkv_world.builder import Artifact as Artifact
-    from mlc_rwkv_world.builder import build as build
+    from mlc_rwkv_world.building import build as build
     from mlc_rwkv_world.chat import Chat as Chat
     from mlc_rwkv_world.errors import RwkvWorldError as RwkvWorldError
     from mlc_rwkv_world.runtime import Engine as Engine
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Artifact": "builder",
-    "build": "builder",
+    "build": "building",
     "Chat": "chat",
     "Engine": "runtime",
     "RwkvWorldError": "errors",

@@ -27,6 +27,7 @@ from mlc_rwkv_world.checkpoint import (
 )
 from mlc_rwkv_world.compiler import library as code
 from mlc_rwkv_world.compiler import pipeline
+from mlc_rwkv_world.compiler.additions import Additions
 from mlc_rwkv_world.compiler.cache import ModuleCache, cache_folder
 from mlc_rwkv_world.compiler.export import export
 from mlc_rwkv_world.convert.chat_config import (
@@ -80,9 +81,9 @@ def build(
     use_cache: bool = True,
     debug_dump: str | Path | None = None,
     system_lib: bool = False,
-    stock: bool = True,
     prefer_safetensors: bool = True,
     arithmetic: str = "auto",
+    additions: Additions | None = None,
     reporter: Reporter | None = None,
 ) -> Artifact:
     """Builds `<output>/<model>-<quantization>` from a checkpoint, whole or not at all.
@@ -96,8 +97,8 @@ def build(
     for a limit; the model has none. With `debug_dump`, the module after each phase is written to
     that folder. `arithmetic` is what a CPU multiplies in: "int8" (quantized weights; inputs are
     rounded to 8 bits), "bfloat16" (other weights; both sides are rounded), "float32" or "auto", or
-    one of them for each use, "decode=int8,batch=int8,prefill=float32". Without `stock` the library
-    has no functions for stock mlc_llm's engine, and is half as large and compiled sooner.
+    one of them for each use, "decode=int8,batch=int8,prefill=float32". `additions` are what the
+    library has for a host.
 
     `compute_dtype` "auto" is the format's type on a GPU and float32 on a CPU; "float16" on a CPU
     rounds every operation's result to float16, as a GPU does, and is slow. `fp32_layers` are the
@@ -122,7 +123,7 @@ def build(
         max_seq_len=max_seq_len,
         prefill_chunk_size=prefill_chunk_size,
         max_batch_size=max_batch_size,
-        stock=stock,
+        additions=additions,
     )
     if reuse_lib is not None:
         reuse_lib = expanded(reuse_lib)
@@ -208,7 +209,8 @@ def _compile(
     reporter.stage(f"compiling for {chosen.target.kind}")
     described = plan.described()
     prefix = code.system_lib_prefix(plan.name) if system_lib else None
-    cache = ModuleCache(kept, described, prefix) if kept is not None else None
+    added = chosen.additions
+    cache = ModuleCache(kept, described, prefix, added) if kept is not None else None
     parts = (*pipeline.PHASES, *code.PARTS)
 
     def starting(part: str) -> None:
@@ -216,10 +218,11 @@ def _compile(
 
     mod = cache.load() if cache is not None and dump is None else None
     if mod is None:
-        exported = export(plan.config, chosen.format, chosen.compute_dtype, stock=chosen.stock)
+        exported = export(plan.config, chosen.format, chosen.compute_dtype, added)
         if prefix is not None:
             exported = exported.with_attr("system_lib_prefix", prefix)
-        mod = pipeline.run(exported, chosen.target.target, plan.config, described, dump, starting)
+        target = chosen.target.target
+        mod = pipeline.run(exported, target, plan.config, described, dump, starting, added)
         if cache is not None:
             cache.store(mod)
     path = _library_path(plan, folder, system_lib=system_lib)

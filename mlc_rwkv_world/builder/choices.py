@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mlc_rwkv_world.compiler import arithmetic as arithmetic_of
+from mlc_rwkv_world.compiler.additions import Additions
 from mlc_rwkv_world.compiler.export import compute_dtype as usual_dtype
 from mlc_rwkv_world.compiler.target import BuildTarget, resolve
 from mlc_rwkv_world.errors import UsageError
@@ -36,7 +37,7 @@ class Choices:
     max_seq_len: int | None
     prefill_chunk_size: int
     max_batch_size: int
-    stock: bool
+    additions: Additions | None
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
@@ -60,7 +61,7 @@ def choose(
     max_seq_len: int | None,
     prefill_chunk_size: int,
     max_batch_size: int,
-    stock: bool,
+    additions: Additions | None,
 ) -> Choices:
     """The choices that a user's words mean on this machine. Raises UsageError, TargetError."""
     chosen, fmt = for_this_cpu(resolve(target), target), format_named(quantization)
@@ -75,7 +76,7 @@ def choose(
         max_seq_len=max_seq_len,
         prefill_chunk_size=prefill_chunk_size,
         max_batch_size=max_batch_size,
-        stock=stock,
+        additions=additions,
     )
 
 

@@ -43,7 +43,7 @@ class Plan:
             chosen.target,
             chosen.compute_dtype,
             chosen.arithmetic,
-            stock=chosen.stock,
+            stock=chosen.additions is not None,
         )
 
 

@@ -160,7 +160,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, option[2:].replace("-", "_")) is not None:
             console.complain(f"note: {option} has no effect here: {reason}.")
 
-    from mlc_rwkv_world.builder import build
+    from mlc_rwkv_world.building import build
 
     started = time.monotonic()
     reporter = _Console()

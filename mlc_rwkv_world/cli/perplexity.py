@@ -79,7 +79,6 @@ def _built(options: argparse.Namespace, path: Path, folder: str) -> Path:
         output=folder,
         compute_dtype=options.compute_dtype,
         fp32_layers=options.fp32_layers,
-        stock=False,
     ).folder
 
 

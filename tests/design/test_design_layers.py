@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 ORDER = (
     *("tvm_names", "tvm_script", "reporter", "characters", "errors", "console", "artifact"),
     *("tokenizer", "checkpoint", "storage", "model", "kernels", "versions"),
-    *("compiler", "convert", "runtime", "numerics", "builder", "chat", "stock", "cli"),
+    *("compiler", "convert", "runtime", "numerics", "builder", "chat", "stock", "building", "cli"),
 )
 # These run where TVM's compiler is not installed.
 WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact", "storage")

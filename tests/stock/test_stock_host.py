@@ -20,6 +20,7 @@ import mlc_rwkv_world as world
 from mlc_rwkv_world.artifact.conversation import OPENING_ANSWER
 from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.compiler.cache import digest_of_sources
+from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 pytestmark = [
@@ -317,7 +318,7 @@ def test_what_the_hosts_cache_knows_of_our_code(host_path: list[Path]) -> None:
     )
     result = run(["-c", script], host_path)
     assert result.returncode == 0, result.stderr[-3000:]
-    known = f"{world.__version__}-{REVISION}-{digest_of_sources()[:12]}"
+    known = f"{world.__version__}-{REVISION}-{digest_of_sources(STOCK)[:12]}"
     assert result.stdout.splitlines()[-1] == known
 
 

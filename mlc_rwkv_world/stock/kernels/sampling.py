@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels.common.logits import Items
+from mlc_rwkv_world.stock.kernels.logits import Items
 
 Array = NDArray[Any]
 

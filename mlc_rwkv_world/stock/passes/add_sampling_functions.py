@@ -9,7 +9,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels.common import sampling as kernels
+from mlc_rwkv_world.stock.kernels import sampling as kernels
 
 
 @tvm.transform.module_pass(opt_level=0, name="AddSamplingFunctions")
