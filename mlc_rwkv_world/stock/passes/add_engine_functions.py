@@ -6,6 +6,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.target import Target
 
+from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.stock.kernels import logits as kernels
 
 # Ids from here on have no place in the token table of the engine's own World tokenizer, and end
@@ -39,7 +40,7 @@ class AddEngineFunctions:
             kernels.apply_bitmask_inplace,
         ):
             name = kernel.__name__
-            mod[name] = kernel(self.target).with_attr("global_symbol", name)
+            mod[name] = finished(kernel(self.target)).with_attr("global_symbol", name)
         return mod
 
 
