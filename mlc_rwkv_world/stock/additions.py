@@ -23,7 +23,7 @@ _DRAWS_THERE = ("cuda", "vulkan", "metal")
 
 def _passes(target: Target, config: ModelConfig) -> Sequence[Pass]:
     """TVM's operators for sorting and drawing become its kernels before anything else happens."""
-    added = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS)]
+    added: list[Pass] = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS)]
     if target.kind.name in _DRAWS_THERE:
         drawing = AddSamplingFunctions(target, config.vocab_size)
         added += [drawing, backend.DispatchSampling(), backend.DispatchSortScan()]
