@@ -20,8 +20,10 @@ from mlc_rwkv_world.model.config import ModelConfig
 if TYPE_CHECKING:
     from mlc_rwkv_world.storage import Format
 
-# What RWKV-4 configurations of Hugging Face call themselves.
-ALIAS = "rwkv"
+# What configurations of Hugging Face call themselves, and which version they are of.
+ALIASES = {"rwkv": 4, "rwkv7": 7}
+# Fields that those of RWKV-7 have under names of their own.
+_FIELDS = {"head_dim": "head_size", "norm_eps": "layer_norm_epsilon"}
 # Our reader, among the host's source formats.
 SOURCE_FORMAT = "rwkv-world"
 # Kinds of the host's formats whose storage we have.
@@ -33,7 +35,7 @@ _WORLD_ROWS = 65536
 
 
 def add_models(model_model: ModuleType) -> None:
-    """Adds the model type and its alias to the host's registry."""
+    """Adds the model type and its aliases to the host's registry."""
     model = model_model.Model(
         name=MODEL_TYPE,
         config=_config_class(),
@@ -43,8 +45,8 @@ def add_models(model_model: ModuleType) -> None:
         ),
         quantize=dict.fromkeys(_KINDS, quantized_model),
     )
-    model_model.MODELS[MODEL_TYPE] = model
-    model_model.MODELS[ALIAS] = model
+    for name in (MODEL_TYPE, *ALIASES):
+        model_model.MODELS[name] = model
 
 
 def add_formats(quantization: ModuleType) -> None:
@@ -123,12 +125,19 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def _complete(config: Any) -> None:
     """Fills what Hugging Face's configurations leave out, and checks the whole."""
     from mlc_rwkv_world.compiler.cache import digest_of_sources
+    from mlc_rwkv_world.stock.additions import STOCK
 
     # All that a host's cache of compiled libraries knows of our code.
-    config.rwkv_world_revision = f"{__version__}-{REVISION}-{digest_of_sources()[:12]}"
+    config.rwkv_world_revision = f"{__version__}-{REVISION}-{digest_of_sources(STOCK)[:12]}"
     if not config.intermediate_size and config.hidden_size:
         config.intermediate_size = 4 * config.hidden_size
     config.attention_hidden_size = config.attention_hidden_size or config.hidden_size
+    # What is no field of ours the host keeps aside.
+    given = config.kwargs
+    config.model_version = ALIASES.get(given.get("model_type"), config.model_version)
+    for theirs, ours in _FIELDS.items():
+        if given.get(theirs) is not None:
+            setattr(config, ours, given[theirs])
     values = {key: value for key, value in config.asdict().items() if value is not None}
     for name, value in ModelConfig.from_dict(values).as_dict().items():
         setattr(config, name, value)
@@ -140,10 +149,11 @@ def _complete(config: Any) -> None:
 
 def _plain_model(config: Any) -> Any:
     from mlc_rwkv_world.compiler.export import model
+    from mlc_rwkv_world.stock.exports import StockLM
     from mlc_rwkv_world.storage import format_named
 
     fmt = format_named("q0f32")
-    return model(model_config(config, fmt), fmt, fmt.dtype)
+    return model(model_config(config, fmt), fmt, fmt.dtype, StockLM)
 
 
 def quantized_model(config: Any, quantization: Any) -> tuple[Any, Any]:
@@ -152,12 +162,13 @@ def quantized_model(config: Any, quantization: Any) -> tuple[Any, Any]:
     from tvm.target import Target
 
     from mlc_rwkv_world.compiler.export import compute_dtype, model
+    from mlc_rwkv_world.stock.exports import StockLM
 
     fmt = format_of(quantization)
     ours = model_config(config, fmt)
     target = Target.current(allow_none=True)
     dtype = fmt.dtype if target is None else compute_dtype(fmt, target.kind.name)
-    module = model(ours, fmt, dtype)
+    module = model(ours, fmt, dtype, StockLM)
     description = json.dumps({"config": ours.as_dict(), "format": fmt.name, "compute_dtype": dtype})
     export_tvm = module.export_tvm
 

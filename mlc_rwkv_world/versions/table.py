@@ -25,9 +25,14 @@ def version_of(number: int) -> Version:
 
 
 def settled(config: ModelConfig) -> ModelConfig:
-    """The configuration with the blocks in float32 that its shape needs, where it names none."""
-    if config.fp32_layers is not None:
-        return config
-    presets = version_of(config.model_version).fp32_presets
-    shape = (config.num_hidden_layers, config.hidden_size)
-    return dataclasses.replace(config, fp32_layers=presets.get(shape, ()))
+    """The configuration as its version has it.
+
+    The blocks in float32 are those that its shape needs, where it names none; the residual is not
+    halved where no weights are made for that.
+    """
+    version, blocks = version_of(config.model_version), config.fp32_layers
+    if blocks is None:
+        shape = (config.num_hidden_layers, config.hidden_size)
+        blocks = version.fp32_presets.get(shape, ())
+    every = config.rescale_every if version.halved_outputs else 0
+    return dataclasses.replace(config, fp32_layers=blocks, rescale_every=every)

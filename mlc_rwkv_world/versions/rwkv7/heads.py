@@ -52,7 +52,6 @@ def keys(sig: Signature, size: int) -> tirx.PrimFunc:
         var_removed: T.handle,
         var_replaced: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         k = T.match_buffer(var_k, (rows, width), "float32")
         a = T.match_buffer(var_a, (rows, width), "float32")
@@ -102,7 +101,6 @@ def head_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
         bias: T.Buffer((width,), "float32"),
         var_out: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         y = T.match_buffer(var_y, (rows, width), "float32")
         r = T.match_buffer(var_r, (rows, width), "float32")

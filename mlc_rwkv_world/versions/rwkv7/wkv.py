@@ -47,7 +47,6 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
         var_y: T.handle,
         var_new: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         seq_len, batch = T.int64(), T.int64()
         rows = T.meta_var(batch if step else seq_len)
         r = T.match_buffer(var_r, (rows, width), "float32")
@@ -90,7 +89,6 @@ def wkv_pooled(sig: Signature, size: int) -> tirx.PrimFunc:
         row: T.int64,
         var_y: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         seq_len, batch, places = T.int64(), T.int64(), T.int64()
         rows = T.meta_var(batch if step else seq_len)
         r = T.match_buffer(var_r, (rows, width), "float32")

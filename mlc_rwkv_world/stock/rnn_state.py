@@ -1,24 +1,23 @@
 """TVM's RNNState behind the `State` protocol: the state as stock engines hold it.
 
 Each layer has one slot for each row, float32 [D]. The engine owns the object, chooses the
-sequences of a call, and copies rows in and out through the two TIR functions made here.
+sequences of a call, and copies rows in and out through the functions of `stock.kernels.rnn_state`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
 from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
-from tvm.script import tirx as T
 
 from mlc_rwkv_world.model.fields import Field, Span, spans
 from mlc_rwkv_world.model.parts import Part
 from mlc_rwkv_world.model.state import emit_with_fields
+from mlc_rwkv_world.stock.kernels.rnn_state import getter, setter
 
 
 class RNNStateObject(nn.Object):  # type: ignore[misc]
@@ -71,8 +70,8 @@ def create_rnn_state(
     """A new state object, in which each of a version's fields is one entry of its shape."""
     builder = relax.BlockBuilder.current()
     shapes = [span.shape(width) for span in spans(fields)]
-    gets = [builder.add_func(_getter(s, i), f"rnn_state_get_{i}") for i, s in enumerate(shapes)]
-    sets = [builder.add_func(_setter(s, i), f"rnn_state_set_{i}") for i, s in enumerate(shapes)]
+    gets = [builder.add_func(getter(s, i), f"rnn_state_get_{i}") for i, s in enumerate(shapes)]
+    sets = [builder.add_func(setter(s, i), f"rnn_state_set_{i}") for i, s in enumerate(shapes)]
     initial = [
         relax.const(np.full(shape, field.fresh, "float32"))
         for field, shape in zip(fields, shapes, strict=True)
@@ -88,55 +87,3 @@ def create_rnn_state(
         ty_args=[relax.ObjectType()],
     )
     return RNNStateObject(_expr=call, _name="rnn_state")
-
-
-def _getter(shape: tuple[int, ...], number: int) -> tirx.PrimFunc:
-    height, width, single = prod(shape[:-1]), shape[-1], len(shape) == 1
-
-    @T.prim_func(s_tir=True)
-    def get(
-        var_storage: T.handle, var_slots: T.handle, var_history: T.handle, var_output: T.handle
-    ) -> None:
-        T.func_attr({"global_symbol": f"rnn_state_get_{number}", "tirx.noalias": True})
-        slots, history, batch = T.int64(), T.int64(), T.int64()
-        storage = T.match_buffer(var_storage, (slots, history, *shape), "float32")
-        slot_ids = T.match_buffer(var_slots, (batch,), "int32")
-        history_ids = T.match_buffer(var_history, (batch,), "int32")
-        output = T.match_buffer(var_output, (batch, *shape), "float32")
-        for b, n, d in T.grid(batch, T.int64(height), T.int64(width)):
-            with T.sblock("get"):
-                vb, vn, vd = T.axis.remap("SSS", [b, n, d])
-                slot = T.meta_var(T.cast(slot_ids[vb], "int64"))
-                version = T.meta_var(T.cast(history_ids[vb], "int64"))
-                if single:
-                    output[vb, vd] = storage[slot, version, vd]
-                else:
-                    output[vb, vn, vd] = storage[slot, version, vn, vd]
-
-    return get
-
-
-def _setter(shape: tuple[int, ...], number: int) -> tirx.PrimFunc:
-    height, width, single = prod(shape[:-1]), shape[-1], len(shape) == 1
-
-    @T.prim_func(s_tir=True)
-    def set_(
-        var_storage: T.handle, var_slots: T.handle, var_history: T.handle, var_value: T.handle
-    ) -> None:
-        T.func_attr({"global_symbol": f"rnn_state_set_{number}", "tirx.noalias": True})
-        slots, history, batch = T.int64(), T.int64(), T.int64()
-        storage = T.match_buffer(var_storage, (slots, history, *shape), "float32")
-        slot_ids = T.match_buffer(var_slots, (batch,), "int32")
-        history_ids = T.match_buffer(var_history, (batch,), "int32")
-        value = T.match_buffer(var_value, (batch, *shape), "float32")
-        for b, n, d in T.grid(batch, T.int64(height), T.int64(width)):
-            with T.sblock("set"):
-                vb, vn, vd = T.axis.remap("SSS", [b, n, d])
-                slot = T.meta_var(T.cast(slot_ids[vb], "int64"))
-                version = T.meta_var((T.cast(history_ids[vb], "int64") + T.int64(1)) % history)
-                if single:
-                    storage[slot, version, vd] = value[vb, vd]
-                else:
-                    storage[slot, version, vn, vd] = value[vb, vn, vd]
-
-    return set_
