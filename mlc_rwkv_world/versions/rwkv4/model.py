@@ -36,7 +36,7 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         self.layer = layer
         self.dtype = dtype
         # These two leave float16's range in small models before the recurrence bounds them.
-        self.key_dtype = "float32" if config.float32_keys else dtype
+        self.float32_keys = config.float32_keys
         self.time_decay = nn.Parameter((size,), "float32")
         self.time_first = nn.Parameter((size,), "float32")
         self.time_mix_key = nn.Parameter((size,), "float32")
@@ -67,7 +67,7 @@ class TimeMix(nn.Module):  # type: ignore[misc]
             block=self.layer,
             compute=self.dtype,
             eps=norm.eps,
-            key_dtype=self.key_dtype,
+            float32_keys=self.float32_keys,
         )
         return state.emit(part, self.layer, [_SPANS[row] for row in (ATT_X, ATT_A, ATT_B, ATT_P)])[
             0
