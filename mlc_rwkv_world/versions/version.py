@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mlc_rwkv_world.artifact.tuned_state import TunedRows
 from mlc_rwkv_world.kernels import rules as shared_rules
 from mlc_rwkv_world.kernels.emitter import Rule
 from mlc_rwkv_world.kernels.table import NAMED, Kernel
@@ -24,6 +25,7 @@ class Version:
     `halved_outputs` names the weights that `rescale_every` divides, relative to their block.
     `parts` says what each part means, `operations` which kernels its own named operations have,
     `rules` which kernels a kind of target has for parts; `reference` computes all in NumPy.
+    `tuned_rows` says where a tuned state stands in a state, for versions that have such.
     """
 
     model: Callable[[ModelConfig, Format, str], Any]
@@ -33,6 +35,7 @@ class Version:
     operations: Mapping[str, Kernel]
     rules: Mapping[str, Mapping[str, Rule]]
     reference: Reference
+    tuned_rows: Callable[[ModelConfig], TunedRows] | None = None
 
     def all_parts(self) -> Mapping[str, Decomposition]:
         """What its parts mean, and those that it shares with others."""
