@@ -45,6 +45,36 @@ def utter(text: str) -> None:
     _put(prose(text))
 
 
+class Aside:
+    """What a model thinks before it answers: dim on a terminal, in brackets on one without colours.
+
+    It is `shown` on terminals alone: elsewhere standard output carries answers and nothing else.
+    """
+
+    def __init__(self) -> None:
+        # https://no-color.org
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("", "dumb")
+        self.shown = sys.stdout.isatty()
+        self.begun = False
+        self._before, self._each, self._after = (
+            ("[thought: ", "{}", "]\n") if plain else ("", "\x1b[2m{}\x1b[22m", "\n")
+        )
+
+    def utter(self, text: str) -> None:
+        """Print a piece, where it is shown; it raises what `say` does."""
+        if self.shown:
+            before = "" if self.begun else self._before
+            self.begun = True
+            # Each piece for itself: nothing that comes between is dim.
+            _put(before + self._each.format(prose(text)))
+
+    def close(self) -> None:
+        """End it, and its line, where it was begun."""
+        if self.begun:
+            self.begun = False
+            _put(self._after)
+
+
 def complain(text: str) -> None:
     """Print a message, of one or more lines, on standard error; where that fails it is lost."""
     with _lost_where_it_fails():

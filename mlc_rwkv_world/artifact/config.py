@@ -18,12 +18,16 @@ PRESENCE_PENALTY = 0.4
 FREQUENCY_PENALTY = 0.4
 REPETITION_PENALTY = 1.0
 
+# The fields of ours, which no stock engine reads.
+OURS, TEMPLATE, THINK = "rwkv_world", "template", "think"
+
 
 @dataclass(frozen=True)
 class ChatConfig:
     """What running a model needs to know beside its parameters.
 
-    `conversation` is the content of `conv_template`, or None where the file has none.
+    `conversation` is the content of `conv_template`, or None where the file has none. `template`
+    is the name of one of ours, and `think` its mode, where the file says so.
     Fields that the file holds beyond these are ignored.
     """
 
@@ -38,6 +42,8 @@ class ChatConfig:
     repetition_penalty: float
     tokenizer_file: str
     conversation: dict[str, Any] | None
+    template: str | None
+    think: str | None
 
     @classmethod
     def read(cls, folder: Path) -> ChatConfig:
@@ -56,8 +62,9 @@ class ChatConfig:
         model = fields.object("model_config")
         conversation = fields.values.get("conv_template")
         if conversation is not None and not isinstance(conversation, dict):
-            # mlc_llm also knows templates by name; ours is the World template in any case.
+            # mlc_llm also knows templates by name, which are not ours.
             conversation = None
+        ours = fields.object(OURS, {})
         return cls(
             path=path,
             quantization=fields.text("quantization"),
@@ -72,6 +79,8 @@ class ChatConfig:
             repetition_penalty=fields.number("repetition_penalty", REPETITION_PENALTY),
             tokenizer_file=_tokenizer_file(folder, fields),
             conversation=conversation,
+            template=ours.text(TEMPLATE, "") or None,
+            think=ours.text(THINK, "") or None,
         )
 
 

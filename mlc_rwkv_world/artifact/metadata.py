@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mlc_rwkv_world.artifact.index import ITEM_SIZES
 from mlc_rwkv_world.artifact.json_fields import Fields
 from mlc_rwkv_world.artifact.layout import MODEL_TYPE
+from mlc_rwkv_world.artifact.tuned_state import TunedRows
 from mlc_rwkv_world.errors import ArtifactError
 
 # Counts changes of what the exported functions take, mean or compute by intent: other sums, another
@@ -54,7 +55,8 @@ class LibraryMetadata:
     compute in float32 whatever `compute_dtype` is. `tvm` is the version of TVM that compiled the
     library, None where it does not say. `arithmetic` is what products with packed weights compute
     in by use, "int8", "bfloat16" or "float32", outside those blocks. `stock` is whether the
-    functions are there that stock mlc_llm's engine calls.
+    functions are there that stock mlc_llm's engine calls. `tuned_rows` is None for models that
+    begin from no tuned state.
     """
 
     source: str
@@ -74,6 +76,7 @@ class LibraryMetadata:
     hidden_size: int
     vocab_size: int
     initial_rows: tuple[float, ...]
+    tuned_rows: TunedRows | None
     build_id: str | None
     tvm: str | None
     stock: bool
@@ -124,10 +127,22 @@ class LibraryMetadata:
             hidden_size=hidden_size,
             vocab_size=vocab_size,
             initial_rows=rows,
+            tuned_rows=_tuned_rows(ours, len(rows), hidden_size),
             build_id=ours.build_id(),
             tvm=ours.text("tvm", "") or None,
             stock=ours.values.get("stock") is not False,
         )
+
+
+def _tuned_rows(ours: Fields, rows: int, width: int) -> TunedRows | None:
+    if ours.values.get("tuned_state") is None:
+        return None
+    fields = ours.object("tuned_state")
+    transposed = fields.values.get("transposed") is True
+    found = TunedRows(fields.integer("row"), fields.integer("rows", minimum=1), transposed)
+    if found.row + found.rows > rows or width % found.rows:
+        raise ours.error("tuned_state", f"some of the {rows} rows of a state")
+    return found
 
 
 def _parameter(fields: Fields) -> Parameter:

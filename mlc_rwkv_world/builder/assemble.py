@@ -15,6 +15,7 @@ from mlc_rwkv_world.artifact.layout import PARAMS_DIR
 from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.artifact.search import Found
 from mlc_rwkv_world.artifact.storage import storing
+from mlc_rwkv_world.artifact.template import Template
 from mlc_rwkv_world.builder.choices import choose
 from mlc_rwkv_world.builder.older import carry_over, kept_checksums
 from mlc_rwkv_world.builder.options import Options
@@ -47,7 +48,11 @@ MODELS_DIR = "models"
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """What a build wrote. `libraries` holds the library, and what else compiling left."""
+    """What a build wrote. `libraries` holds the library, and what else compiling left.
+
+    `template` is how conversations are written; None where the weights were left out, and with
+    them the configuration that says it.
+    """
 
     name: str
     folder: Path
@@ -59,6 +64,7 @@ class Artifact:
     fp32_layers: tuple[int, ...]
     nbytes: int
     bits_per_weight: float
+    template: Template | None
     notes: tuple[str, ...] = ()
 
 
@@ -108,7 +114,7 @@ def build(
         kept = kept_checksums(plan, built, weights=options.weights)
         write_checksums(folder, [path.name for path in built], kept)
         registry.register(plan.folder, folder)
-    return _artifact(plan, built)
+    return _artifact(plan, built, weights=options.weights)
 
 
 def _locate(options: Options, models_dir: Path, reporter: Reporter) -> Path:
@@ -172,7 +178,7 @@ def _convert(plan: Plan, params: Path, reporter: Reporter) -> None:
     reporter.stage(f"converting weights to {plan.choices.format.name}")
     params.mkdir()
     write_vocabulary(params, find_vocabulary(plan.checkpoint.path))
-    write_chat_config(params, plan.config, plan.choices.format)
+    write_chat_config(params, plan.config, plan.choices.format, template=plan.template)
     names = plan.checkpoint.names()
     total = sum(prod(plan.checkpoint.shape(name)) for name in names)
     done = 0
@@ -196,7 +202,7 @@ def _left_out(found: Found) -> list[str]:
     return [f"{path} was not built here: it stays, but does not run." for path in found.unlisted]
 
 
-def _artifact(plan: Plan, built: list[Path]) -> Artifact:
+def _artifact(plan: Plan, built: list[Path], *, weights: bool) -> Artifact:
     params = plan.folder / PARAMS_DIR
     nbytes = ParameterIndex.read(params).nbytes if params.is_dir() else 0
     values = sum(prod(plan.checkpoint.shape(name)) for name in plan.checkpoint.names())
@@ -211,6 +217,7 @@ def _artifact(plan: Plan, built: list[Path]) -> Artifact:
         fp32_layers=tuple(plan.config.fp32_layers or ()),
         nbytes=nbytes,
         bits_per_weight=8 * nbytes / values,
+        template=plan.template if weights else None,
         notes=(
             *_precision_notes(plan.config),
             *plan.choices.target.notes,

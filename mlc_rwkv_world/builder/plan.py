@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from mlc_rwkv_world.artifact.template import Template
+from mlc_rwkv_world.artifact.templates import template_of
 from mlc_rwkv_world.builder.choices import Choices
 from mlc_rwkv_world.builder.options import AUTO
 from mlc_rwkv_world.checkpoint import Checkpoint
@@ -27,6 +29,7 @@ class Plan:
     choices: Choices
     config: ModelConfig
     specs: list[ParameterSpec]
+    template: Template
     folder: Path
 
     @property
@@ -64,7 +67,8 @@ def make_plan(checkpoint: Checkpoint, choices: Choices, output: Path, reporter: 
     if named == AUTO:
         config = _measured(checkpoint, config, choices, reporter)
     folder = output / f"{checkpoint.name}-{choices.format.name}"
-    return Plan(checkpoint, choices, config, parameters(config, choices.format), folder)
+    template = template_of(checkpoint.version, checkpoint.name)
+    return Plan(checkpoint, choices, config, parameters(config, choices.format), template, folder)
 
 
 def _measured(

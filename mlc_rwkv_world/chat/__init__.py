@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from mlc_rwkv_world.artifact.template import Template
 from mlc_rwkv_world.chat.session import Chat
-from mlc_rwkv_world.chat.template import Template
+from mlc_rwkv_world.chat.thoughts import Piece
 
-__all__ = ["Chat", "Template"]
+__all__ = ["Chat", "Piece", "Template"]

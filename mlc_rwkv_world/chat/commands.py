@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mlc_rwkv_world.artifact.templates import no_thinking
 from mlc_rwkv_world.chat.session import Chat
 from mlc_rwkv_world.errors import UsageError
 
@@ -14,6 +15,7 @@ HELP = """\
 /exit            end the program
 /stats           speed of reading and answering since the conversation began
 /reset           begin a new conversation
+/think [HOW]     how much to think: off, short or on
 /reload [MODEL]  load the model again, or another one
 /save FILE       write the conversation to a file
 /load FILE       go on with a conversation from a file
@@ -49,7 +51,12 @@ class Commands:
         self.chat = chat
         self.ended = False
         self._reload = reload
-        self._with_argument = {"save": self._save, "load": self._load, "reload": self._load_model}
+        self._with_argument = {
+            "save": self._save,
+            "load": self._load,
+            "reload": self._load_model,
+            "think": self._think,
+        }
         self._alone = {
             "help": lambda: HELP,
             "stats": lambda: str(self.chat.speed),
@@ -89,6 +96,14 @@ class Commands:
     def _reset(self) -> str:
         self.chat.reset()
         return "A new conversation."
+
+    def _think(self, how: str) -> str:
+        if not self.chat.template.thinks:
+            raise no_thinking(self.chat.template)
+        if how:
+            self.chat.think(how)
+        template = self.chat.template
+        return f"Thinking is {template.think}. It can be {', '.join(template.modes)}: /think HOW."
 
     def _load_model(self, model: str) -> str:
         self.chat = self._reload(model or None)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from mlc_rwkv_world.artifact.places import expanded
-from mlc_rwkv_world.chat.template import Template, clean
+from mlc_rwkv_world.artifact.template import Template
+from mlc_rwkv_world.artifact.templates import with_thinking
+from mlc_rwkv_world.chat.template import choose, usual_sampling
+from mlc_rwkv_world.chat.thoughts import Parting, Piece
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.runtime.answer import Answer, check_max_tokens
 from mlc_rwkv_world.runtime.engine import Engine
@@ -25,7 +29,8 @@ class Chat:
 
     After each answer the state is as if it had read the conversation up to and with the
     blank line after the answer, however the answer ended: by itself, by `max_tokens`, by
-    closing the iterator, by an exception or Ctrl-C. What was not shown was not read.
+    closing the iterator, by an exception or Ctrl-C. What was not shown was not read. A thought
+    is read as well, and ended where it was cut off.
     """
 
     def __init__(
@@ -35,18 +40,28 @@ class Chat:
         sampling: Sampling | None = None,
         seed: int | None = None,
         max_tokens: int | None = None,
-        template: Template | None = None,
+        template: Template | str | None = None,
+        think: str | None = None,
+        system: str | None = None,
     ) -> None:
-        """Sampling and template are the model's own where they are not given."""
+        """Sampling and template are the model's own where they are not given.
+
+        Another template, which may be given by name, brings its own sampling. `think` is one of
+        its modes of thinking, `system` a System text. Raises UsageError for a template that does
+        not exist, and for a mode or a System text that it does not have.
+        """
         check_max_tokens(max_tokens)
         self.engine = engine
-        self.template = template or Template.from_config(engine.config)
+        self.template = choose(engine, template, think, system)
         self._speed = Speed()
         self._turns = 0
         self._max_tokens = max_tokens
-        self._sampler = engine.sampler(sampling or engine.sampling, seed)
+        self._sampler = engine.sampler(sampling or usual_sampling(engine, self.template), seed)
         self._state = engine.new_state()
+        # What conversations begin with: a new state, or a tuned one.
+        self._beginning = engine.new_state()
         self._turn: Generation | None = None
+        self._thought = ""
 
     @property
     def turns(self) -> int:
@@ -54,9 +69,23 @@ class Chat:
         return self._turns + (self._turn is not None and self._turn.prompt_read)
 
     @property
+    def begun(self) -> bool:
+        """Whether the state has read anything: a message, or what stands before the first."""
+        return self._state.tokens_read > 0
+
+    @property
     def speed(self) -> Speed:
         """How much was read and answered since the conversation began or was loaded."""
         return self._speed + (self._turn.speed if self._turn is not None else Speed())
+
+    @property
+    def thought(self) -> str:
+        """What the model has thought before the last answer; empty where it did not think."""
+        return self._thought
+
+    def think(self, mode: str) -> None:
+        """Think so from the next message on; UsageError where the template has no such mode."""
+        self.template = with_thinking(self.template, mode)
 
     def ask(
         self, message: str, progress: Progress = lambda done, total: None
@@ -64,17 +93,27 @@ class Chat:
         """Put `message` to the model; the answer comes in pieces of whole characters.
 
         `progress` hears how many tokens of the message were read, and of how many. The space
-        that begins an answer is left out. Raises UsageError for a message with
-        nothing in it, or one that is not text.
+        that begins an answer is left out, and so is a thought, see `thought`. Raises UsageError
+        for a message with nothing in it, or one that is not text.
         """
-        if not clean(message):
+        return _texts(self.events(message, progress))
+
+    def events(
+        self, message: str, progress: Progress = lambda done, total: None
+    ) -> Generator[Piece, None, None]:
+        """As `ask`, with the pieces of the thought before those of the answer."""
+        if not self.template.cleaned(message):
             raise UsageError("The message is empty. Say something.")
         return self._ask(self.engine.encode(self.template.prompt(message)), progress)
 
     def reset(self) -> None:
-        """Begin a new conversation. Random numbers go on; counts of speed start afresh."""
+        """Begin a new conversation, from the tuned state if one was loaded.
+
+        Random numbers go on; counts of speed start afresh.
+        """
         self._turn = None
-        self._state.reset()
+        self._thought = ""
+        self._state.assign(self._beginning)
         self._sampler.forget()
         self._turns = 0
         self._speed = Speed()
@@ -94,8 +133,9 @@ class Chat:
     def load(self, path: str | Path) -> None:
         """Go on with the conversation that `save` wrote with the same model.
 
-        A file of `State.save` begins a conversation where that state stands. Raises
-        NotFoundError or StateError; the conversation is then unchanged.
+        A file of `State.save` begins a conversation where that state stands; a tuned state
+        (`.pth`) takes the place of the template's primer, in this conversation and after
+        `reset`. Raises NotFoundError or StateError; the conversation is then unchanged.
         """
         file = self._state.read_file(expanded(path))
         turns = file.count(_TURNS)
@@ -104,37 +144,41 @@ class Chat:
         else:
             self._sampler.forget()
         self._turn = None
+        self._thought = ""
         self._state.from_file(file)
+        if self._state.tokens_read == 0:
+            self._beginning.assign(self._state)
         self._turns = turns
         self._speed = Speed()
 
-    def _ask(self, ids: npt.NDArray[np.int32], progress: Progress) -> Generator[str, None, None]:
+    def _ask(self, ids: npt.NDArray[np.int32], progress: Progress) -> Generator[Piece, None, None]:
         self._finish()
         self._read_primer()
         self._sampler.forget()
+        self._thought = ""
+        rule = self.template.rule
         answer = Answer(
-            self.engine.tokenizer,
-            self._sampler,
-            stop=self.template.stop,
-            max_tokens=self._max_tokens,
+            self.engine.tokenizer, self._sampler, stop=rule, max_tokens=self._max_tokens
         )
         turn = self._turn = Generation(self.engine, self._state, answer)
-        begun = False
+        parting = Parting(rule.thought)
         try:
-            for piece in turn.run(ids, progress):
-                shown = piece if begun else piece.lstrip()
-                if shown:
-                    begun = True
-                    yield shown
-                if self._turn is not turn:
-                    # Reset, load or another question came between: this answer is over.
-                    return
+            for text in turn.run(ids, progress):
+                for piece in parting.part(text):
+                    if piece.is_thought:
+                        self._thought += piece.text
+                    yield piece
+                    if self._turn is not turn:
+                        # Reset, load or another question came between: this answer is over.
+                        return
         finally:
             if self._turn is turn:
                 self._finish()
 
     def _read_primer(self) -> None:
-        if self._state.tokens_read == 0 and self.template.primer:
+        # A tuned state stands for a primer, and not for a System text.
+        wanted = self._state.is_new or (self._state.tokens_read == 0 and self.template.takes_system)
+        if wanted and self.template.primer:
             ids = self.engine.encode(self.template.primer)
             started = time.perf_counter()
             self.engine.prefill(ids, self._state)
@@ -147,5 +191,13 @@ class Chat:
         """
         turn = self._turn
         if turn is not None:
-            turn.settle(self.template.ending)
+            turn.settle(turn.answer.unwritten + self.template.ending)
             self._turns, self._speed, self._turn = self.turns, self.speed, None
+
+
+def _texts(pieces: Generator[Piece, None, None]) -> Generator[str, None, None]:
+    """The answer's texts of `pieces`, which end with them."""
+    with closing(pieces):
+        for piece in pieces:
+            if not piece.is_thought:
+                yield piece.text

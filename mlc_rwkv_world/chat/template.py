@@ -1,83 +1,101 @@
-"""How a conversation is written, from the template in a model's configuration.
+"""The template of a model, from its configuration.
 
-A prompt never ends with a space: " Hello" is one token, and after a space it would be a
-wrong one.
+Stock mlc_llm's own `rwkv_world` lacks the blank line after the primer and ends a prompt with a
+space; both are put right.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 
 from mlc_rwkv_world.artifact.config import ChatConfig
-from mlc_rwkv_world.artifact.conversation import world_conversation
 from mlc_rwkv_world.artifact.json_fields import Fields
+from mlc_rwkv_world.artifact.template import SYSTEM_MESSAGE, USER_MESSAGE, Template
+from mlc_rwkv_world.artifact.templates import (
+    TEMPLATES,
+    WORLD,
+    template_named,
+    with_system,
+    with_thinking,
+)
+from mlc_rwkv_world.errors import ArtifactError, UsageError
+from mlc_rwkv_world.runtime.engine import Engine
+from mlc_rwkv_world.runtime.sampler import Sampling
 
-_MESSAGE = "{user_message}"
 
+def configured(config: ChatConfig) -> Template:
+    """The template that a configuration names, or else its `conv_template`; World's for others.
 
-@dataclass(frozen=True)
-class Template:
-    """A conversation's fixed texts.
-
-    `primer` is read once, before the first message; `before` and `after` stand around a
-    message; `ending` follows an answer; an answer stops before any of `stop`.
+    `conv_template` says what is different, unless that is another template's. Raises ArtifactError
+    where either cannot be.
     """
-
-    primer: str
-    before: str
-    after: str
-    ending: str
-    stop: tuple[str, ...]
-
-    @classmethod
-    def world(cls) -> Template:
-        """The World models' own template."""
-        return _parse(Fields(world_conversation(), "World template"))
-
-    @classmethod
-    def from_config(cls, config: ChatConfig) -> Template:
-        """The template of a model, World's where its configuration has none.
-
-        Stock mlc_llm's own `rwkv_world` lacks the blank line after the primer and ends a
-        prompt with a space; both are put right.
-        """
-        if config.conversation is None:
-            return cls.world()
-        return _parse(Fields(config.conversation, f"{config.path}: conv_template"))
-
-    def prompt(self, message: str) -> str:
-        """The text that asks for an answer to `message`, which is cleaned first."""
-        return self.before + clean(message) + self.after
+    given = config.conversation
+    stock_name = given.get("name") if given is not None else None
+    try:
+        if config.template is not None:
+            template = template_named(config.template)
+        else:
+            template = next((t for t in TEMPLATES.values() if t.stock_name == stock_name), WORLD)
+        if config.think is not None:
+            template = with_thinking(template, config.think)
+    except UsageError as error:
+        raise ArtifactError(f"{config.path}: {error}") from None
+    if given is None or (config.template is not None and stock_name != template.stock_name):
+        return template
+    return _changed(template, Fields(given, f"{config.path}: conv_template"))
 
 
-def clean(message: str) -> str:
-    """`message` without blank lines, which would end the turn, and without space around it."""
-    message = message.replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"\n\s*\n", "\n", message).strip()
+def choose(
+    engine: Engine,
+    template: Template | str | None = None,
+    think: str | None = None,
+    system: str | None = None,
+) -> Template:
+    """A template for a model, its own where none is given, with a mode of thinking and a System
+    text.
+
+    Raises UsageError for a template that does not exist, and for what it does not have.
+    """
+    own = configured(engine.config)
+    if template is None or template == own.name:
+        template = own
+    elif isinstance(template, str):
+        template = template_named(template)
+    if think is not None:
+        template = with_thinking(template, think)
+    return template if system is None else with_system(template, system)
 
 
-def _parse(fields: Fields) -> Template:
-    world = world_conversation()
-    separators = fields.texts("seps", world["seps"]) or world["seps"]
-    after_user, ending = separators[0], separators[-1]
-    roles = fields.object("roles", world["roles"])
-    user, assistant = roles.text("user"), roles.text("assistant")
-    primer = fields.text("system_template", "{system_message}").replace(
-        "{system_message}", fields.text("system_message", "")
-    )
-    if primer and not primer.endswith(ending):
-        primer += ending
-    message = fields.object("role_templates", {}).text("user", _MESSAGE)
-    if _MESSAGE not in message:
-        raise fields.error("role_templates", f"texts of which the user's holds {_MESSAGE}")
-    before, _, after = message.partition(_MESSAGE)
+def usual_sampling(engine: Engine, template: Template) -> Sampling:
+    """The model's own sampling, and for another template than its own that template's."""
+    if template.name == configured(engine.config).name:
+        return engine.sampling
+    return Sampling(**asdict(template.sampling))
+
+
+def _changed(template: Template, fields: Fields) -> Template:
+    """The template with what a `conv_template` says."""
+    separators = fields.texts("seps", []) or [template.between, template.ending]
+    roles = fields.object("roles", {"user": template.user, "assistant": template.assistant})
+    message = fields.object("role_templates", {}).text("user", template.message)
+    if USER_MESSAGE not in message:
+        raise fields.error("role_templates", f"texts of which the user's holds {USER_MESSAGE}")
+    system = fields.text("system_template", SYSTEM_MESSAGE)
+    if system == SYSTEM_MESSAGE and template.takes_system:
+        system = template.system_template
     # An empty stop string would end every answer before it begins.
-    stop = [text for text in fields.texts("stop_str", world["stop_str"]) if text]
-    return Template(
-        primer=primer,
-        before=user + fields.text("role_content_sep", world["role_content_sep"]) + before,
-        after=after + after_user + assistant + fields.text("role_empty_sep", ":").rstrip(" "),
-        ending=ending,
+    stop = [text for text in fields.texts("stop_str", [*template.stop]) if text]
+    return replace(
+        template,
+        user=roles.text("user"),
+        assistant=roles.text("assistant"),
+        content_sep=fields.text("role_content_sep", template.content_sep),
+        empty_sep=fields.text("role_empty_sep", template.empty_sep).rstrip(" "),
+        message=message,
+        between=separators[0],
+        ending=separators[-1],
+        system_template=system,
+        system_message=fields.text("system_message", ""),
         stop=tuple(stop),
+        stop_ids=template.stop_ids | {*fields.items("stop_token_ids", int, [])},
     )

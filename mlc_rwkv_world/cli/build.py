@@ -120,6 +120,8 @@ def _summarize(artifact: Artifact, seconds: float) -> None:
             f"  weights  {artifact.params}  {artifact.nbytes / 1e6:.1f} MB, "
             f"{artifact.bits_per_weight:.2f} bits per weight"
         )
+    if artifact.template is not None:
+        console.say(f"  template {artifact.template}")
     for path in artifact.libraries:
         console.say(f"  library  {path}  {path.stat().st_size / 1e6:.1f} MB")
     if artifact.libraries:

@@ -43,6 +43,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     model.add_argument(
         "--threads", type=int, metavar="N", help="of a CPU (default: one for each core)"
     )
+    talk = parser.add_argument_group("conversation (the model's own where not given)")
+    talk.add_argument("--template", metavar="NAME", help="world, g1, instruction or qa")
+    talk.add_argument("--think", metavar="HOW", help="off, short or on, for models that think")
+    talk.add_argument("--system", metavar="TEXT", help="a System text, for templates with one")
+    talk.add_argument(
+        "--state", metavar="FILE", help="begin from a saved conversation, or a tuned state (.pth)"
+    )
     mode = parser.add_argument_group("instead of a conversation")
     mode.add_argument("--prompt", metavar="TEXT", help="answer this once and end")
     mode.add_argument("--evaluate", action="store_true", help="measure the speed and end")
@@ -76,14 +83,29 @@ def _run(options: argparse.Namespace) -> int:
 
 def _open_chat(options: argparse.Namespace, model: str) -> Chat:
     from mlc_rwkv_world.chat import Chat
+    from mlc_rwkv_world.chat.template import choose, usual_sampling
     from mlc_rwkv_world.cli.opening import load
 
-    # Of the same model the same library; another model has its own.
-    library = options.model_lib_path if model == options.model else None
+    # Of the same model the same library and template; another model has its own.
+    same = model == options.model
+    library = options.model_lib_path if same else None
     engine = load(model, options.device, model_lib=library, threads=options.threads)
+    asked = (options.template, options.think, options.system) if same else ()
+    template = choose(engine, *asked)
     names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-    sampling = engine.sampling.changed({name: getattr(options, name) for name in names})
-    return Chat(engine, sampling=sampling, seed=options.seed, max_tokens=options.max_tokens)
+    sampling = usual_sampling(engine, template).changed({n: getattr(options, n) for n in names})
+    chat = Chat(
+        engine,
+        sampling=sampling,
+        seed=options.seed,
+        max_tokens=options.max_tokens,
+        template=template,
+    )
+    if options.state is not None and same:
+        chat.load(options.state)
+        if options.system is not None and chat.begun:
+            raise UsageError(f"--system: the conversation in {options.state} has begun already.")
+    return chat
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -107,7 +129,10 @@ def _converse(chat: Chat, options: argparse.Namespace) -> int:
     commands = Commands(chat, lambda model: _open_chat(options, model or options.model))
     person = find_person()
     if person is not None:
-        person.tell(f"{chat.engine.folder} on {chat.engine.device}. /help lists the commands.")
+        person.tell(
+            f"{chat.engine.folder} on {chat.engine.device}, template {chat.template}. "
+            "/help lists the commands."
+        )
     result = 0
     while not commands.ended:
         try:
@@ -168,15 +193,28 @@ def _require_utf8(text: str) -> None:
 
 
 def _answer(chat: Chat, message: str, label: str = "") -> None:
-    """Print an answer as it comes, after `label`, and end the line however it ends."""
+    """Print an answer as it comes, after `label`, and end the line however it ends.
+
+    Its thought stands before it, see `console.Aside`.
+    """
     bar = console.Bar(unit="tok", what="reading")
-    answer = chat.ask(message, progress=bar.show)
+    aside = console.Aside()
+    answer = chat.events(message, progress=bar.show)
     try:
         with closing(answer) as pieces:
             for piece in pieces:
                 bar.close()
-                console.utter(label + piece)
-                label = ""
+                if label and (aside.shown or not piece.is_thought):
+                    console.utter(label)
+                    label = ""
+                if piece.is_thought:
+                    aside.utter(piece.text)
+                else:
+                    aside.close()
+                    console.utter(piece.text)
     finally:
         bar.close()
-        console.utter(f"{label}\n")
+        if aside.begun:
+            aside.close()
+        else:
+            console.utter(f"{label}\n")

@@ -42,6 +42,11 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         "--device", default="auto", help="auto, cpu, cuda, metal, vulkan, opencl; cuda:1"
     )
     parser.add_argument("--model-lib", metavar="FILE", help="the compiled library to use")
+    parser.add_argument(
+        "--state",
+        metavar="FILE",
+        help="begin each window from a saved state, or a tuned one (.pth)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -88,9 +93,12 @@ def _measure(options: argparse.Namespace, model: str, device: str, text: str) ->
     from mlc_rwkv_world.numerics.perplexity import predict
 
     engine = load(model, device, model_lib=options.model_lib)
+    state = engine.new_state()
+    if options.state is not None:
+        state.load(options.state)
     bar = console.Bar(unit="tok", what="predicting")
     try:
-        found = predict(engine, text, window=options.window, progress=bar.show)
+        found = predict(engine, text, window=options.window, state=state, progress=bar.show)
     finally:
         bar.close()
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -38,6 +39,7 @@ def describe(
 
     `stock` is whether the library has the functions that these engines call.
     """
+    tuned = version_of(config.model_version).tuned_rows
     return {
         "model_type": MODEL_TYPE,
         "quantization": fmt.name,
@@ -74,6 +76,7 @@ def describe(
             "hidden_size": config.hidden_size,
             "vocab_size": config.vocab_size,
             "initial_rows": list(version_of(config.model_version).initial_rows(config)),
+            "tuned_state": tuned and dataclasses.asdict(tuned(config)),
             "layer_norm_epsilon": config.layer_norm_epsilon,
             "rescale_every": config.rescale_every,
             "fp32_layers": list(config.fp32_layers or ()),

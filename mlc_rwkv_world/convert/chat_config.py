@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlc_rwkv_world.artifact import config as defaults
-from mlc_rwkv_world.artifact.conversation import world_conversation
+from mlc_rwkv_world.artifact.config import OURS, TEMPLATE, THINK
+from mlc_rwkv_world.artifact.conversation import conversation as stock_form
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE, TOKENIZER_MODEL
+from mlc_rwkv_world.artifact.template import Template
+from mlc_rwkv_world.artifact.templates import WORLD
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.tokenizer import WorldTokenizer
@@ -24,10 +26,19 @@ def write_vocabulary(folder: Path, source: Path | None) -> None:
 
 
 def write_chat_config(
-    folder: Path, config: ModelConfig, fmt: Format, conversation: dict[str, Any] | None = None
+    folder: Path,
+    config: ModelConfig,
+    fmt: Format,
+    conversation: dict[str, Any] | None = None,
+    *,
+    template: Template = WORLD,
 ) -> None:
-    """The fields are those of stock mlc_llm's schema; sampling defaults are the World demos'."""
-    content = {
+    """The fields of stock mlc_llm's schema, and ours: which template, and how much to think.
+
+    Sampling defaults are the template's. A `conversation` in stock's form goes before it, and is
+    then all that the file says of templates.
+    """
+    content: dict[str, Any] = {
         "version": _SCHEMA_VERSION,
         "model_type": MODEL_TYPE,
         "quantization": fmt.name,
@@ -40,11 +51,11 @@ def write_chat_config(
         "attention_sink_size": -1,
         "tensor_parallel_shards": config.tensor_parallel_shards,
         "pipeline_parallel_stages": 1,
-        "temperature": defaults.TEMPERATURE,
-        "presence_penalty": defaults.PRESENCE_PENALTY,
-        "frequency_penalty": defaults.FREQUENCY_PENALTY,
-        "repetition_penalty": defaults.REPETITION_PENALTY,
-        "top_p": defaults.TOP_P,
+        "temperature": template.sampling.temperature,
+        "presence_penalty": template.sampling.presence_penalty,
+        "frequency_penalty": template.sampling.frequency_penalty,
+        "repetition_penalty": template.sampling.repetition_penalty,
+        "top_p": template.sampling.top_p,
         "tokenizer_files": [TOKENIZER_MODEL],
         "tokenizer_info": {
             # Stock knows two ways to decode a token, and this one changes none of World's.
@@ -52,12 +63,16 @@ def write_chat_config(
             "prepend_space_in_encode": False,
             "strip_space_in_decode": False,
         },
-        "conv_template": conversation or world_conversation(),
+        "conv_template": conversation or stock_form(template),
         "pad_token_id": 0,
         "bos_token_id": 0,
         "eos_token_id": 0,
         "model_task": "chat",
     }
+    if conversation is None:
+        content[OURS] = {TEMPLATE: template.name}
+        if template.thinks:
+            content[OURS][THINK] = template.think
     _write(folder / CHAT_CONFIG, content)
 
 

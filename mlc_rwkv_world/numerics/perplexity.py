@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.runtime.engine import Engine
+from mlc_rwkv_world.runtime.state import State
 
 DEFAULT_WINDOW = 1024
 
@@ -46,12 +47,14 @@ def predict(
     text: str | bytes,
     *,
     window: int = DEFAULT_WINDOW,
+    state: State | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prediction:
     """How well the model predicts each token of a text from those before it.
 
-    The text is cut into windows of `window` tokens, each read from a fresh state after token 0, the
-    end of a text. Memory: one state for each of the windows that the library reads together.
+    The text is cut into windows of `window` tokens, each read after token 0, the end of a text,
+    from `state`, which stays as it is, or a new one. Memory: one state for each of the windows that
+    the library reads together.
     A logit that is not finite makes the sum infinite. Raises UsageError where there is no text.
     """
     ids = np.asarray(engine.encode(text), np.int64)
@@ -63,7 +66,9 @@ def predict(
     nats, done = 0.0, 0
     size = engine.metadata.max_batch_size
     for start in range(0, len(windows), size):
-        for found, count in _together(engine, windows[start : start + size]):
+        group = windows[start : start + size]
+        states = [engine.new_state() if state is None else state.copy() for _ in group]
+        for found, count in _together(engine, group, states):
             nats += found
             done += count
             progress(done, len(ids))
@@ -71,9 +76,10 @@ def predict(
     return Prediction(len(ids), nbytes, nats)
 
 
-def _together(engine: Engine, windows: Sequence[NDArray[np.int64]]) -> Iterator[tuple[float, int]]:
-    """For each step through all windows: the sum of -ln p, and of how many tokens."""
-    states = [engine.new_state() for _ in windows]
+def _together(
+    engine: Engine, windows: Sequence[NDArray[np.int64]], states: Sequence[State]
+) -> Iterator[tuple[float, int]]:
+    """The sum of -ln p and of how many tokens, for each step through all windows."""
     previous = [0] * len(windows)
     for position in range(max(map(len, windows))):
         alive = [i for i, ids in enumerate(windows) if position < len(ids)]

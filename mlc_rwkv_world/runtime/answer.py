@@ -12,16 +12,17 @@ A conversation drives one so, and a server many at once, with `choose_all`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from mlc_rwkv_world.artifact.stopping import AT_THE_END, StopRule
 from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 from mlc_rwkv_world.runtime.sampler import Logits, Mask, Sampler, Scores, score
 from mlc_rwkv_world.runtime.sampler import choose_all as choose_tokens
 from mlc_rwkv_world.runtime.text import TextStream
-from mlc_rwkv_world.tokenizer import END_OF_TEXT, WorldTokenizer
+from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 # A stop string or a stop id came; or as many tokens as were asked for.
 FinishReason = Literal["stop", "length"]
@@ -30,8 +31,8 @@ FinishReason = Literal["stop", "length"]
 class Answer:
     """Chooses tokens by `sampler`, and turns those that are taken into text.
 
-    It ends with a token of `stop_ids`, which gives no text, before the first of the `stop`
-    strings, or after `max_tokens` tokens. The random numbers and penalties of the sampler go on
+    It ends where the rule `stop` says, a token of its ids giving no text, or after `max_tokens`
+    tokens. A thought is part of the text. The random numbers and penalties of the sampler go on
     where they are; `Sampler.forget` begins afresh.
     """
 
@@ -40,8 +41,7 @@ class Answer:
         tokenizer: WorldTokenizer,
         sampler: Sampler,
         *,
-        stop: Sequence[str] = (),
-        stop_ids: Collection[int] = (END_OF_TEXT,),
+        stop: StopRule = AT_THE_END,
         max_tokens: int | None = None,
         top_scores: int | None = None,
     ) -> None:
@@ -53,9 +53,17 @@ class Answer:
         self.scores: Scores | None = None
         self._tokenizer = tokenizer
         self._sampler = sampler
-        self._stop_ids = frozenset(stop_ids)
+        self._rule = stop
         self._max_tokens = max_tokens
         self._top_scores = top_scores
+
+    @property
+    def unwritten(self) -> str:
+        """What would end the thought in which the text stands; nothing where it is in none."""
+        thought = self._rule.thought
+        if thought is None or not self.text.in_thought:
+            return ""
+        return thought.rest(begun=self.text.end > 0)
 
     def choose(self, logits: Logits, mask: Mask | None = None) -> int:
         """The next token by the logits, float32 [V]; raises what `Sampler.choose` does."""
@@ -73,7 +81,7 @@ class Answer:
         if self.finish_reason is not None:
             raise UsageError("The answer has ended and takes no more tokens. Begin another.")
         data = self._tokenizer.id_to_bytes(token)
-        if token in self._stop_ids:
+        if token in self._rule.ids:
             self.finish_reason = "stop"
             return self.text.finish()
         self._sampler.take(token)

@@ -15,6 +15,8 @@ from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.layout import SHA256SUMS
 from mlc_rwkv_world.artifact.search import Found, find
+from mlc_rwkv_world.artifact.stopping import StopRule
+from mlc_rwkv_world.artifact.tuned_state import TunedRows
 from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError, VocabularyError
 from mlc_rwkv_world.runtime import tvm_runtime
 from mlc_rwkv_world.runtime.answer import Answer
@@ -103,6 +105,11 @@ class Engine:
         metadata = self.metadata
         rows = len(metadata.initial_rows)
         return (metadata.num_hidden_layers, rows, metadata.hidden_size)
+
+    @property
+    def tuned_rows(self) -> TunedRows | None:
+        """Where a tuned state stands in a state; None where the model takes none."""
+        return self.metadata.tuned_rows
 
     def new_state(self) -> State:
         """A state that has read nothing."""
@@ -207,7 +214,7 @@ class Engine:
         answer = Answer(
             self.tokenizer,
             self.sampler(self.sampling.changed(options), seed),
-            stop=[stop] if isinstance(stop, str) else stop,
+            stop=StopRule((stop,) if isinstance(stop, str) else tuple(stop)),
             max_tokens=max_tokens,
         )
         generation = Generation(self, self.new_state() if state is None else state, answer)

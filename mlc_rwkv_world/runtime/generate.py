@@ -80,9 +80,9 @@ class Generation:
 
     def __init__(self, engine: Reader, state: State, answer: Answer) -> None:
         self.speed = Speed()
+        self.answer = answer
         self._engine = engine
         self._state = state
-        self._answer = answer
         self._mark: _Mark | None = None
         # The last state whose text was given in full, if the present one's was not.
         self._clean: State | None = None
@@ -95,7 +95,7 @@ class Generation:
 
         `progress` hears how many of the ids were read, and of how many.
         """
-        engine, state, answer, speed = self._engine, self._state, self._answer, self.speed
+        engine, state, answer, speed = self._engine, self._state, self.answer, self.speed
         self._mark = _Mark(state.tokens_read + len(ids), 0, [])
         started = time.perf_counter()
         logits = engine.prefill(ids, state, progress)
@@ -128,7 +128,7 @@ class Generation:
         state, mark, tokenizer = self._state, self._mark, self._engine.tokenizer
         if mark is None or not self.prompt_read or state.tokens_read == self._settled_at:
             return
-        wanted = _joined(self._answer.text.given(mark.offset), ending.encode())
+        wanted = _joined(self.answer.text.given(mark.offset), ending.encode())
         read = tokenizer.decode_bytes(mark.tokens[: state.tokens_read - mark.read])
         if not wanted.startswith(read):
             assert self._clean is not None
@@ -141,7 +141,7 @@ class Generation:
 
     def _move_mark(self, token: int) -> None:
         """Before the state reads `token`, the last one that was chosen."""
-        text = self._answer.text
+        text = self.answer.text
         if not text.holds_back:
             start = text.end - len(self._engine.tokenizer.id_to_bytes(token))
             # One assignment: an interruption finds the old mark or the new one.

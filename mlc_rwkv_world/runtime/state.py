@@ -17,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mlc_rwkv_world.artifact.places import expanded
+from mlc_rwkv_world.artifact.tuned_state import TunedRows
+from mlc_rwkv_world.errors import StateError
 from mlc_rwkv_world.runtime.pool import Slot
 from mlc_rwkv_world.runtime.state_file import StateFile
+from mlc_rwkv_world.runtime.tuned_file import is_torch_file, read_tuned
 
 TOKENS_READ = "tokens_read"
 
@@ -33,6 +36,10 @@ class Owner(Protocol):
     @property
     def state_shape(self) -> tuple[int, int, int]:
         """The shape [L, R, D] of a state."""
+
+    @property
+    def tuned_rows(self) -> TunedRows | None:
+        """Where a tuned state stands in a state; None where the model takes none."""
 
     def fresh_slot(self) -> Slot:
         """The slot with the content of a new state."""
@@ -60,6 +67,11 @@ class State:
     def tokens_read(self) -> int:
         """How many tokens this state has read since it was new."""
         return self._content[1]
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this is as a new state is: nothing was read, and no tuned state loaded."""
+        return self.slot is self._engine.fresh_slot()
 
     @property
     def engine(self) -> Owner:
@@ -95,8 +107,9 @@ class State:
     def load(self, path: str | Path) -> None:
         """Replace the content by that of a file which `save` wrote with the same model.
 
-        Raises NotFoundError, and StateError where the file is damaged or another model's;
-        the state is then unchanged.
+        A tuned state for this model (`.pth`) is loaded too: a state that has read nothing. Raises
+        NotFoundError, and StateError where the file is damaged or another model's; the state is
+        then unchanged.
         """
         self.from_file(self.read_file(expanded(path)))
 
@@ -108,14 +121,35 @@ class State:
     def read_file(self, path: Path) -> StateFile:
         """The checked content of a file for this model; the state is unchanged."""
         engine = self._engine
+        if is_torch_file(path):
+            return StateFile(engine.identity, self._tuned(path))
         file = StateFile.read(path, model=engine.identity, shape=engine.state_shape)
         file.count(TOKENS_READ)
         return file
 
     def from_file(self, file: StateFile) -> None:
         """Replace the content by that of `file`, which `read_file` gave."""
-        self.commit(self._engine.slot_of(file.state), file.count(TOKENS_READ))
+        engine, tokens_read = self._engine, file.count(TOKENS_READ)
+        fresh = engine.fresh_slot()
+        if tokens_read == 0 and np.array_equal(file.state, engine.read_slot(fresh)):
+            self.commit(fresh, 0)
+        else:
+            self.commit(engine.slot_of(file.state), tokens_read)
 
     def commit(self, slot: Slot, tokens_read: int) -> None:
         """Make a slot the content: one assignment, so that nothing can come between."""
         self._content = (slot, tokens_read)
+
+    def _tuned(self, path: Path) -> npt.NDArray[np.float32]:
+        """A new state's content [L, R, D] with the tuned state in the file `path`."""
+        engine = self._engine
+        tuned = engine.tuned_rows
+        if tuned is None:
+            raise StateError(
+                f"{path} is a file of torch, and this model begins from no tuned state: RWKV-4 has "
+                "none. Give a file that /save or State.save wrote."
+            )
+        layers, _, width = engine.state_shape
+        content = engine.read_slot(engine.fresh_slot())
+        tuned.put(read_tuned(path, tuned.shape(layers, width)), content)
+        return content

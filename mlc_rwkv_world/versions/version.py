@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mlc_rwkv_world.artifact.tuned_state import TunedRows
 from mlc_rwkv_world.kernels import rules as shared_rules
 from mlc_rwkv_world.kernels.emitter import Rule
 from mlc_rwkv_world.kernels.table import NAMED, Kernel
@@ -26,7 +27,8 @@ class Version:
     float32 where nobody says otherwise, for models of (blocks, channels) that are known to need it.
     `parts` says what each part means, `operations` which kernels its own named operations have,
     `anywhere` which kernels every target has for parts, `rules` which a kind of target has;
-    `reference` computes all in NumPy.
+    `reference` computes all in NumPy. `tuned_rows` says where a tuned state stands in a state, for
+    versions that have such.
     """
 
     model: Callable[[ModelConfig, Format, str], Any]
@@ -38,6 +40,7 @@ class Version:
     anywhere: Mapping[str, Rule]
     rules: Mapping[str, Mapping[str, Rule]]
     reference: Reference
+    tuned_rows: Callable[[ModelConfig], TunedRows] | None = None
 
     def initial_rows(self, config: ModelConfig) -> tuple[float, ...]:
         """The values that fill each row of a fresh state's layer, [R]."""

@@ -11,7 +11,8 @@ import pytest
 
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.conversation import world_conversation
-from mlc_rwkv_world.chat.template import Template
+from mlc_rwkv_world.artifact.templates import WORLD
+from mlc_rwkv_world.chat.template import configured
 from mlc_rwkv_world.errors import ArtifactError
 
 HALF = "\ud800"
@@ -31,6 +32,9 @@ def edit(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         edit("role_content_sep", HALF),
         edit("roles", {"user": "\udc00", "assistant": "A"}),
         edit("role_templates", {"user": f"{HALF}{{user_message}}"}),
+        lambda config: config.update(rwkv_world={"template": HALF}),
+        lambda config: config.update(rwkv_world={"template": "a\x1b[31m"}),
+        lambda config: config.update(rwkv_world={"think": "on\n"}),
         lambda config: config.update(tokenizer_files=["a\0b"]),
         lambda config: config.update(tokenizer_files=[f"a{HALF}b"]),
         lambda config: config.update(tokenizer_files=["a" * 5000]),
@@ -48,11 +52,11 @@ def test_odd_strings(change: Callable[[dict[str, Any]], None], tmp_path: Path) -
     }
     path = tmp_path / "mlc-chat-config.json"
     path.write_text(json.dumps(config))
-    assert Template.from_config(ChatConfig.read(tmp_path)) == Template.world()
+    assert configured(ChatConfig.read(tmp_path)) == WORLD
     change(config)
     path.write_text(json.dumps(config))
     with pytest.raises(ArtifactError) as error:
-        Template.from_config(ChatConfig.read(tmp_path))
+        configured(ChatConfig.read(tmp_path))
     message = str(error.value)
     assert str(path) in message
     assert len(message) < 500

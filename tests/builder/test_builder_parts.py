@@ -107,6 +107,8 @@ def test_configuration(built: Artifact) -> None:
     assert [config[key] for key in sampling] == [1.0, 0.3, 0.4, 0.4]
     assert (config["bos_token_id"], config["eos_token_id"]) == (0, 0)
     assert config["conv_template"]["name"] == "rwkv_world"
+    assert config["rwkv_world"] == {"template": "world"}
+    assert str(built.template) == "world"
 
 
 @pytest.mark.slow

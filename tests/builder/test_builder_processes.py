@@ -61,6 +61,7 @@ def test_what_a_build_prints(source: Path, dist: Path) -> None:
     assert weights.split()[1] == str(folder / "params")
     assert f"{nbytes / 1e6:.1f} MB" in weights
     assert "4.5" in weights and "bits per weight" in weights
+    assert "  template world" in lines
     library = next(line for line in lines if line.startswith("  library"))
     assert library.split()[1] == str(folder / f"{NAME}-llvm.so")
     said = read_embedded(folder / f"{NAME}-llvm.so")

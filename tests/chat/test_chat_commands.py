@@ -81,7 +81,9 @@ def test_a_sentence_is_no_command(commands: Commands, name: str) -> None:
 def test_help_lists_every_command(commands: Commands) -> None:
     assert commands.run("help", "") == HELP
     listed = {line.split()[0].strip("/") for line in HELP.splitlines() if line.startswith("/")}
-    assert listed - {"TEXT"} == {"help", "exit", "stats", "reset", "reload", "save", "load"}
+    assert listed - {"TEXT"} == {
+        *("help", "exit", "stats", "reset", "think", "reload", "save", "load")
+    }
 
 
 @pytest.mark.parametrize("quote", ["", '"', "'"])
@@ -110,7 +112,8 @@ def test_names_that_no_file_has(commands: Commands) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04 a checkpoint", "begins with b'PK.* and is no state file"),
+        (b"GGUF a checkpoint", "begins with b'GGUF.* and is no state file"),
+        (b"PK\x03\x04 a checkpoint", "begins from no tuned state"),
         (b"", "it is empty"),
         (b"\x90\0\0\0\0\0\0\0" + b'{"__metadata__":{"format":"mlc-rwkv-world state"}}', "another"),
     ],

@@ -62,6 +62,28 @@ def test_windows_start_afresh(engine: world.Engine, demo_checkpoint: Path) -> No
     assert [done for done, _ in heard] == sorted({done for done, _ in heard})
 
 
+def test_windows_begin_from_a_state(
+    engine: world.Engine, demo_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids, read = engine.tokenizer.encode(CHINESE), engine.tokenizer.encode(TEXT)
+    state = engine.new_state()
+    engine.prefill(read, state)
+    before = state.numpy()
+    found = predict(engine, CHINESE, state=state)
+    _, logits = run(read_hf(demo_checkpoint), [*read, 0, *ids[:-1]])
+    rows = logits[len(read) :]
+    rows = rows - np.log(np.exp(rows - rows.max()).sum(-1, keepdims=True)) - rows.max()
+    assert found.nats == pytest.approx(-rows[np.arange(len(ids)), ids].sum(), rel=1e-3)
+    np.testing.assert_array_equal(state.numpy(), before)
+    state.save(tmp_path / "state")
+    (tmp_path / "text").write_text(CHINESE, encoding="utf-8")
+    command = ["perplexity", str(engine.folder), "--text", str(tmp_path / "text"), "--json"]
+    assert main([*command, "--state", str(tmp_path / "state")]) == 0
+    assert json.loads(capsys.readouterr().out)["nats"] == pytest.approx(found.nats)
+    assert main([*command, "--state", str(tmp_path / "text")]) == 8
+    assert "is no state file" in capsys.readouterr().err
+
+
 def test_nothing_to_predict(engine: world.Engine) -> None:
     with pytest.raises(UsageError, match="no text"):
         predict(engine, "")

@@ -10,11 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mlc_rwkv_world.artifact.stopping import StopRule, Thought
 from mlc_rwkv_world.errors import ArtifactError, UsageError, VocabularyError
 from mlc_rwkv_world.runtime import Answer, Sampler, Sampling
 from mlc_rwkv_world.runtime.answer import choose_all
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
+BLANK = StopRule(("\n\n",))
+AFTER_THOUGHT = StopRule(("\n\n",), thought=Thought(">", "</think>", ("\n\nUser:",)))
+AFTER_MARK = StopRule(("\n\n",), thought=Thought(">"))
 TOKENIZER = WorldTokenizer.default()
 USABLE = TOKENIZER.token_count + 1
 
@@ -42,14 +46,14 @@ def logits_for(*rows: int) -> npt.NDArray[np.float32]:
     [
         ({}, ["Paris.", 0], "Paris.", "stop"),
         ({}, ["Paris.\n"], "Paris.\n", None),
-        ({"stop": ["\n\n"]}, ["Paris.\n\nUser"], "Paris.", "stop"),
-        ({"stop": ["\n\n"]}, ["Paris.", "\n", "\n"], "Paris.", "stop"),
-        ({"stop": ["\n\n"]}, ["Paris.", "\n", 0], "Paris.\n", "stop"),
-        ({"stop": ["\n\n"]}, ["Paris.", "\n"], "Paris.", None),
-        ({"stop": ["\n\n"], "max_tokens": 2}, [" Paris", "\n", "x"], " Paris\n", "length"),
-        ({"stop": ["is"], "max_tokens": 1}, ["Paris"], "Par", "stop"),
-        ({"stop_ids": [261]}, [45, 261, 45], ",", "stop"),
-        ({"stop_ids": []}, [45, 0, 45], ",,", None),
+        ({"stop": BLANK}, ["Paris.\n\nUser"], "Paris.", "stop"),
+        ({"stop": BLANK}, ["Paris.", "\n", "\n"], "Paris.", "stop"),
+        ({"stop": BLANK}, ["Paris.", "\n", 0], "Paris.\n", "stop"),
+        ({"stop": BLANK}, ["Paris.", "\n"], "Paris.", None),
+        ({"stop": BLANK, "max_tokens": 2}, [" Paris", "\n", "x"], " Paris\n", "length"),
+        ({"stop": StopRule(("is",)), "max_tokens": 1}, ["Paris"], "Par", "stop"),
+        ({"stop": StopRule(ids=frozenset({261}))}, [45, 261, 45], ",", "stop"),
+        ({"stop": StopRule(ids=frozenset())}, [45, 0, 45], ",,", None),
         ({"max_tokens": 2}, ["\U00020000"], "", "length"),
         ({}, ["\U00020000"], "\U00020000", None),
     ],
@@ -61,6 +65,30 @@ def test_ends_and_text(
     ids = [[one] if isinstance(one, int) else TOKENIZER.encode(one) for one in tokens]
     assert push(answer, list(chain.from_iterable(ids))) == text
     assert answer.finish_reason == reason
+
+
+@pytest.mark.parametrize(
+    ("stop", "tokens", "text", "unwritten"),
+    [
+        (AFTER_THOUGHT, [">\n", "I\n\nsee", "</think>", "\n\nYes.\n\n"], None, ""),
+        (AFTER_THOUGHT, [">I\n\nsee", "\n\nUser: x"], ">I\n\nsee", "\n</think>"),
+        (AFTER_THOUGHT, [">I see", 0], ">I see", "\n</think>"),
+        (AFTER_THOUGHT, [0], "", ">\n</think>"),
+        (AFTER_MARK, [">\n\n", "Yes.\n\n"], ">\n\nYes.", ""),
+        (AFTER_MARK, ["Yes.\n\n"], "Yes.", ""),
+        (AFTER_MARK, [0], "", ">"),
+        (BLANK, [0], "", ""),
+    ],
+)
+def test_stop_strings_count_after_a_thought(
+    stop: StopRule, tokens: list[str | int], text: str | None, unwritten: str
+) -> None:
+    answer = an_answer(stop=stop)
+    ids = [[one] if isinstance(one, int) else TOKENIZER.encode(one) for one in tokens]
+    expected = text if text is not None else "".join(map(str, tokens)).removesuffix("\n\n")
+    assert push(answer, list(chain.from_iterable(ids))) == expected
+    assert answer.finish_reason == "stop"
+    assert answer.unwritten == unwritten
 
 
 def test_stop_ids_are_no_tokens_of_the_answer() -> None:
@@ -124,7 +152,8 @@ def test_a_fault_is_of_one_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"max_tokens": 0}, "max_tokens"), ({"stop": [""]}, "stop string")]
+    ("options", "message"),
+    [({"max_tokens": 0}, "max_tokens"), ({"stop": StopRule(("",))}, "stop string")],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
 
 import pytest
 
+from mlc_rwkv_world.artifact.stopping import StopRule, Thought
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.runtime.text import TextStream
 
+BLANK = StopRule(("\n\n",))
 
-def stream(pieces: list[bytes], stop: list[str]) -> tuple[list[str], TextStream]:
-    text = TextStream(stop)
+
+def stream(pieces: list[bytes], rule: StopRule) -> tuple[list[str], TextStream]:
+    text = TextStream(rule)
     shown = []
     for piece in pieces:
         shown.append(text.push(piece))
@@ -50,15 +54,58 @@ def cuts(data: bytes, seed: int) -> list[bytes]:
 def test_every_cut_gives_the_same_text(
     text: str, stop: list[str], expected: str, seed: int
 ) -> None:
-    shown, result = stream(cuts(text.encode(), seed), stop)
+    shown, result = stream(cuts(text.encode(), seed), StopRule(tuple(stop)))
     assert "".join(shown) == expected
     assert result.given(0).decode() == expected
     assert result.stopped == (text != expected)
     assert "\N{REPLACEMENT CHARACTER}" not in expected
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (">\nFirst.\n\nThen.\n</think>\nYes.\n\nUser", ">\nFirst.\n\nThen.\n</think>\nYes."),
+        (">\n\n</think>\n\n \n\nYes.\n\n", ">\n\n</think>\n\n \n\nYes."),
+        (">a</thin></think>b </think>c\n\n", ">a</thin></think>b </think>c"),
+        (">好\n\n想</think>\n\n好。\n\n用", ">好\n\n想</think>\n\n好。"),
+        (">lost\n\nUser: </think>", ">lost"),
+        (">lost\n\nUser</think>x\n\n", ">lost\n\nUser</think>x"),
+    ],
+)
+def test_a_thought_may_hold_blank_lines(text: str, expected: str, seed: int) -> None:
+    rule = StopRule(("\n\n",), thought=Thought(">", "</think>", ("\n\nUser:",)))
+    shown, result = stream(cuts(text.encode(), seed), rule)
+    assert "".join(shown) == expected
+    assert result.stopped
+    assert result.in_thought == ("</think>" not in expected)
+    # The mark comes in one piece: whoever parts thought and answer need not hold it back.
+    start = expected.find("</think>")
+    assert not any(start < end < start + 8 for end in accumulate(map(len, shown)) if start >= 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (">\n\nYes.\n\n", ">\n\nYes."),
+        (">Yes > no\n\n", ">Yes > no"),
+        ("Yes.\n\n>", "Yes."),
+        ("\n\n>", ""),
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_an_answer_behind_a_thought_that_the_prompt_holds(
+    text: str, expected: str, seed: int
+) -> None:
+    """The model owes the last character of the mark, and may leave it out."""
+    rule = StopRule(("\n\n",), thought=Thought(">"))
+    shown, result = stream(cuts(text.encode(), seed), rule)
+    assert "".join(shown) == expected
+    assert result.stopped and not result.in_thought
+
+
 def test_text_is_given_as_soon_as_it_is_certain() -> None:
-    text = TextStream(["\n\n"])
+    text = TextStream(BLANK)
     assert text.push(b" Par") == " Par"
     assert not text.holds_back
     assert text.push("é".encode()[:1]) == ""
@@ -77,7 +124,7 @@ def test_a_character_that_never_ends_is_never_shown() -> None:
 
 
 def test_bytes_that_are_no_text_become_replacement_characters() -> None:
-    text = TextStream(["\n\n"])
+    text = TextStream(BLANK)
     assert text.push(b"a\xffb") == "a\N{REPLACEMENT CHARACTER}b"
     assert text.given(0) == b"a\xffb"
     assert text.push(b"\xe5\n\nx") == ""
@@ -86,7 +133,7 @@ def test_bytes_that_are_no_text_become_replacement_characters() -> None:
 
 
 def test_what_is_forgotten_still_counts() -> None:
-    text = TextStream(["\n\n"])
+    text = TextStream(BLANK)
     text.push(b"one two\n")
     assert text.end == 7
     text.forget(4)
@@ -98,4 +145,6 @@ def test_what_is_forgotten_still_counts() -> None:
 
 def test_empty_stop_strings_are_refused() -> None:
     with pytest.raises(UsageError, match="empty"):
-        TextStream(["\n\n", ""])
+        TextStream(StopRule(("\n\n", "")))
+    with pytest.raises(UsageError, match="empty"):
+        TextStream(StopRule(thought=Thought(">", "</think>", ("",))))
