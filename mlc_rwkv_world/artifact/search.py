@@ -190,18 +190,21 @@ def _by_path(path: Path) -> Path:
 def _params_of(path: Path) -> Path | None:
     """The folder of parameters that `path` is or holds, by the configuration in it.
 
-    What lies in a folder named so is data, what looks like an artifact too. In another the list
-    says where the parameters are; without one it is told by their index, since a configuration
-    alone may be a copy that somebody left there.
+    What lies in a folder of parameters is data, what looks like an artifact too, and stock's
+    layout is such a folder. It takes an index beside the configuration to be one under another
+    name: a configuration alone may be a copy that somebody left in an artifact. Both may be
+    copies in what this user built, since there the list says where the parameters are.
     """
     inner = path / PARAMS_DIR
+    with_index = (path / CHAT_CONFIG).is_file() and _holds(path, _INDEX_NAMES)
     if path.name == PARAMS_DIR:
         folders = [path]
-    elif _lists_parameters(path):
+    elif _lists_parameters(path) and (not with_index or Record.read().holds(path)):
         folders = [inner]
+    elif with_index:
+        folders = [path]
     else:
-        folders = [folder for folder in (path, inner) if _holds(folder, _INDEX_NAMES)]
-        folders += [inner] if _holds(inner, _OF_PARAMETERS) else [inner, path]
+        folders = [inner] if _holds(inner, _OF_PARAMETERS) else [inner, path]
     return next((folder for folder in folders if (folder / CHAT_CONFIG).is_file()), None)
 
 
@@ -256,9 +259,12 @@ def _by_name(name: str, *, any_library: bool) -> Path:
     looked += [str(place.absolute() / name) for place in places[1:]]
     looked += [place for place in found if place.endswith(REGISTRY)]
     raise NotFoundError(
-        f"No artifact named {name!r}. Looked for it, and for {name}-<quantization>, in:\n"
-        + "".join(f"  {path}\n" for path in looked)
-        + f"Build it with `python -m mlc_rwkv_world build`, give its path, or set {HOME_VARIABLE}."
+        f"No artifact named {name!r}. Looked for it, and for {name}-<quantization>, in:",
+        lines=[
+            *(f"  {path}" for path in looked),
+            "Build it with `python -m mlc_rwkv_world build`, give its path, or set "
+            f"{HOME_VARIABLE}.",
+        ],
     )
 
 
@@ -296,9 +302,11 @@ def _refuse(name: str, record: Record, folders: Iterable[Path]) -> None:
     if not others:
         return
     raise UsageError(
-        f"{name!r} is no artifact that you built on this machine; a name runs no others.\n"
-        + "".join(f"  {folder.absolute()} {record.doubt(folder)}\n" for folder in others)
-        + f"If you trust it, give its path: --model {shlex.quote(_as_path(others[0]))}"
+        f"{name!r} is no artifact that you built on this machine; a name runs no others.",
+        lines=[
+            *(f"  {folder.absolute()} {record.doubt(folder)}" for folder in others),
+            f"If you trust it, give its path: --model {shlex.quote(_as_path(others[0]))}",
+        ],
     )
 
 

@@ -96,5 +96,5 @@ def _legend(x: int) -> list[str]:
 
 def _text(x: int, y: int, text: str, *, anchor: str = "start", size: int = 11) -> str:
     # XML has no place for most controls, and UTF-8 none for a name of other bytes.
-    shown = escape(printable(text).replace("\n", "\\n"))
+    shown = escape(printable(text))
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}">{shown}</text>'

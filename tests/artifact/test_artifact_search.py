@@ -96,12 +96,17 @@ def test_copies_of_its_parts_beside_an_artifact_are_not_its_parameters(
 
 
 def test_the_list_tells_parameters_from_those_of_another_layout(place: Path) -> None:
-    """A build of ours into a folder that stock mlc_llm filled: both halves are whole."""
+    """A build of ours into a folder that stock mlc_llm filled: both halves are whole.
+
+    What another built so may as well be parameters that were taken alone, and runs nothing.
+    """
     folder = make(place / "m-q0f32", "llvm")
     for name in (CHAT_CONFIG, "tensor-cache.json", "params_shard_0.bin"):
         (folder / name).write_text("{}")
-    assert find(folder).params == folder / "params"
-    assert len(find(folder).libraries) == 1
+    assert (find(folder).params, find(folder).libraries) == (folder, {})
+    assert register(folder)
+    assert find(folder).params == find("m").params.resolve() == folder / "params"
+    assert len(find(folder).libraries) == len(find("m").libraries) == 1
     shutil.rmtree(folder / "params")
     with pytest.raises(ArtifactError, match="m-q0f32/params is missing"):
         find(folder)
