@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         if not options.command:
             console.say(*parser.format_help().splitlines())
             return 0
-        raise UsageError(f"{options.command[0]!r} is no command. There are:\n{listing}")
+        raise UsageError(
+            f"{options.command[0]!r} is no command. There are:", lines=listing.split("\n")
+        )
 
     return status.run(parser, run, arguments)
 

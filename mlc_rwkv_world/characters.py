@@ -16,13 +16,11 @@ del _REPLACED[ord("\n")], _REPLACED[ord("\t")]
 
 
 def printable(text: str) -> str:
-    """`text` with every character that is not shown as itself escaped, line feeds excepted.
+    """`text` as one line, with every character escaped that is not shown as itself.
 
-    For messages, and for names and other words in them.
+    For messages, and for names and other words in them, which could else pretend to be messages.
     """
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def prose(text: str) -> str:

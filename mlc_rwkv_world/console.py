@@ -32,7 +32,7 @@ def say(*lines: object, to: TextIO | None = None) -> None:
 
     Raises BrokenPipeError where its reader has gone, OutputError where it cannot be written.
     """
-    _put("".join(f"{_line(line)}\n" for line in lines), to)
+    _put("".join(f"{printable(str(line))}\n" for line in lines), to)
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
@@ -75,23 +75,21 @@ class Aside:
             _put(self._after)
 
 
-def complain(text: str) -> None:
-    """Print a message, of one or more lines, on standard error; where that fails it is lost."""
+def complain(*lines: str) -> None:
+    """Print a message on standard error, each of `lines` as one; where that fails it is lost."""
     with _lost_where_it_fails():
-        print(printable(text), file=sys.stderr, flush=True)
+        print(*map(printable, lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def tell(text: str, file: object) -> None:
     """`complain` where `file` is standard error, else `say`."""
-    if file is sys.stderr:
-        complain(text)
-    else:
-        say(*text.splitlines())
+    print_lines = complain if file is sys.stderr else say
+    print_lines(*text.splitlines())
 
 
 def complain_with_traceback() -> None:
     """Print the traceback of the error that is being handled on standard error."""
-    complain(traceback.format_exc().rstrip("\n"))
+    complain(*traceback.format_exc().rstrip("\n").split("\n"))
 
 
 class Bar:
@@ -123,7 +121,7 @@ class Bar:
                     return
                 self._bar = self._open(done, total)
             if at:
-                self._bar.set_postfix_str(_line(at), refresh=False)
+                self._bar.set_postfix_str(printable(at), refresh=False)
             self._bar.total = total
             self._bar.update(done - self._bar.n)
 
@@ -139,7 +137,7 @@ class Bar:
         from tqdm import tqdm
 
         return tqdm(
-            desc=_line(self._what) or None,
+            desc=printable(self._what) or None,
             initial=done,
             total=total,
             unit=self._unit,
@@ -180,10 +178,6 @@ def silence(stream: TextIO) -> None:
     """Send what is on its way to `stream` nowhere: Python would complain of it when it exits."""
     with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
-
-
-def _line(text: object) -> str:
-    return printable(str(text)).replace("\n", "\\n")
 
 
 def _put(text: str, to: TextIO | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterable
 
 from mlc_rwkv_world.characters import printable
 
@@ -15,13 +16,18 @@ from mlc_rwkv_world.characters import printable
 class RwkvWorldError(Exception):
     """Base of every error that this package raises on purpose.
 
-    Its text is safe to show: what a file smuggles into a message cannot steer a terminal.
+    Its text is safe to show: what a file smuggles into a message can neither steer a terminal nor
+    begin a line. `lines` follow the message.
     """
 
     exit_status = 1
 
+    def __init__(self, message: str = "", *, lines: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = tuple(lines)
+
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return "\n".join(map(printable, (super().__str__(), *self.lines)))
 
 
 class UsageError(RwkvWorldError, ValueError):

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -23,6 +24,9 @@ from pathlib import Path
 # How often, and after how many seconds, a folder is cleared again that does not stay empty.
 _CLEARING = 20
 _PAUSE = 0.1
+# How the names end of what is written, and of a folder that makes room for another.
+_TEMPORARY = ".tmp"
+_OLD = ".old"
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -73,12 +77,17 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
 
 
 @contextmanager
-def replacing_folder(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[Path]:
+def replacing_folder(
+    path: Path,
+    waiting: Callable[[], None] | None = None,
+    leaving: Callable[[Path], None] = lambda older: None,
+) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes `path` when the block ends without an error.
 
     Until then an older `path` stays as it is and usable, and it vanishes only once the new
-    one stands. The place is locked meanwhile (see `locked`); what killed writers left beside
-    it is cleared first. Raises OSError where the folder cannot be written.
+    one stands, and `leaving` was called with where it is then. The place is locked meanwhile (see
+    `locked`); what killed writers left beside it is cleared first. Raises OSError where the folder
+    cannot be written.
     """
     path = path.resolve()
     if path.exists() and not path.is_dir():
@@ -91,7 +100,7 @@ def replacing_folder(path: Path, waiting: Callable[[], None] | None = None) -> I
         try:
             yield temporary
             _sync_tree(temporary)
-            _put(temporary, path)
+            _put(temporary, path, leaving)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -99,14 +108,12 @@ def replacing_folder(path: Path, waiting: Callable[[], None] | None = None) -> I
 
 def recover(path: Path) -> None:
     """Clear what killed writers of `path` left. The caller holds its lock."""
-    old = _old(path)
-    if old.exists():
-        # Killed between the two steps of `_put`: the older folder is the good one.
-        if path.exists():
-            shutil.rmtree(old)
-        else:
+    if not path.exists():
+        for old in _beside(path, _OLD):
+            # Killed between the two steps of `_put`: the older folder is the good one.
             old.rename(path)
-    for leftover in path.parent.glob(f".{_escape(path.name)}.*.tmp"):
+            break
+    for leftover in [*_beside(path, _OLD), *_beside(path, _TEMPORARY)]:
         if leftover.is_dir() and not leftover.is_symlink():
             _clear(leftover)
         else:
@@ -123,32 +130,31 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _temporary(path: Path, ending: str = _TEMPORARY) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{ending}")
 
 
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+def _beside(path: Path, ending: str) -> list[Path]:
+    """What `_temporary` called so for `path`, and nothing that only looks alike."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(ending)}")
+    return sorted(other for other in path.parent.iterdir() if name.fullmatch(other.name))
 
 
-def _escape(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _put(new: Path, path: Path) -> None:
+def _put(new: Path, path: Path, leaving: Callable[[Path], None]) -> None:
     """Move the folder `new` to `path`, then remove what stood there."""
     if not path.exists():
         new.rename(path)
         _sync_folder(path.parent)
-    elif _exchange(new, path):
-        _sync_folder(path.parent)
-        shutil.rmtree(new)
-    else:
+        return
+    old = new
+    if not _exchange(new, path):
         # Two steps; `recover` undoes the first if the second never comes.
-        path.rename(_old(path))
+        old = _temporary(path, _OLD)
+        path.rename(old)
         new.rename(path)
-        _sync_folder(path.parent)
-        shutil.rmtree(_old(path))
+    _sync_folder(path.parent)
+    leaving(old)
+    shutil.rmtree(old)
 
 
 def _exchange(a: Path, b: Path) -> bool:

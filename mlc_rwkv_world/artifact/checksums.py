@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from mlc_rwkv_world.artifact.layout import LIBRARY_ENDINGS, PARAMS_DIR, SHA256SUMS
 from mlc_rwkv_world.artifact.links import require_inside
+from mlc_rwkv_world.artifact.places import fault_of_name
 from mlc_rwkv_world.errors import ArtifactError
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\\\0\r\n]+)")
@@ -62,7 +63,7 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
         raise _damaged(path, "it ends inside a line")
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
-        if match is None or not _stays_inside(match[2]) or match[2] in sums:
+        if match is None or not _is_inside(match[2]) or match[2] in sums:
             raise _damaged(path, f"line {number} is not the checksum of another file of it")
         sums[match[2]] = match[1]
     return sums
@@ -100,9 +101,10 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _stays_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
+def _is_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    inside = bool(parts) and ".." not in parts and parts[0][0] != "/"
+    return inside and fault_of_name(name) is None
 
 
 def _damaged(path: Path, what: str) -> ArtifactError:

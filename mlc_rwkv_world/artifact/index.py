@@ -150,8 +150,9 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 
 def _shard(fields: Fields) -> ShardRecord:
     file = fields.text("dataPath")
-    # A shard is a plain name: no folder, no drive, nothing hidden, no control character.
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", file):
+    # A shard is a plain name: no folder, no drive, nothing hidden, no control character, and no
+    # longer than a file system takes.
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}", file):
         raise fields.error("dataPath", "the plain name of a file in the same folder")
     if fields.text("format", "raw-shard") != "raw-shard":
         raise fields.error("format", '"raw-shard"')

@@ -12,10 +12,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mlc_rwkv_world.artifact.links import require_file
 from mlc_rwkv_world.errors import ArtifactError
 
 # The index of the largest RWKV-4 model is under a megabyte.
 MAX_BYTES = 64 << 20
+
+# What a number counts lies in a file, and has so many axes at most.
+_MOST = 1 << 62
+_MOST_AXES = 8
 
 BUILD_ID = "build_id"
 
@@ -37,6 +42,7 @@ class Fields:
     def read(cls, path: Path) -> Fields:
         """The object in the file `path`."""
         try:
+            require_file(path)
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
         except OSError as error:
@@ -67,8 +73,8 @@ class Fields:
 
     def integer(self, key: str, default: int | None = None, *, minimum: int = 0) -> int:
         value: int = self._get(key, int, "an integer", default)
-        if isinstance(value, bool) or value < minimum:
-            raise self.error(key, f"an integer of at least {minimum}")
+        if isinstance(value, bool) or not minimum <= value < _MOST:
+            raise self.error(key, f"an integer of at least {minimum}, and not beyond all counting")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -86,6 +92,8 @@ class Fields:
         values: list[T] = self._get(key, list, "a list", default)
         if any(not isinstance(value, kind) or isinstance(value, bool) for value in values):
             raise self.error(key, f"a list of {kind.__name__}")
+        if any(isinstance(value, int) and not -_MOST < value < _MOST for value in values):
+            raise self.error(key, "a list of integers, none beyond all counting")
         return values
 
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
@@ -99,6 +107,8 @@ class Fields:
         sizes = self.items(key, int)
         if any(size < 1 for size in sizes):
             raise self.error(key, "a list of positive sizes")
+        if len(sizes) > _MOST_AXES or math.prod(sizes) >= _MOST:
+            raise self.error(key, f"the sizes of at most {_MOST_AXES} axes of a tensor in a file")
         return tuple(sizes)
 
     def object(self, key: str, default: dict[str, Any] | None = None) -> Fields:

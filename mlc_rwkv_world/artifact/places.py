@@ -22,13 +22,9 @@ def expanded(path: str | Path) -> Path:
     Raises UsageError where there is no such user or no home, or where no file can have that name.
     """
     text = os.fspath(path)
-    if "\0" in text:
-        raise UsageError(f"{text[:_SHOWN]!r} is no path: it holds a NUL.")
-    if len(text) > _LONGEST_PATH or max(map(len, os.fsencode(text).split(b"/"))) > _LONGEST_NAME:
-        raise UsageError(
-            f"{text[:_SHOWN]!r}... is no path: it has {len(text)} characters, and a name in it at "
-            f"most {_LONGEST_NAME} bytes."
-        )
+    if (fault := fault_of_name(text)) is not None:
+        shown = repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
+        raise UsageError(f"{shown} is no path: {fault}.")
     try:
         # pathlib would forget that "./~" means a name.
         return Path(text).expanduser() if text.startswith("~") else Path(text)
@@ -37,6 +33,19 @@ def expanded(path: str | Path) -> Path:
             f"{text}: the home folder that {text.split('/')[0]} stands for is not known. Give the "
             "path in full; ./~ begins one where ~ is a name."
         ) from None
+
+
+def fault_of_name(text: str) -> str | None:
+    """Why no file can have the path `text`, in a few words; None where one can."""
+    if "\0" in text:
+        return "it holds a NUL"
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        return "it holds a character that no name of a file here can hold"
+    if len(text) > _LONGEST_PATH or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+        return f"it has {len(text)} characters, and a name in it at most {_LONGEST_NAME} bytes"
+    return None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mlc_rwkv_world.artifact.atomic import locked, recover, write_file
 from mlc_rwkv_world.artifact.checksums import list_digest
 from mlc_rwkv_world.artifact.json_fields import Fields
 from mlc_rwkv_world.artifact.layout import SHA256SUMS
-from mlc_rwkv_world.artifact.places import expanded
+from mlc_rwkv_world.artifact.places import expanded, fault_of_name
 from mlc_rwkv_world.errors import ArtifactError, UsageError
 
 HOME_VARIABLE = "MLC_RWKV_WORLD_HOME"
@@ -47,7 +47,7 @@ class Record:
             fields = Fields.read(place / REGISTRY)
             entries = fields.items("artifacts", str, [])
             lists = fields.object("lists", {})
-            folders = [Path(entry) for entry in entries if "\0" not in entry]
+            folders = [Path(entry) for entry in entries if fault_of_name(entry) is None]
             known = {Path(entry): tuple(lists.items(entry, str)) for entry in lists.values}
         except ArtifactError:
             return cls()

@@ -41,7 +41,8 @@ GPU_KINDS = ("cuda", "metal", "vulkan", "opencl", "rocm")
 
 _QUANTIZATION = re.compile(r"q\d+f\d+(?:_\d+)?", re.ASCII)
 _TARGET = re.compile(rf".*-{_QUANTIZATION.pattern}-(.+)", re.ASCII)
-_OF_PARAMETERS = (TENSOR_CACHE, NDARRAY_CACHE, SHARD_NAME.format(index=0))
+_INDEX_NAMES = (TENSOR_CACHE, NDARRAY_CACHE)
+_OF_PARAMETERS = (*_INDEX_NAMES, SHARD_NAME.format(index=0))
 # Words that name a place in any folder, and no model.
 _PLACES = (os.curdir, os.pardir, PARAMS_DIR, CHAT_CONFIG)
 
@@ -125,7 +126,11 @@ def find(model: str | Path, *, model_lib: str | Path | None = None) -> Found:
 def spelled(folder: Path) -> str:
     """What finds the artifact in `folder`, for a shell: its name where that does, else its path."""
     try:
-        if find(folder.name).folder.resolve() == folder.resolve():
+        # What begins with a dash is taken for an option.
+        if (
+            not folder.name.startswith("-")
+            and find(folder.name).folder.resolve() == folder.resolve()
+        ):
             return shlex.quote(folder.name)
     except RwkvWorldError:
         pass
@@ -160,7 +165,7 @@ def _is_path(text: str) -> bool:
 
 def _as_path(folder: Path) -> str:
     text = str(folder)
-    return text if os.sep in text else f"{os.curdir}{os.sep}{text}"
+    return text if os.sep in text and not text.startswith("-") else f"{os.curdir}{os.sep}{text}"
 
 
 def _by_path(path: Path) -> Path:
@@ -183,28 +188,52 @@ def _by_path(path: Path) -> Path:
 
 
 def _params_of(path: Path) -> Path | None:
-    """`path` itself if it is a folder of parameters, else that of the artifact in `path`.
+    """The folder of parameters that `path` is or holds, by the configuration in it.
 
-    What lies in a folder of parameters is data, what looks like an artifact too.
+    What lies in a folder of parameters is data, what looks like an artifact too, and stock's
+    layout is such a folder. It takes an index beside the configuration to be one under another
+    name: a configuration alone may be a copy that somebody left in an artifact. Both may be
+    copies in what this user built, since there the list says where the parameters are.
     """
-    folders = (path,) if path.name == PARAMS_DIR else (path, path / PARAMS_DIR)
+    inner = path / PARAMS_DIR
+    with_index = (path / CHAT_CONFIG).is_file() and _holds(path, _INDEX_NAMES)
+    if path.name == PARAMS_DIR:
+        folders = [path]
+    elif _lists_parameters(path) and (not with_index or Record.read().holds(path)):
+        folders = [inner]
+    elif with_index:
+        folders = [path]
+    else:
+        folders = [inner] if _holds(inner, _OF_PARAMETERS) else [inner, path]
     return next((folder for folder in folders if (folder / CHAT_CONFIG).is_file()), None)
 
 
 def _missing_part(path: Path) -> Path | None:
     """What is missing of the artifact in the folder `path`; None where there is none at all."""
-    for folder in (path, path / PARAMS_DIR):
-        if any((folder / name).exists() for name in _OF_PARAMETERS):
-            return folder / CHAT_CONFIG
-    try:
-        names = [Path(name) for name in read_checksums(path) or ()]
-    except ArtifactError:
-        return None
-    parts = any(name.parts[0] == PARAMS_DIR or name.suffix in LIBRARY_ENDINGS for name in names)
-    if not parts:
-        return None
     params = path / PARAMS_DIR
-    return params / CHAT_CONFIG if params.is_dir() else params
+    listed = _lists_parameters(path)
+    for folder in (params,) if listed else (params, path):
+        if _holds(folder, _OF_PARAMETERS):
+            return folder / CHAT_CONFIG
+    if listed or any(name.suffix in LIBRARY_ENDINGS for name in _listed(path)):
+        return params / CHAT_CONFIG if params.is_dir() else params
+    return None
+
+
+def _holds(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).exists() for name in names)
+
+
+def _lists_parameters(path: Path) -> bool:
+    return any(name.parts[0] == PARAMS_DIR for name in _listed(path))
+
+
+def _listed(path: Path) -> list[Path]:
+    """What the list in `path` names; nothing where there is none, or it is damaged."""
+    try:
+        return [Path(name) for name in read_checksums(path) or ()]
+    except ArtifactError:
+        return []
 
 
 def _by_name(name: str, *, any_library: bool) -> Path:
@@ -230,9 +259,12 @@ def _by_name(name: str, *, any_library: bool) -> Path:
     looked += [str(place.absolute() / name) for place in places[1:]]
     looked += [place for place in found if place.endswith(REGISTRY)]
     raise NotFoundError(
-        f"No artifact named {name!r}. Looked for it, and for {name}-<quantization>, in:\n"
-        + "".join(f"  {path}\n" for path in looked)
-        + f"Build it with `python -m mlc_rwkv_world build`, give its path, or set {HOME_VARIABLE}."
+        f"No artifact named {name!r}. Looked for it, and for {name}-<quantization>, in:",
+        lines=[
+            *(f"  {path}" for path in looked),
+            "Build it with `python -m mlc_rwkv_world build`, give its path, or set "
+            f"{HOME_VARIABLE}.",
+        ],
     )
 
 
@@ -270,9 +302,11 @@ def _refuse(name: str, record: Record, folders: Iterable[Path]) -> None:
     if not others:
         return
     raise UsageError(
-        f"{name!r} is no artifact that you built on this machine; a name runs no others.\n"
-        + "".join(f"  {folder.absolute()} {record.doubt(folder)}\n" for folder in others)
-        + f"If you trust it, give its path: --model {shlex.quote(_as_path(others[0]))}"
+        f"{name!r} is no artifact that you built on this machine; a name runs no others.",
+        lines=[
+            *(f"  {folder.absolute()} {record.doubt(folder)}" for folder in others),
+            f"If you trust it, give its path: --model {shlex.quote(_as_path(others[0]))}",
+        ],
     )
 
 

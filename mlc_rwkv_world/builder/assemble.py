@@ -17,7 +17,7 @@ from mlc_rwkv_world.artifact.search import Found
 from mlc_rwkv_world.artifact.storage import storing
 from mlc_rwkv_world.artifact.template import Template
 from mlc_rwkv_world.builder.choices import choose
-from mlc_rwkv_world.builder.older import carry_over, kept_checksums
+from mlc_rwkv_world.builder.older import Stamp, bring_later, carry_over, kept_checksums
 from mlc_rwkv_world.builder.options import Options
 from mlc_rwkv_world.builder.plan import Plan, make_plan
 from mlc_rwkv_world.builder.reuse import check_reusable
@@ -96,11 +96,16 @@ def build(
     if reuse_lib is not None:
         check_reusable(reuse_lib, plan)
     waiting = f"waiting for another build of {plan.name}"
+    stood: dict[Path, Stamp] = {}
     with (
         storing(plan.folder),
-        replacing_folder(plan.folder, lambda: reporter.stage(waiting)) as folder,
+        replacing_folder(
+            plan.folder,
+            lambda: reporter.stage(waiting),
+            lambda older: bring_later(older, plan.folder, stood),
+        ) as folder,
     ):
-        carry_over(plan, folder, weights=options.weights)
+        stood |= carry_over(plan, folder, weights=options.weights)
         built: list[Path] = []
         if reuse_lib is not None:
             built = [_library_path(plan, folder, system_lib=False)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.compiler import metadata
 from mlc_rwkv_world.compiler.export import ParameterSpec, parameters
 from mlc_rwkv_world.convert.model_config import model_config
+from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.kernels.cpu.arithmetic import INT8
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.model.fp32_layers import parse
 from mlc_rwkv_world.numerics.precision import choose
 from mlc_rwkv_world.reporter import Reporter
+
+# Of what a file system takes, the rest is for what stands before and after it in other names.
+_LONGEST_NAME = 230
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,10 @@ class Plan:
 
 
 def make_plan(checkpoint: Checkpoint, choices: Choices, output: Path, reporter: Reporter) -> Plan:
-    """The plan for one checkpoint, built below `output`. Raises UsageError, CheckpointError."""
+    """The plan for one checkpoint, built below `output`.
+
+    Raises CheckpointError, and UsageError, where its name can be none of an artifact too.
+    """
     options, layers = choices.options, checkpoint.config.num_hidden_layers
     named = options.fp32_layers
     config = model_config(
@@ -67,8 +76,26 @@ def make_plan(checkpoint: Checkpoint, choices: Choices, output: Path, reporter: 
     if named == AUTO:
         config = _measured(checkpoint, config, choices, reporter)
     folder = output / f"{checkpoint.name}-{choices.format.name}"
+    _require_name(folder.name)
     template = template_of(checkpoint.version, checkpoint.name)
     return Plan(checkpoint, choices, config, parameters(config, choices.format), template, folder)
+
+
+def _require_name(name: str) -> None:
+    """Raises UsageError where no list could name the files of an artifact called `name`.
+
+    Or where its files and what is written beside it would have longer names than there are.
+    """
+    if odd := re.search(r"[\\\r\n]", name):
+        raise UsageError(
+            f"{name!r} cannot be the name of an artifact: it holds {odd[0]!r}. Rename the "
+            "checkpoint, or give a folder that holds it."
+        )
+    if (length := len(os.fsencode(name))) > _LONGEST_NAME:
+        raise UsageError(
+            f"{name[:40]!r}... cannot be the name of an artifact: it has {length} bytes, and may "
+            f"have {_LONGEST_NAME}. Rename the checkpoint, or give a folder that holds it."
+        )
 
 
 def _measured(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -33,7 +32,7 @@ from mlc_rwkv_world.checkpoint.hub_client import HubClient, Refused, RemoteFile,
 from mlc_rwkv_world.checkpoint.hub_id import HubId, parse_hub_id, stays_inside
 from mlc_rwkv_world.checkpoint.origin import RECORD, Record
 from mlc_rwkv_world.checkpoint.wording import listed, quoted
-from mlc_rwkv_world.console import Bar
+from mlc_rwkv_world.console import Bar, complain
 from mlc_rwkv_world.errors import (
     CheckpointError,
     DownloadError,
@@ -42,8 +41,6 @@ from mlc_rwkv_world.errors import (
 )
 
 _EXTRAS = (CONFIG, "generation_config.json", TOKENIZER_MODEL, "rwkv_vocab_v*.txt")
-
-_log = logging.getLogger(__name__)
 
 
 def fetch(
@@ -79,7 +76,8 @@ def fetch(
                 "and HF_HUB_OFFLINE forbids to fetch it: unset it, or put the model there."
             )
         models_dir.mkdir(parents=True, exist_ok=True)
-        with locked(folder, lambda: _log.warning("Waiting for another download of %s.", source)):
+        waiting = f"Waiting for another download of {source}."
+        with locked(folder, lambda: complain(waiting)):
             if not _is_ready(folder, source):
                 _Download(source, partial).run(prefer_safetensors)
                 partial.rename(folder)

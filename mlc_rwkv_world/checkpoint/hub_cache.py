@@ -44,7 +44,11 @@ def name_in_cache(repo: Path, snapshot: Path) -> str:
 def _commit(repo: Path, revision: str) -> str | None:
     if is_commit(revision):
         return revision
-    with suppress(OSError), (repo / "refs" / revision).open("rb") as file:
+    path = repo / "refs" / revision
+    # A pipe or a device would block or never end.
+    if not path.is_file():
+        return None
+    with suppress(OSError), path.open("rb") as file:
         commit = file.read(64).decode("ascii", errors="replace").strip()
         return commit if is_commit(commit) else None
     return None

@@ -26,7 +26,11 @@ class Record:
     @classmethod
     def read(cls, folder: Path) -> Record | None:
         """The record in `folder`, or None where it is damaged."""
-        with suppress(OSError, ValueError, RecursionError), (folder / RECORD).open("rb") as file:
+        path = folder / RECORD
+        # A pipe or a device would block or never end.
+        if not path.is_file():
+            return None
+        with suppress(OSError, ValueError, RecursionError), path.open("rb") as file:
             match json.loads(file.read(_MAX_RECORD)):
                 case {"source": str(source), "revision": str(revision), "files": dict(files)}:
                     return cls(source, revision, files)

@@ -109,7 +109,8 @@ def _run(options: argparse.Namespace) -> int:
         console.say_json(report.as_dict(), indent=1)
         return 0
     if numbers is not None:
-        text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        # In ASCII: a model's name may have no form in UTF-8.
+        text = json.dumps(report.as_dict(), indent=1, allow_nan=False)
         numbers.write(f"{text}\n".encode())
     full = options.all or report.num_hidden_layers <= _SHOWN_IN_FULL
     console.say(*table(report, everything=full))

@@ -73,15 +73,17 @@ def exit_status(error: Exception) -> int:
 
 def report(program: str, error: Exception) -> None:
     """Print the message of `error` on stderr."""
-    console.complain(f"{program}: {_message(error)}")
+    first, *more = _message(error)
+    console.complain(f"{program}: {first}", *more)
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception) -> list[str]:
     if isinstance(error, RwkvWorldError):
-        return f"error: {error}"
+        return f"error: {error}".split("\n")
     if is_out_of_memory(error):
-        return f"error: {out_of_memory()}"
+        return [f"error: {out_of_memory()}"]
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
-        return f"error: {place}{error.strerror}."
-    return f"internal error: {type(error).__name__}: {error}. Run again with --debug to see where."
+        return [f"error: {place}{error.strerror}."]
+    what = f"{type(error).__name__}: {error}"
+    return [f"internal error: {what}. Run again with --debug to see where."]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlc_rwkv_world.artifact.config import OURS, TEMPLATE, THINK
 from mlc_rwkv_world.artifact.conversation import conversation as stock_form
+from mlc_rwkv_world.artifact.json_fields import Fields
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE, TOKENIZER_MODEL
 from mlc_rwkv_world.artifact.template import Template
 from mlc_rwkv_world.artifact.templates import WORLD
@@ -81,7 +82,7 @@ def record_precision(folder: Path, config: ModelConfig) -> None:
     path = folder / CHAT_CONFIG
     if not path.is_file():
         return
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = Fields.read(path).values
     chosen = config.as_dict()
     content["model_config"] |= {key: chosen[key] for key in _PRECISION}
     # It may be a link to the file of an older artifact, which stays as it is.
@@ -90,5 +91,5 @@ def record_precision(folder: Path, config: ModelConfig) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    # In ASCII: what an older configuration holds may have no form in UTF-8.
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")

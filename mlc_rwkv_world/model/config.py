@@ -11,6 +11,7 @@ from mlc_rwkv_world.model import fp32_layers
 
 DEFAULT_PREFILL_CHUNK = 512
 DEFAULT_MAX_BATCH = 8
+_MOST_BLOCKS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,24 @@ class ModelConfig:
             value = getattr(self, field)
             if type(value) is not int or value < 0:
                 raise UsageError(f"model_config: {field} is {value!r}; it is a rank, or 0.")
+        if self.num_hidden_layers > _MOST_BLOCKS:
+            raise UsageError(
+                f"model_config: num_hidden_layers is {self.num_hidden_layers}; it is at most "
+                f"{_MOST_BLOCKS}."
+            )
+        epsilon = self.layer_norm_epsilon
+        if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
+            raise UsageError(
+                f"model_config: layer_norm_epsilon is {epsilon!r}; it is a small number."
+            )
+        if type(self.model_version) is not int:
+            raise UsageError(
+                f"model_config: model_version is {self.model_version!r}; it is RWKV's, as 4."
+            )
+        if not isinstance(self.fp32_reasons, list | tuple):
+            raise UsageError(
+                f"model_config: fp32_reasons is {self.fp32_reasons!r}; it is a list of texts."
+            )
         if type(self.rescale_every) is not int or self.rescale_every < 0:
             raise UsageError(
                 f"model_config: rescale_every is {self.rescale_every!r}; it is a number of blocks, "

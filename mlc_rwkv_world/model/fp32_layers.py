@@ -31,14 +31,14 @@ def parse(text: str, num_hidden_layers: int) -> tuple[int, ...]:
 
 def checked(blocks: Iterable[int], num_hidden_layers: int) -> tuple[int, ...]:
     """The blocks in order; UsageError where the model lacks one."""
-    ordered = sorted(set(blocks))
-    for block in ordered:
+    given = list(blocks)
+    for block in given:
         if type(block) is not int or not 0 <= block < num_hidden_layers:
             raise UsageError(
                 f"fp32_layers: there is no block {block!r}; the model has blocks 0 to "
                 f"{num_hidden_layers - 1}."
             )
-    return tuple(ordered)
+    return tuple(sorted(set(given)))
 
 
 def spelled(blocks: Iterable[int]) -> str:

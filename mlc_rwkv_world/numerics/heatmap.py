@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from xml.sax.saxutils import escape
 
+from mlc_rwkv_world.characters import printable
 from mlc_rwkv_world.numerics.report import FLOAT16_LARGEST, Reading, Report, operations
 
 _CELL, _LEFT, _TOP = 22, 60, 190
@@ -94,4 +95,6 @@ def _legend(x: int) -> list[str]:
 
 
 def _text(x: int, y: int, text: str, *, anchor: str = "start", size: int = 11) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}">{escape(text)}</text>'
+    # XML has no place for most controls, and UTF-8 none for a name of other bytes.
+    shown = escape(printable(text))
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}">{shown}</text>'

@@ -52,8 +52,13 @@ class Prompts:
 
 
 def encoded(texts: tuple[str, ...], tokenizer: WorldTokenizer) -> Prompts:
-    """The tokens of some texts, each read on its own."""
-    ids = tuple(tuple(map(int, tokenizer.encode(text))) for text in texts)
+    """The tokens of some texts, each read on its own. Raises UsageError where one is no text."""
+    try:
+        ids = tuple(tuple(map(int, tokenizer.encode(text))) for text in texts)
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"a prompt is not valid UTF-8 (near character {error.start}). Give valid UTF-8."
+        ) from None
     if not ids or not all(ids):
         raise UsageError("there is nothing to read: a prompt is empty.")
     return Prompts(ids)

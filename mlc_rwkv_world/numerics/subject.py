@@ -12,7 +12,7 @@ from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.artifact.search import Found, find
 from mlc_rwkv_world.checkpoint import Checkpoint, find_vocabulary, open_checkpoint
 from mlc_rwkv_world.convert.model_config import model_config
-from mlc_rwkv_world.errors import NotFoundError, UsageError
+from mlc_rwkv_world.errors import ArtifactError, NotFoundError, UsageError
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.model.fp32_layers import parse
 from mlc_rwkv_world.numerics.model import Model
@@ -82,12 +82,18 @@ def open_subject(
         )
     chat = ChatConfig.read(found.params)
     fmt = format_named(chat.quantization)
-    fields = Fields.read(chat.path).object("model_config")
-    config = _with_layers(ModelConfig.from_dict(fields.values), fp32_layers)
+    config = _with_layers(_config(chat.path), fp32_layers)
     weights = ArtifactWeights(ParameterIndex.read(found.params), config, fmt)
     tokenizer = WorldTokenizer.from_file(found.params / chat.tokenizer_file)
     computed = Model(config, fmt, _dtype(compute_dtype, fmt), weights)
     return Subject(found.name, computed, tokenizer, found=found)
+
+
+def _config(path: Path) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(Fields.read(path).object("model_config").values)
+    except UsageError as error:
+        raise ArtifactError(f"{path}: {error} Build or copy the artifact again.") from None
 
 
 def checkpoint_subject(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.compiler.export import ParameterSpec, parameters
 from mlc_rwkv_world.convert.weights import converted, source_name
+from mlc_rwkv_world.errors import ArtifactError
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.runtime.parameters import MappedShards
 from mlc_rwkv_world.storage import Format, Stored
@@ -79,6 +81,14 @@ class ArtifactWeights(StoredWeights):
     def __init__(self, index: ParameterIndex, config: ModelConfig, fmt: Format) -> None:
         super().__init__(config, fmt)
         index.check_files()
+        for spec in chain.from_iterable(self.stored.values()):
+            found = index.tensors.get(spec.name)
+            if found is None or (found.shape, found.dtype) != (spec.shape, spec.dtype):
+                holds = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+                raise ArtifactError(
+                    f"{index.folder} holds {holds} as {spec.name!r}, where its configuration asks "
+                    f"for {spec.dtype} {list(spec.shape)}. Build or copy the artifact again."
+                )
         self._shards = MappedShards(index)
         self._given: Sequence[ParameterSpec] = ()
 

@@ -72,7 +72,8 @@ def exists(device: Any) -> bool:
 def machine(path: Path, device: Any) -> Any:
     """A compiled library's virtual machine, which gives functions by name, on a device."""
     library()
-    with utf8_path(path) as name:
+    # The system looks for a plain name in its own folders, and not in the current one.
+    with utf8_path(path.absolute()) as name:
         loaded = tvm_ffi.load_module(str(name), keep_module_alive=False)
     found = loaded["vm_load_executable"]()
     # Shapes are computed on a CPU.

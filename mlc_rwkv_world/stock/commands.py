@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,10 +76,11 @@ def _only_pth(path: Path) -> bool:
 
 
 def _model_type(config: Path) -> Any:
+    from mlc_rwkv_world.checkpoint.folder import read_json
+
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        return content.get("model_type")
-    except (OSError, ValueError, AttributeError):
+        return read_json(config).get("model_type")
+    except RwkvWorldError:
         return None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import json
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mlc_rwkv_world.artifact.json_fields import Fields
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.stock.defects import present
@@ -61,9 +61,9 @@ def add_engine_defaults(config: ModuleType) -> None:
 def is_world_artifact(folder: Any) -> bool:
     """Whether the folder holds the configuration of one of our models."""
     try:
-        content = json.loads((Path(folder) / CHAT_CONFIG).read_text(encoding="utf-8"))
-        return bool(content["model_type"] == MODEL_TYPE)
-    except (OSError, ValueError, KeyError, TypeError):
+        fields = Fields.read(Path(folder) / CHAT_CONFIG)
+        return bool(fields.values.get("model_type") == MODEL_TYPE)
+    except (ValueError, TypeError):
         return False
 
 

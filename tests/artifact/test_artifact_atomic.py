@@ -236,7 +236,37 @@ def test_a_link_keeps_leading_to_the_new_folder(tmp_path: Path) -> None:
 
 
 def test_names_with_pattern_characters_clear_only_their_own(tmp_path: Path) -> None:
-    (tmp_path / ".model-a.0000.tmp").mkdir()
+    (tmp_path / ".model-a.00001111.tmp").mkdir()
     with replacing_folder(tmp_path / "model-[a]") as folder:
         (folder / "x").write_text("")
-    assert names(tmp_path) == [".model-a.0000.tmp", "model-[a]"]
+    assert names(tmp_path) == [".model-a.00001111.tmp", "model-[a]"]
+
+
+def test_what_only_looks_like_a_writers_work_stays(tmp_path: Path) -> None:
+    others = [".m.mine.tmp", ".m.old", ".m.tmp", ".m.v2.00001111.tmp", ".m.00001111.tmp.bak"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    with replacing_folder(tmp_path / "m") as folder:
+        (tmp_path / ".m.00001111.tmp").mkdir()
+        (folder / "x").write_text("")
+    with replacing_folder(tmp_path / "m") as folder:
+        (folder / "x").write_text("")
+    assert names(tmp_path) == sorted([*others, "m"])
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_the_older_folder_can_be_looked_at_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
+    target, seen = tmp_path / "model", []
+
+    def leaving(older: Path) -> None:
+        seen.append((names(older), names(target)))
+
+    for name in ("first", "second"):
+        with replacing_folder(target, leaving=leaving) as folder:
+            (folder / name).write_text("")
+    assert seen == [(["first"], ["second"])]
+    assert names(tmp_path) == ["model"]

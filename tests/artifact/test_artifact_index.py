@@ -120,7 +120,13 @@ def first_tensor(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: first_tensor(c).update(name="b"), "'b' twice"),
         (lambda c: first_tensor(c).update(shape=[6, -8]), "positive sizes"),
         (lambda c: first_tensor(c).update(shape=[6, True]), "list of int"),
-        (lambda c: first_tensor(c).update(shape=[1 << 70]), "nbytes"),
+        (lambda c: first_shard(c).update(dataPath="x" * 256), "plain name"),
+        (lambda c: first_shard(c).update(nbytes=10**4000), "not beyond all counting"),
+        (lambda c: first_tensor(c).update(shape=[1 << 70]), "none beyond all counting"),
+        (lambda c: first_tensor(c).update(shape=[10**4000] * 2), "none beyond all counting"),
+        (lambda c: first_tensor(c).update(shape=[1 << 40] * 8), "at most 8 axes"),
+        (lambda c: first_tensor(c).update(shape=[2] * 10_000), "at most 8 axes"),
+        (lambda c: first_tensor(c).update(byteOffset=10**4000), "not beyond all counting"),
         (lambda c: first_tensor(c).update(dtype="object"), "float32, float16"),
         (lambda c: first_tensor(c).update(format="gzip"), "f32-to-bf16"),
         (lambda c: first_tensor(c).update(nbytes=191), "192, the size of float32 [6, 8]"),
@@ -136,6 +142,7 @@ def test_refuses_what_is_wrong(tmp_path: Path, change: Change, message: str) -> 
         ParameterIndex.read(tmp_path)
     assert message in str(caught.value)
     assert "tensor-cache.json" in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_a_home_is_put_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("a" * 256, "256 characters"),
         ("é" * 200, "at most 255 bytes"),
         ("a/" * 3000, "6000 characters"),
+        ("half a character \ud800", "no name of a file here can hold"),
     ],
 )
 def test_what_names_no_file(path: str, message: str) -> None:

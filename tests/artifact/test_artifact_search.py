@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlc_rwkv_world.artifact.checksums import write_checksums
-from mlc_rwkv_world.artifact.layout import SHA256SUMS
+from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, SHA256SUMS
 from mlc_rwkv_world.artifact.registry import home, register, registered
 from mlc_rwkv_world.artifact.search import find, library_kind, spelled
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, UsageError
@@ -72,6 +72,58 @@ def test_stock_layout_with_everything_in_one_folder(place: Path) -> None:
         assert (found.libraries, found.kinds) == ({}, set())
         assert [library.name for library in found.unlisted] == ["lib.so"]
     assert find(folder, model_lib=folder / "lib.so").libraries_for("cpu") == (folder / "lib.so",)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("strays", [[CHAT_CONFIG], ["tensor-cache.json"], [CHAT_CONFIG, "x.bin"]])
+def test_copies_of_its_parts_beside_an_artifact_are_not_its_parameters(
+    place: Path, strays: list[str], listed: bool
+) -> None:
+    folder = make(place / "m-q0f32", "llvm")
+    (folder / "params/tensor-cache.json").write_text("{}")
+    if not listed:
+        (folder / SHA256SUMS).unlink()
+    for name in strays:
+        (folder / name).write_text("{}")
+    for path in (folder, folder / CHAT_CONFIG, folder / "params", folder / "params" / CHAT_CONFIG):
+        if path.exists():
+            found = find(path)
+            assert (found.folder, found.params) == (folder, folder / "params")
+            assert [library.name for library in found.libraries] == ["m-q0f32-llvm.so"] * listed
+    (folder / "params" / CHAT_CONFIG).unlink()
+    with pytest.raises(ArtifactError, match=r"m-q0f32/params/mlc-chat-config\.json is missing"):
+        find(folder)
+
+
+def test_the_list_tells_parameters_from_those_of_another_layout(place: Path) -> None:
+    """A build of ours into a folder that stock mlc_llm filled: both halves are whole.
+
+    What another built so may as well be parameters that were taken alone, and runs nothing.
+    """
+    folder = make(place / "m-q0f32", "llvm")
+    for name in (CHAT_CONFIG, "tensor-cache.json", "params_shard_0.bin"):
+        (folder / name).write_text("{}")
+    assert (find(folder).params, find(folder).libraries) == (folder, {})
+    assert register(folder)
+    assert find(folder).params == find("m").params.resolve() == folder / "params"
+    assert len(find(folder).libraries) == len(find("m").libraries) == 1
+    shutil.rmtree(folder / "params")
+    with pytest.raises(ArtifactError, match="m-q0f32/params is missing"):
+        find(folder)
+    (folder / SHA256SUMS).unlink()
+    assert find(folder).params == folder
+
+
+@pytest.mark.parametrize("name", [".", "./", "/", "//x", "a/../b", "..", f"{'x' * 260}.so"])
+def test_a_list_names_files_in_its_folder(place: Path, name: str) -> None:
+    folder = make(place / "m-q0f32", "llvm")
+    (folder / SHA256SUMS).write_text(f"{'0' * 64}  {name}\n")
+    assert find(folder).params == folder / "params"
+    with pytest.raises(ArtifactError, match="line 1 is not the checksum of another file"):
+        _ = find(folder).libraries
+    shutil.rmtree(folder / "params")
+    with pytest.raises(NotFoundError):
+        find(folder)
 
 
 @pytest.mark.parametrize("parent", ["", "dist", "dist/prebuilt", "../home"])
@@ -145,6 +197,7 @@ def test_the_latest_of_a_name_comes_first(place: Path, tmp_path: Path) -> None:
         '{"artifacts": [], "lists": {"/x": 1}}',
         '{"artifacts": 3}',
         '{"artifacts": ["x\\u0000"]}',
+        '{"artifacts": ["/m-q0f32\\u0000", "/\\ud800/m-q0f32", "/%s/m-q0f32"]}' % ("long" * 64),
     ],
 )
 def test_a_damaged_registry_is_an_empty_one(place: Path, tmp_path: Path, content: str) -> None:
@@ -152,8 +205,19 @@ def test_a_damaged_registry_is_an_empty_one(place: Path, tmp_path: Path, content
     assert home() == tmp_path / "home"
     (tmp_path / "home/artifacts.json").write_text(content)
     assert registered() == []
+    with pytest.raises(NotFoundError):
+        find("m-q0f32")
     assert register(make(tmp_path / "m-q0f32"))
     assert registered() == [tmp_path / "m-q0f32"]
+
+
+def test_a_pipe_in_place_of_the_record(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    os.mkfifo(tmp_path / "home/artifacts.json")
+    with pytest.raises(NotFoundError):
+        find("m")
+    assert register(make(tmp_path / "m-q0f32"))
+    assert find("m").folder == tmp_path / "m-q0f32"
 
 
 def test_registry_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,6 +428,8 @@ def test_what_is_told_to_run_an_artifact_finds_it(
     assert spelled(Path("dist/m-q0f32")) == "m-q0f32"
     make(place / "n's-q0f32", "llvm")
     assert spelled(Path("n's-q0f32")) == """'./n'"'"'s-q0f32'"""
+    assert spelled(build(place / "-x/-m-q0f32")) == str(place / "-x/-m-q0f32")
+    assert spelled(Path("-x/-m-q0f32")) == "./-x/-m-q0f32"
     monkeypatch.setenv("MLC_RWKV_WORLD_HOME", str(far / "m-q0f32-llvm.so"))
     assert not register(Path("dist/m-q0f32"))
     assert spelled(Path("dist/m-q0f32")) == "dist/m-q0f32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,57 @@ def test_a_failed_first_build_leaves_nothing(broken: Path, dist: Path) -> None:
     assert {path.name for path in dist.iterdir()} == set()
 
 
+class Meddler(Reporter):
+    """Somebody who writes into an artifact's folder while its next build runs."""
+
+    def __init__(self, older: Path) -> None:
+        self.older = older
+
+    def stage(self, text: str) -> None:
+        if not text.startswith("converting"):
+            return
+        (self.older / "talks").mkdir()
+        (self.older / "talks/new.state").write_text("new")
+        (self.older / "params/stray.bin").write_text("stray")
+        (self.older / "SHA256SUMS").write_text("changed")
+        (self.older / "removed").unlink()
+        for name in ("kept.state", "talks.old/kept.state"):
+            # As /save does it: the older file is replaced, not written into.
+            (self.older / "fresh").write_text("said since")
+            (self.older / "fresh").replace(self.older / name)
+
+
+@pytest.mark.parametrize("by_link", [True, False])
+def test_what_is_saved_beside_an_artifact_while_it_is_built_again_stays(
+    source: Path, dist: Path, older: Path, monkeypatch: pytest.MonkeyPatch, by_link: bool
+) -> None:
+    (older / "talks.old").mkdir()
+    for name in ("kept.state", "talks.old/kept.state", "same.state", "removed"):
+        (older / name).write_text("before")
+    if not by_link:
+        monkeypatch.setattr("os.link", _refused)
+    build_tiny(source, dist, library=False, reporter=Meddler(older))
+    found = {name: text for name, text in _texts(older).items() if name.endswith(".state")}
+    assert found == {
+        "kept.state": "said since",
+        "talks.old/kept.state": "said since",
+        "talks/new.state": "new",
+        "same.state": "before",
+    }
+    assert not (older / "params/stray.bin").exists()
+    assert find(older).checksums is not None
+    assert {path.name for path in dist.iterdir()} == {NAME}
+
+
+def _refused(*_: object, **__: object) -> None:
+    raise PermissionError("links are not made here")
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_text(errors="replace") for path in files}
+
+
 @pytest.mark.slow
 def test_what_a_build_does_not_write_stays(source: Path, dist: Path, older: Path) -> None:
     (older / f"{NAME}-cuda.so").write_bytes(b"for another machine")
@@ -230,6 +282,54 @@ def test_a_build_lists_its_own_libraries_and_no_others(
     assert stray.read_bytes() == b"a program"
     build_tiny(source, dist)
     assert list(find(NAME).libraries) == list(find(older).libraries) == [older / LIBRARY]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\\b", "a\rb", "x" * 223, "é" * 112])
+def test_names_that_no_list_could_hold(world: Tensors, tmp_path: Path, name: str) -> None:
+    path = write_pth(tmp_path / f"{name}.pth", world, "float16")
+    with pytest.raises(UsageError, match="cannot be the name of an artifact"):
+        build_tiny(path, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x" * 222, "-a b'c\"\t\x1b"])
+def test_odd_names_are_built_and_found(world: Tensors, tmp_path: Path, name: str) -> None:
+    artifact = build_tiny(write_pth(tmp_path / f"{name}.pth", world, "float16"), tmp_path / "dist")
+    assert list(find(artifact.folder).libraries) == list(artifact.libraries)
+    assert find(artifact.name).folder == artifact.folder
+    assert logits(artifact.folder).shape == (65536,)
+
+
+@pytest.mark.parametrize("content", ["pipe", "[" * 100_000, "{}", '{"model_config": 1}'])
+def test_another_configuration_in_place_of_an_older_one(
+    source: Path, dist: Path, older: Path, content: str
+) -> None:
+    """It says that the weights are another model's, whatever it is; nothing waits for it."""
+    path = older / "params/mlc-chat-config.json"
+    path.unlink()
+    if content == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    before = sorted(older.iterdir())
+    with pytest.raises(ArtifactError, match="was converted for another configuration"):
+        build_tiny(source, dist, weights=False)
+    assert sorted(older.iterdir()) == before
+    build_tiny(source, dist, library=False)
+    assert list(find(older).libraries) == []
+
+
+@pytest.mark.slow
+def test_an_older_configuration_that_has_no_form_in_utf8(
+    source: Path, dist: Path, older: Path
+) -> None:
+    path = older / "params/mlc-chat-config.json"
+    content = json.loads(path.read_text())
+    path.unlink()
+    path.write_text(json.dumps({**content, "author": "\ud800"}))
+    build_tiny(source, dist, weights=False)
+    assert json.loads(path.read_text())["author"] == "\ud800"
 
 
 @pytest.mark.parametrize("by_link", [False, True])

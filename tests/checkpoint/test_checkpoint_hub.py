@@ -476,6 +476,10 @@ def test_folder_that_lost_a_file(hub: HubServer, models: Path) -> None:
     (folder / ".hub.json").write_text("[]")
     with pytest.raises(DownloadError, match=r"\.hub\.json is damaged; remove"):
         fetch(REPO, models)
+    (folder / ".hub.json").unlink()
+    os.mkfifo(folder / ".hub.json")
+    with pytest.raises(DownloadError, match=r"\.hub\.json is damaged; remove"):
+        fetch(REPO, models)
 
 
 # Full and read-only file systems

@@ -188,3 +188,10 @@ def test_the_cache_is_as_the_hubs_own_tools_make_it(
         }
 
     assert links(real) == links(ours)
+
+
+def test_a_pipe_in_place_of_a_ref(hub: HubServer, tmp_path: Path) -> None:
+    place = hub_download(hub, tmp_path / "home" / "hub", REPO)
+    (place / "refs" / "main").unlink()
+    os.mkfifo(place / "refs" / "main")
+    assert fetch(REPO, tmp_path / "models").parent == tmp_path / "models"

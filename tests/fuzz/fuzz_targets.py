@@ -17,12 +17,14 @@ from unittest.mock import patch
 
 import numpy as np
 
+from mlc_rwkv_world.artifact import registry
 from mlc_rwkv_world.artifact.config import ChatConfig
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.index import ParameterIndex
-from mlc_rwkv_world.artifact.layout import LIBRARY_ENDINGS
+from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, LIBRARY_ENDINGS, PARAMS_DIR, SHA256SUMS
 from mlc_rwkv_world.artifact.metadata import LibraryMetadata
-from mlc_rwkv_world.artifact.search import Found
+from mlc_rwkv_world.artifact.registry import HOME_VARIABLE, REGISTRY
+from mlc_rwkv_world.artifact.search import find
 from mlc_rwkv_world.checkpoint.file_kind import kind_of
 from mlc_rwkv_world.checkpoint.folder import find_weights, is_plain_name, read_json
 from mlc_rwkv_world.checkpoint.hub import choose_files
@@ -37,7 +39,7 @@ from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config, shape_of_t
 from mlc_rwkv_world.checkpoint.stored import FLOAT_WORDS, Region, StoredTensor
 from mlc_rwkv_world.checkpoint.torch_file import read_torch_file
 from mlc_rwkv_world.checkpoint.training_file import weights_of
-from mlc_rwkv_world.errors import DownloadError, RwkvWorldError, VocabularyError
+from mlc_rwkv_world.errors import ArtifactError, DownloadError, RwkvWorldError, VocabularyError
 from mlc_rwkv_world.runtime import state_file
 from mlc_rwkv_world.runtime.elf import check_library
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
@@ -233,9 +235,30 @@ def _artifact_index(data: bytes) -> None:
 
 
 def _artifact_list(data: bytes) -> None:
-    folder = _write("SHA256SUMS", data).parent
-    for library in Found("fuzz", folder, folder / "params").libraries:
-        assert library.parent == folder and library.suffix in LIBRARY_ENDINGS
+    params = _folder / "artifact" / PARAMS_DIR
+    params.mkdir(parents=True, exist_ok=True)
+    for place in (params, params.parent):
+        (place / CHAT_CONFIG).touch()
+    (params.parent / SHA256SUMS).write_bytes(data)
+    found = find(params.parent)
+    assert found.params == params
+    for library in found.libraries:
+        assert library.parent == params.parent and library.suffix in LIBRARY_ENDINGS
+
+
+def _artifact_record(data: bytes) -> None:
+    """The user's own record: whatever is wrong with it, it is an empty one."""
+    home = _folder / "home"
+    home.mkdir(exist_ok=True)
+    (home / REGISTRY).write_bytes(data)
+    with patch.dict(os.environ, {HOME_VARIABLE: str(home)}):
+        record = registry.Record.read()
+    if not record.folders:
+        raise ArtifactError("nothing is recorded")
+    for folder in record.folders:
+        assert folder.is_absolute()
+        assert not record.holds(folder)
+        assert record.doubt(folder)
 
 
 def _chat_config(data: bytes) -> None:
@@ -298,6 +321,7 @@ TARGETS = {
         Target("state-file-signed", _signed_state),
         Target("artifact-index", _artifact_index),
         Target("artifact-list", _artifact_list),
+        Target("artifact-record", _artifact_record),
         Target("chat-config", _chat_config),
         Target("library-metadata", _library_metadata),
         Target("library-head", _library_head),

@@ -66,7 +66,9 @@ def test_configuration_goes_through_json() -> None:
     assert ModelConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
 
 
-@pytest.mark.parametrize("value", [[2], [-1], ["0"], [True], "0", 0, {"0": 1}])
+@pytest.mark.parametrize(
+    "value", [[2], [-1], [[0]], [0, "1"], [{}, None], ["0"], [True], "0", 0, {"0": 1}]
+)
 def test_bad_field(value: Any) -> None:
     with pytest.raises(UsageError, match="fp32_layers"):
         small_config(fp32_layers=value)

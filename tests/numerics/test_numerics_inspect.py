@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.checkpoints import random_world, read_hf, write_hf_safetensors
 from support.overflows import BUMP, CASES
 from support.values import run
 
+from mlc_rwkv_world import build
 from mlc_rwkv_world.__main__ import main
 from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.artifact.output import Output
@@ -267,6 +269,7 @@ def test_outputs_replace_nothing_else(
         (["nowhere"], 3, "No artifact named"),
         (["{demo}", "--picture", "x.png"], 2, "pictures are SVG"),
         (["{demo}", "--prompt", ""], 2, "a prompt is empty"),
+        (["{demo}", "--prompt", "caf\udce9"], 2, "a prompt is not valid UTF-8"),
         (["{demo}", "--compute-dtype", "int8"], 2, "give auto, float16 or float32"),
         (["{demo}", "--fp32-layers", "4"], 2, "blocks 0 to 3"),
         (["{demo}", "--file", "nowhere.txt"], 3, "no such file"),
@@ -288,6 +291,42 @@ def test_refusals(
     given = [argument.format(demo=demo_checkpoint, other=other) for argument in arguments]
     assert main(["inspect", *given]) == status
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"holds nothing as 'blocks\.2\."),
+        ({"intermediate_size": 64}, "holds .* where its configuration asks for"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it is at most"),
+        ({"model_version": 99}, "RWKV-99 is not supported"),
+        ({"fp32_reasons": 5}, "fp32_reasons is 5"),
+        ({"layer_norm_epsilon": "x"}, "layer_norm_epsilon is 'x'"),
+    ],
+)
+def test_an_artifact_whose_configuration_is_anothers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    source = write_hf_safetensors(tmp_path / "tiny", random_world(2, 32, vocab_size=65536))
+    artifact = build(source, quantization="q0f16", output=tmp_path, library=False, target="llvm")
+    path = artifact.params / "mlc-chat-config.json"
+    content = json.loads(path.read_text())
+    content["model_config"] |= change
+    path.write_text(json.dumps(content))
+    assert main(["inspect", str(artifact.folder)]) in (2, 6)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_model_whose_name_has_no_form_in_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9\x1b")
+    source = write_hf_safetensors(tmp_path / name, random_world(1, 32, vocab_size=65536))
+    arguments = ["inspect", str(source), "--prompt", "hi"]
+    arguments += ["--json", str(tmp_path / "r.json"), "--picture", str(tmp_path / "r.svg")]
+    # Twice, since it replaces its own.
+    assert [main(arguments), main(arguments)] == [0, 0]
+    assert json.loads((tmp_path / "r.json").read_text())["model"] == name
+    assert "caf\\udce9\\x1b" in (tmp_path / "r.svg").read_text()
+    assert ElementTree.parse(tmp_path / "r.svg").getroot().tag.endswith("svg")
 
 
 def test_halved_residual_compares_with_one_that_is_not(tmp_path: Path) -> None:

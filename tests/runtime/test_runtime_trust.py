@@ -73,6 +73,20 @@ def test_a_library_that_is_not_listed_is_passed_over_and_told(
     assert not mark.exists()
 
 
+def test_a_library_is_the_file_that_was_checked(
+    artifact: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not another of its name that the system finds first where no folder stands before it."""
+    path = library_of(artifact)
+    (tmp_path / "lib").mkdir()
+    telltale(tmp_path / "lib" / path.name, mark)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "lib"))
+    for arguments in (["params"], [".", "--model-lib", path.name]):
+        done = chat("--model", *arguments, cwd=artifact)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("with_list", [True, False])
 def test_parameters_alone_run_nothing(artifact: Path, mark: Path, with_list: bool) -> None:
     """Whatever the stranger put among them, and under whatever name they were taken."""
@@ -83,6 +97,8 @@ def test_parameters_alone_run_nothing(artifact: Path, mark: Path, with_list: boo
         inner = Path(shutil.copytree(params, params / "params"))
         assert (params / "SHA256SUMS").read_text().count("a.so") == 1
         (inner / "SHA256SUMS").unlink()
+        list_again(params)
+        assert "params/mlc-chat-config.json" in (params / "SHA256SUMS").read_text()
     (artifact / "SHA256SUMS").unlink()
     library_of(artifact).unlink()
     alone = artifact.parent / "alone"
