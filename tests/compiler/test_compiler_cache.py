@@ -18,6 +18,7 @@ from mlc_rwkv_world.compiler import library, metadata
 from mlc_rwkv_world.compiler.cache import ModuleCache
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.storage import format_named
 
 pytestmark = pytest.mark.slow
@@ -104,13 +105,20 @@ def test_a_new_tvm_or_a_changed_source_starts_anew(monkeypatch: pytest.MonkeyPat
     from mlc_rwkv_world.compiler import cache
 
     paths = {_path()}
-    for name, value in (("REVISION", -1), ("digest_of_sources", lambda: "other")):
+    for name, value in (("REVISION", -1), ("digest_of_sources", lambda _: "other")):
         with monkeypatch.context() as patch:
             patch.setattr(cache, name, value)
             paths.add(_path())
     monkeypatch.setattr(tvm, "__version__", "0.0")
     paths.add(_path())
     assert len(paths) == 4
+
+
+def test_a_hosts_additions_count_too() -> None:
+    described: dict[str, Any] = {}
+    folder = Path("cache")
+    paths = {ModuleCache(folder, described, None, added).path for added in (None, STOCK)}
+    assert len(paths) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_no_failure(lowered: Lowered, tmp_path: Path) -> None:
