@@ -7,14 +7,15 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from stand_in import HANG, run, with_path
+from host_engine import check_engine, in_engine
+from stand_in import HANG, run
 from support.checkpoints import read_hf, write_pth
+from support.greedy import NEW_TOKENS, USED_IDS, greedy
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.artifact.metadata import REVISION
@@ -28,16 +29,11 @@ pytestmark = [
     pytest.mark.host,
 ]
 
-DRIVER = Path(__file__).with_name("engine_driver.py")
 QUESTIONS = Path(__file__).parents[2] / "demo" / "questions.jsonl"
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 24, 31, 33, 48, 64, 65, 80, 100, 127, 150, 200)
 LONG = (256, 300, 384, 450, 500, 511, 512, 513, 700, 1100)
-NEW_TOKENS = 16
-USED_IDS = 65529
 PRIMER = WORLD.primer
 STOP = "\n\n"
-# Where the reference's best two logits are closer, which one wins is nobody's mistake.
-TIE = 1e-3
 
 
 def entries() -> list[dict[str, Any]]:
@@ -83,90 +79,9 @@ def expected(
     from rwkv.model import RWKV
 
     model = RWKV(model=str(path), strategy="cpu fp32", verbose=False)
-    found = []
-    for prompt in prompts:
-        logits, state = model.forward(prompt, None)
-        ids, certain = [], NEW_TOKENS
-        for step in range(NEW_TOKENS):
-            values = np.asarray(logits.numpy(), np.float32)[:USED_IDS]
-            second, first = np.partition(values, -2)[-2:]
-            if first - second < TIE:
-                certain = min(certain, step)
-            ids.append(int(values.argmax()))
-            logits, state = model.forward(ids[-1:], state)
-        found.append((ids, certain))
+    found = [greedy(model.forward, prompt) for prompt in prompts]
     assert sum(certain == NEW_TOKENS for _, certain in found) >= 0.95 * len(found)
     return found
-
-
-def in_engine(
-    path: Sequence[Path],
-    folder: Path,
-    library: Path,
-    prompts: list[list[int]],
-    rounds: list[list[int]],
-    one_by_one: Sequence[int] = (),
-    **settings: Any,
-) -> list[list[dict[str, Any]]]:
-    """What the host's engine answers, round by round; then MLCEngine's to `one_by_one`."""
-    job = {
-        "model": str(folder),
-        "library": str(library),
-        "prompts": prompts,
-        "rounds": rounds,
-        "one_by_one": one_by_one,
-        "max_tokens": NEW_TOKENS,
-        "settings": settings,
-    }
-    result = subprocess.run(
-        [sys.executable, DRIVER],
-        input=json.dumps(job),
-        env=with_path(path),
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    answers: list[list[dict[str, Any]]] = json.loads(result.stdout.splitlines()[-1])
-    return answers
-
-
-def compare(
-    answer: dict[str, Any], expected: tuple[list[int], int], tokenizer: WorldTokenizer
-) -> None:
-    ids, certain = expected
-    assert len(answer["ids"]) == NEW_TOKENS
-    assert answer["ids"][:certain] == ids[:certain]
-    # A stream that began in the middle of a character says so, and loses nothing after it.
-    assert answer["text"] == tokenizer.decode(answer["ids"])
-
-
-def rounds_of(count: int) -> list[list[int]]:
-    """Each prompt alone, twice in a row; then all of them, eight at a time, in two orders."""
-    alone = [[i] for i in range(count) for _ in range(2)]
-    order = list(range(count))
-    random.Random(5).shuffle(order)
-    together = [
-        list(chunk[i : i + 8]) for chunk in (range(count), order) for i in range(0, count, 8)
-    ]
-    return alone + together
-
-
-def check_engine(
-    path: Sequence[Path],
-    folder: Path,
-    library: Path,
-    prompts: list[list[int]],
-    expected: list[tuple[list[int], int]],
-) -> None:
-    rounds = rounds_of(len(prompts))
-    one_by_one = rounds[-1]
-    answers = in_engine(path, folder, library, prompts, rounds, one_by_one)
-    tokenizer = WorldTokenizer.default()
-    for indices, answered in zip([*rounds, one_by_one], answers, strict=True):
-        for index, answer in zip(indices, answered, strict=True):
-            compare(answer, expected[index], tokenizer)
 
 
 def in_our_engine(

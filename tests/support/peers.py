@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -74,3 +75,26 @@ def rwkv7_hf_logits(folder: Path, ids: Sequence[int]) -> np.ndarray:
     model: Any = RWKV7ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         return np.asarray(model(torch.tensor([list(ids)])).logits[0].float().numpy())
+
+
+# Reads the path of a checkpoint and lists of ids, writes `greedy` of each.
+_RWKV7_GREEDY = """
+import json, sys
+from rwkv.model import RWKV
+from support.greedy import greedy
+
+model, prompts = RWKV(model=sys.argv[1], strategy="cpu fp32", verbose=False), json.load(sys.stdin)
+print(json.dumps([greedy(model.forward, prompt) for prompt in prompts]))
+"""
+
+
+def rwkv7_greedy(pth: Path, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+    """What `rwkv` says after each prompt, see `support.greedy`; the file should hold float32."""
+    environment = os.environ | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", _RWKV7_GREEDY, str(pth.with_suffix(""))]
+    done = subprocess.run(
+        command, input=json.dumps(prompts), env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [(ids, certain) for ids, certain in json.loads(done.stdout.splitlines()[-1])]
