@@ -6,6 +6,8 @@ import argparse
 import sys
 from importlib import import_module
 
+from mlc_rwkv_world.cli.start import start
+
 COMMANDS = {
     "bench": "measure a model's speed beside this machine's limits",
     "build": "build an artifact from a checkpoint",
@@ -16,6 +18,8 @@ COMMANDS = {
     "doctor": "show TVM, mlc_llm, and what is registered with it",
 }
 PROGRAM = "python -m mlc_rwkv_world"
+# It looks at mlc_llm, which needs PyTorch.
+_LOOKS_AT_OTHERS = "doctor"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
+        if name != _LOOKS_AT_OTHERS:
+            start()
         module = import_module(f"mlc_rwkv_world.cli.{name}")
         return int(module.main(arguments[1:], program=f"{PROGRAM} {name}"))
 

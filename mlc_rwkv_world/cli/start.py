@@ -1,4 +1,4 @@
-"""Starting fast: what a program that only runs models can do without."""
+"""Starting fast: what our programs can do without."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import os
 import sys
 
 
-def start_light() -> None:
-    """Import nothing that only others need; to be called before numpy and tvm_ffi are imported.
+def start() -> None:
+    """Import nothing that only others need; to be called before tvm_ffi is imported.
 
-    For programs that need neither PyTorch nor fast linear algebra outside of compiled code.
+    For programs of ours that do not need PyTorch.
     """
     if "tvm_ffi" not in sys.modules:
         # tvm_ffi imports PyTorch where it can, for seconds; None makes that fail at once.
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    # Modules and kernels are hardly garbage; looking for it takes a tenth of importing the ones,
+    # and a third of parsing the others.
+    gc.set_threshold(50_000)
+
+
+def start_light() -> None:
+    """As `start`, for programs that only run models; to be called before numpy is imported."""
+    start()
     # numpy's threads for linear algebra spin for a while after they are made.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Modules are hardly garbage; looking for it takes a tenth of importing them.
-    gc.set_threshold(50_000)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
 import tvm
+from support.modules import chosen, small_config, small_module
 from tvm import tirx
 from tvm.script import ir as I
 from tvm.script import tirx as T
+from tvm.script.parser.core import diagnostics, doc, evaluator, parser, utils
+from tvm.tirx.script.parser import entry
 
+from mlc_rwkv_world.compiler.arithmetic import by_function
+from mlc_rwkv_world.compiler.arithmetic import resolve as resolve_arithmetic
+from mlc_rwkv_world.compiler.export import parameters
+from mlc_rwkv_world.compiler.passes import kernel_table
+from mlc_rwkv_world.compiler.passes.pack_weights import PackWeights
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.tvm_script import quick_parsing
 
 PARSING = {"quick": quick_parsing, "plain": nullcontext}
@@ -58,8 +69,30 @@ def _class() -> tvm.IRModule:
     return Module
 
 
+def _expressions() -> tirx.PrimFunc:
+    """Every kind of expression, as an operand of others."""
+    shape, scales = (2, 8), [2, 3]
+
+    @T.prim_func(s_tir=True)
+    def func(x: T.Buffer((*shape, 4), "float32"), var_out: T.handle) -> None:
+        rows = T.int64()
+        out = T.match_buffer(var_out, (rows, *shape), "float32", scope="global")
+        for i, j in T.grid(*shape):
+            y = T.alloc_buffer((4,), "float32")
+            y[T.Ramp(0, 1, 4)] = x[i, j, T.Ramp(0, 1, 4)] * T.Broadcast(T.float32(scales[-1]), 4)
+            if not (i == 1 and j < 3) or -j + i >= 4:
+                out[i, i, j] = T.if_then_else(j + i > 1, y[i % 2], T.max(y[j % 4], y[0]))
+            elif 0 <= j < 2:
+                out[i, 0, j] = y[len(scales) if shape[0] > 1 else 0] + T.float32(sum(scales[0:2]))
+            out[0, i, j] = T.cast([i, j][1] // 2 << 1, "float32")
+
+    return func
+
+
 @pytest.mark.parametrize(
-    "make", [lambda: _function(3), _nested, _class], ids=["function", "nested", "class"]
+    "make",
+    [lambda: _function(3), _nested, _class, _expressions],
+    ids=["function", "nested", "class", "expressions"],
 )
 def test_the_same_each_time(make) -> None:
     found = {}
@@ -71,21 +104,78 @@ def test_the_same_each_time(make) -> None:
     assert "x[" in found["quick"].script()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["llvm", "cuda -arch=sm_90"])
+def test_all_kernels_of_a_model_are_the_same(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With TVM's own evaluation of expressions, and nothing kept from one parse for the other."""
+    monkeypatch.setattr(kernel_table, "_built", kernel_table._built.__wrapped__)
+    wanted, mod = (
+        resolve(target),
+        small_module("q4f16_1", "float32", stock=False, num_hidden_layers=1),
+    )
+    if wanted.kind == "llvm":
+        fmt = format_named("q4f16_1")
+        names = [spec.name for spec in parameters(small_config(num_hidden_layers=1), fmt)]
+        arithmetic = by_function(resolve_arithmetic("auto", wanted, fmt, "float32"))
+        mod = PackWeights(wanted.target, names, arithmetic)(mod)
+    with quick_parsing():
+        found = [chosen(mod, wanted.target)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parser, "eval_expr", evaluator.eval_expr)
+            found.append(chosen(mod, wanted.target))
+    tvm.ir.assert_structural_equal(*found)
+
+
 def test_macros_follow_what_they_are_called_with() -> None:
     with quick_parsing():
         narrow, wide = _function(3), _function(5)
     assert narrow.script().count("range(3)") == wide.script().count("range(5)") == 2
 
 
-def test_errors_name_the_same_place() -> None:
+def _unknown() -> None:
+    @T.prim_func(s_tir=True)
+    def func(x: T.Buffer((4,), "float32")) -> None:
+        x[0] = T.max(x[1], unknown)  # noqa: F821
+
+
+def _no_attribute() -> None:
+    @T.prim_func(s_tir=True)
+    def func(x: T.Buffer((4,), "float32")) -> None:
+        x[0] = x[1] + T.unknown(x[2])
+
+
+def _refused_call() -> None:
+    unknown = {"factor": 2}
+
+    @T.prim_func(s_tir=True)
+    def func(x: T.Buffer((4,), "float32")) -> None:
+        x[0] = x[1] + T.max(x[2], unknown)
+
+
+def _refused_operator() -> None:
+    unknown = {"factor": 2}
+
+    @T.prim_func(s_tir=True)
+    def func(x: T.Buffer((4,), "float32")) -> None:
+        x[0] = T.max(x[1], -unknown)
+
+
+def _refused_item() -> None:
+    unknown = {"factor": 2}
+
+    @T.prim_func(s_tir=True)
+    def func(x: T.Buffer((4,), "float32")) -> None:
+        x[0] = T.float32(unknown["unknown"])
+
+
+@pytest.mark.parametrize(
+    "make", [_unknown, _no_attribute, _refused_call, _refused_operator, _refused_item]
+)
+def test_errors_name_the_same_place(make: Callable[[], None]) -> None:
     said = []
     for parsing in PARSING.values():
-        with parsing(), pytest.raises(Exception, match="unknown") as info:
-
-            @T.prim_func(s_tir=True)
-            def func(x: T.Buffer((4,), "float32")) -> None:
-                x[0] = unknown  # noqa: F821
-
+        with parsing(), pytest.raises(tvm.error.DiagnosticError, match="unknown") as info:
+            make()
         said.append(str(info.value))
     assert said[0] == said[1] and f"{__file__}:" in said[0]
 
@@ -105,11 +195,12 @@ def test_sources_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tvm_is_left_as_it_was() -> None:
-    from tvm.script.parser.core import doc, parser
-    from tvm.tirx.script.parser import entry
-
     def names() -> tuple[object, ...]:
-        return parser.inspect, entry.inspect, doc.parse
+        return (
+            *(parser.inspect, entry.inspect, doc.parse, parser.eval_expr),
+            *(diagnostics.getsourcelines, utils._collect_annotation_names),
+            *(parser.Parser.with_source_span, parser.Parser.annotate_current_source_span),
+        )
 
     before = names()
     with pytest.raises(ZeroDivisionError), quick_parsing():

@@ -15,7 +15,8 @@ PACKAGE = "mlc_rwkv_world"
 ROOT = Path(__file__).parents[2] / PACKAGE
 # A room imports only rooms before it.
 ORDER = (
-    *("tvm_names", "tvm_script", "reporter", "characters", "errors", "console", "artifact"),
+    *("tvm_names", "tvm_expressions", "tvm_script"),
+    *("reporter", "characters", "errors", "console", "artifact"),
     *("tokenizer", "checkpoint", "storage", "model", "kernels", "versions"),
     *("compiler", "convert", "runtime", "numerics", "builder", "chat", "stock", "building", "cli"),
 )
