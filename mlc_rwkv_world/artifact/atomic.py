@@ -89,7 +89,8 @@ def replacing_folder(
     `locked`); what killed writers left beside it is cleared first. Raises OSError where the folder
     cannot be written.
     """
-    path = path.resolve()
+    # Path.resolve raises where links lead in a circle.
+    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -173,7 +173,8 @@ def _by_path(path: Path) -> Path:
     if path.name == CHAT_CONFIG and not path.is_dir():
         path = path.parent
     if path.name in ("", os.pardir):
-        path = path.resolve()
+        # Path.resolve raises where links lead in a circle.
+        path = Path(os.path.realpath(path))
     if (params := _params_of(path)) is not None:
         return params
     folder = path.parent if path.name == PARAMS_DIR else path

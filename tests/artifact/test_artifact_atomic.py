@@ -270,3 +270,11 @@ def test_the_older_folder_can_be_looked_at_once_more(
             (folder / name).write_text("")
     assert seen == [(["first"], ["second"])]
     assert names(tmp_path) == ["model"]
+
+
+def test_links_in_a_circle_hold_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / "loop", tmp_path / "loop/model"):
+        with pytest.raises(OSError, match=r"oop"), replacing_folder(path):
+            pass
+    assert names(tmp_path) == ["loop"]

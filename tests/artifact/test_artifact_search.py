@@ -367,6 +367,9 @@ def test_links_in_a_circle_are_no_artifacts(place: Path) -> None:
     (place / "m-q0f32").symlink_to("m-q0f32")
     with pytest.raises(NotFoundError):
         find("m")
+    for path in ("./m-q0f32", "m-q0f32/..", "m-q0f32/params", "m-q0f32/params/.."):
+        with pytest.raises(NotFoundError):
+            find(path)
 
 
 def test_other_folders_are_no_artifacts(place: Path) -> None:

@@ -296,7 +296,7 @@ def test_refusals(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_hidden_layers": 3}, r"holds nothing as 'blocks\.2\."),
+        ({"num_hidden_layers": 3}, r"holds nothing as 'model\.blocks\.2\."),
         ({"intermediate_size": 64}, "holds .* where its configuration asks for"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it is at most"),
         ({"model_version": 99}, "RWKV-99 is not supported"),
