@@ -37,7 +37,7 @@ import json, sys
 import numpy as np
 from rwkv.model import RWKV
 
-model, ids = RWKV(model=sys.argv[1], strategy="cpu fp32"), json.loads(sys.argv[2])
+model, ids = RWKV(model=sys.argv[1], strategy=sys.argv[4]), json.loads(sys.argv[2])
 rows, state = [], None
 for token in ids:
     out, state = model.forward([token], state)
@@ -46,12 +46,13 @@ np.save(sys.argv[3], np.stack(rows))
 """
 
 
-def rwkv7_logits(pth: Path, ids: Sequence[int]) -> np.ndarray:
+def rwkv7_logits(pth: Path, ids: Sequence[int], strategy: str = "cpu fp32") -> np.ndarray:
     """`rwkv_logits` of an RWKV-7, which should hold float32."""
     environment = os.environ | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1"}
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "logits.npy"
-        command = [sys.executable, "-c", _RWKV7, str(pth.with_suffix("")), str(list(ids)), found]
+        command = [sys.executable, "-c", _RWKV7, pth.with_suffix(""), str(list(ids)), found]
+        command.append(strategy)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
         assert done.returncode == 0, done.stderr
         logits: np.ndarray = np.load(found)
