@@ -121,9 +121,10 @@ def speller(found: Mapping[str, str]) -> Callable[[str], str]:
     """
     habits: Counter[tuple[str, Callable[[str], str]]] = Counter()
     for canonical, name in found.items():
-        ways = {spell(canonical): spell for spell in _SPELLINGS}
-        for in_file, spell in ways.items():
-            if name.endswith(in_file) and len(ways) > 1:
+        spellings = [spell(canonical) for spell in _SPELLINGS]
+        for in_file, spell in zip(spellings, _SPELLINGS, strict=True):
+            # What several spell alike tells nothing.
+            if name.endswith(in_file) and spellings.count(in_file) == 1:
                 habits[name.removesuffix(in_file), spell] += 1
     (prefix, spell), _ = habits.most_common(1)[0] if habits else (("", str), 0)
 

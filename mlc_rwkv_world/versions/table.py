@@ -28,11 +28,13 @@ def settled(config: ModelConfig) -> ModelConfig:
     """The configuration as its version has it.
 
     The blocks in float32 are those that its shape needs, where it names none; the residual is not
-    halved where no weights are made for that.
+    halved where no weights are made for that; and as many heads as their size makes, whatever a
+    configuration says.
     """
     version, blocks = version_of(config.model_version), config.fp32_layers
     if blocks is None:
         shape = (config.num_hidden_layers, config.hidden_size)
         blocks = version.fp32_presets.get(shape, ())
     every = config.rescale_every if version.halved_outputs else 0
-    return dataclasses.replace(config, fp32_layers=blocks, rescale_every=every)
+    heads = max(1, config.hidden_size // config.head_size)
+    return dataclasses.replace(config, fp32_layers=blocks, rescale_every=every, num_heads=heads)

@@ -158,3 +158,15 @@ def test_batch_equals_single_sequences(case: Case) -> None:
         together = engine.decode_batch(tokens, batch)
         alone = [engine.decode(t, s) for t, s in zip(tokens, single, strict=True)]
         np.testing.assert_allclose(together, np.stack(alone), rtol=0, atol=1e-5 * scale)
+
+
+def test_a_state_goes_on_from_a_file(case: Case, tmp_path: Path) -> None:
+    engine, ids = case.engine, case.ids
+    begun, loaded = engine.new_state(), engine.new_state()
+    engine.prefill(ids[:9], begun)
+    begun.save(tmp_path / "state")
+    expected = engine.prefill(ids[9:20], begun)
+    loaded.load(tmp_path / "state")
+    assert loaded.tokens_read == 9
+    np.testing.assert_array_equal(engine.prefill(ids[9:20], loaded), expected)
+    np.testing.assert_array_equal(loaded.numpy(), begun.numpy())

@@ -118,7 +118,7 @@ def test_register_without_an_entry_point(tvm: Path, host: Path, when: str) -> No
 def test_configurations_of_rwkv7(host: Path) -> None:
     """Named as fla names fields; what is no field of ours, the host keeps aside."""
     theirs = fla_config(random_rwkv7(2, 128, 4), vocab_size=65536)
-    odd = {"head_dim": 32, "norm_eps": 1e-6, "rescale_every": 6, "eos_token_id": 2}
+    odd = {"head_dim": 32, "norm_eps": 1e-6, "rescale_every": 6, "num_heads": 64}
     # A configuration that a build of ours wrote says the version, and not the type.
     ours = {"model_type": "rwkv_world", "model_version": 7}
     code = (
@@ -141,6 +141,7 @@ def test_configurations_of_rwkv7(host: Path) -> None:
     assert (plain["fp32_layers"], plain["intermediate_size"]) == ([], 512)
     assert (plain["head_size"], plain["layer_norm_epsilon"]) == (64, 1e-5)
     assert (plain["decay_low_rank_dim"], plain["gate_low_rank_dim"]) == (32, 128)
+    assert (plain["num_heads"], changed["num_heads"]) == (2, 4)
     differs = {name for name, value in changed.items() if plain[name] != value}
     assert differs == {"head_size", "num_heads", "layer_norm_epsilon"}
 
