@@ -41,7 +41,7 @@ def compute_dtype(fmt: Format, target_kind: str) -> str:
 def model(config: ModelConfig, fmt: Format, compute_dtype: str) -> CausalLM:
     """The model as an `nn.Module`, with its weights as the format stores them."""
     version = version_of(config.model_version)
-    return CausalLM(config, fmt, compute_dtype, version.model, version.initial_rows)
+    return CausalLM(config, fmt, compute_dtype, version.model, version.fields(config))
 
 
 def parameters(config: ModelConfig, fmt: Format) -> list[ParameterSpec]:
@@ -62,6 +62,9 @@ def build_id(config: ModelConfig, fmt: Format, specs: Sequence[ParameterSpec]) -
         "layer_norm_epsilon": config.layer_norm_epsilon,
         "rescale_every": config.rescale_every,
     }
+    # Artifacts that are older than this field say nothing of it.
+    if config.head_size_divisor != 8:
+        meaning["head_size_divisor"] = config.head_size_divisor
     return make_build_id(((spec.name, spec.shape, spec.dtype) for spec in specs), meaning)
 
 

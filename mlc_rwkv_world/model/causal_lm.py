@@ -17,6 +17,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from mlc_rwkv_world.artifact import abi
 from mlc_rwkv_world.model import operations as ops
 from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.model.fields import Field, initial_rows
 from mlc_rwkv_world.model.layers import Linear
 from mlc_rwkv_world.model.rnn_state import RNNState, RNNStateObject, create_rnn_state
 from mlc_rwkv_world.model.segments import Ragged, Segments, Steps
@@ -28,8 +29,8 @@ from mlc_rwkv_world.storage.stored import IndivisibleRow
 class CausalLM(nn.Module):  # type: ignore[misc]
     """Model and head. Weights are stored as the format says, products computed in `dtype`.
 
-    `model(config, format, dtype)` makes what is below the head; `initial_rows` are the values that
-    fill each row of a layer in a fresh state. Raises UsageError where the format cannot store rows
+    `model(config, format, dtype)` makes what is below the head; `fields` are what a layer of
+    its state consists of. Raises UsageError where the format cannot store rows
     of the model's sizes.
     """
 
@@ -39,12 +40,12 @@ class CausalLM(nn.Module):  # type: ignore[misc]
         fmt: Format,
         dtype: str,
         model: Callable[[ModelConfig, Format, str], Any],
-        initial_rows: Sequence[float],
+        fields: Sequence[Field],
     ) -> None:
         super().__init__()
         self.config = config
         self.dtype = dtype
-        self.initial_rows = initial_rows
+        self.fields = fields
         try:
             self.model = model(config, fmt, dtype)
             self.head = Linear(config.hidden_size, config.vocab_size, fmt.matrix)
@@ -63,7 +64,7 @@ class CausalLM(nn.Module):  # type: ignore[misc]
     def _stock(
         self, x: Tensor, segments: Segments, handle: RNNStateObject, count: Any
     ) -> tuple[Tensor, RNNStateObject]:
-        state = RNNState(handle, count, self.config.hidden_size)
+        state = RNNState(handle, count, self.config.hidden_size, self.fields)
         logits = self._logits(x, segments, state)
         return logits, state.handle
 
@@ -101,7 +102,7 @@ class CausalLM(nn.Module):  # type: ignore[misc]
             max_history,
             self.config.num_hidden_layers,
             self.config.hidden_size,
-            self.initial_rows,
+            self.fields,
         )
 
     # Our own names.
@@ -135,7 +136,12 @@ class CausalLM(nn.Module):  # type: ignore[misc]
         handle = nn.spec.Object(object_type=RNNStateObject)
 
         def states(batch: int | str) -> dict[str, nn.spec.Tensor]:
-            shape = ["num_slots", self.config.num_hidden_layers, len(self.initial_rows), size]
+            shape = [
+                "num_slots",
+                self.config.num_hidden_layers,
+                len(initial_rows(self.fields)),
+                size,
+            ]
             return {
                 abi.SLOTS: nn.spec.Tensor([batch, 2], "int32"),
                 abi.POOL: nn.spec.Tensor(shape, "float32"),

@@ -7,6 +7,7 @@ sequences of a call, and copies rows in and out through the two TIR functions ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.model.fields import Field, Span, spans
 from mlc_rwkv_world.model.parts import Part
-from mlc_rwkv_world.model.state import emit_with_rows
+from mlc_rwkv_world.model.state import emit_with_fields
 
 
 class RNNStateObject(nn.Object):  # type: ignore[misc]
@@ -24,46 +26,57 @@ class RNNStateObject(nn.Object):  # type: ignore[misc]
 
 
 class RNNState:
-    """Rows of a `vm.builtin.rnn_state` object for the B sequences of one call."""
+    """Fields of a `vm.builtin.rnn_state` object for the B sequences of one call."""
 
-    def __init__(self, handle: RNNStateObject, batch: Any, width: int) -> None:
+    def __init__(
+        self, handle: RNNStateObject, batch: Any, width: int, fields: Sequence[Field]
+    ) -> None:
         self.handle = handle
         self.batch = batch
         self.width = width
+        self.numbers = {span: number for number, span in enumerate(spans(fields))}
 
-    def get(self, layer: int, row: int) -> Tensor:
+    def get(self, layer: int, span: Span) -> Tensor:
         builder = relax.BlockBuilder.current()
         call = relax.call_dps_packed(
             "vm.builtin.rnn_state_get",
-            [self.handle._expr, relax.prim_value(layer), relax.prim_value(row)],
-            out_ty=relax.TensorType([self.batch, self.width], "float32"),
+            [self.handle._expr, relax.prim_value(layer), relax.prim_value(self.numbers[span])],
+            out_ty=relax.TensorType([self.batch, *span.shape(self.width)], "float32"),
         )
         return Tensor(_expr=builder.emit(call))
 
-    def set(self, layer: int, row: int, value: Tensor) -> None:
+    def set(self, layer: int, span: Span, value: Tensor) -> None:
         builder = relax.BlockBuilder.current()
         call = relax.call_pure_packed(
             "vm.builtin.rnn_state_set",
             self.handle._expr,
             relax.prim_value(layer),
-            relax.prim_value(row),
+            relax.prim_value(self.numbers[span]),
             value._expr,
             ty_args=[relax.ObjectType()],
         )
         self.handle = RNNStateObject(_expr=builder.emit(call), _name="state")
 
-    def emit(self, part: Part, layer: int, rows: Sequence[int]) -> list[Tensor]:
-        return emit_with_rows(self, part, layer, rows)
+    def emit(self, part: Part, layer: int, spans: Sequence[Span]) -> list[Tensor]:
+        return emit_with_fields(self, part, layer, spans)
 
 
 def create_rnn_state(
-    max_batch_size: tirx.Var, max_history: tirx.Var, layers: int, width: int, rows: Sequence[float]
+    max_batch_size: tirx.Var,
+    max_history: tirx.Var,
+    layers: int,
+    width: int,
+    fields: Sequence[Field],
 ) -> RNNStateObject:
-    """A new state object; `rows` are the values that a fresh sequence's rows are filled with."""
+    """A new state object, in which each of a version's fields is one entry of its shape."""
     builder = relax.BlockBuilder.current()
-    gets = [builder.add_func(_getter(width, i), f"rnn_state_get_{i}") for i in range(len(rows))]
-    sets = [builder.add_func(_setter(width, i), f"rnn_state_set_{i}") for i in range(len(rows))]
-    initial = [relax.const(np.full((width,), value, "float32")) for value in rows]
+    shapes = [span.shape(width) for span in spans(fields)]
+    gets = [builder.add_func(_getter(s, i), f"rnn_state_get_{i}") for i, s in enumerate(shapes)]
+    sets = [builder.add_func(_setter(s, i), f"rnn_state_set_{i}") for i, s in enumerate(shapes)]
+    initial = [
+        relax.const(np.full(shape, field.fresh, "float32"))
+        for field, shape in zip(fields, shapes, strict=True)
+    ]
     call = relax.call_pure_packed(
         "vm.builtin.rnn_state_create",
         relax.prim_value(layers),
@@ -77,45 +90,53 @@ def create_rnn_state(
     return RNNStateObject(_expr=call, _name="rnn_state")
 
 
-def _getter(width: int, row: int) -> tirx.PrimFunc:
+def _getter(shape: tuple[int, ...], number: int) -> tirx.PrimFunc:
+    height, width, single = prod(shape[:-1]), shape[-1], len(shape) == 1
+
     @T.prim_func(s_tir=True)
     def get(
         var_storage: T.handle, var_slots: T.handle, var_history: T.handle, var_output: T.handle
     ) -> None:
-        T.func_attr({"global_symbol": f"rnn_state_get_{row}", "tirx.noalias": True})
+        T.func_attr({"global_symbol": f"rnn_state_get_{number}", "tirx.noalias": True})
         slots, history, batch = T.int64(), T.int64(), T.int64()
-        storage = T.match_buffer(var_storage, (slots, history, width), "float32")
+        storage = T.match_buffer(var_storage, (slots, history, *shape), "float32")
         slot_ids = T.match_buffer(var_slots, (batch,), "int32")
         history_ids = T.match_buffer(var_history, (batch,), "int32")
-        output = T.match_buffer(var_output, (batch, width), "float32")
-        for b, d in T.grid(batch, T.int64(width)):
+        output = T.match_buffer(var_output, (batch, *shape), "float32")
+        for b, n, d in T.grid(batch, T.int64(height), T.int64(width)):
             with T.sblock("get"):
-                vb, vd = T.axis.remap("SS", [b, d])
-                output[vb, vd] = storage[
-                    T.cast(slot_ids[vb], "int64"), T.cast(history_ids[vb], "int64"), vd
-                ]
+                vb, vn, vd = T.axis.remap("SSS", [b, n, d])
+                slot = T.meta_var(T.cast(slot_ids[vb], "int64"))
+                version = T.meta_var(T.cast(history_ids[vb], "int64"))
+                if single:
+                    output[vb, vd] = storage[slot, version, vd]
+                else:
+                    output[vb, vn, vd] = storage[slot, version, vn, vd]
 
     return get
 
 
-def _setter(width: int, row: int) -> tirx.PrimFunc:
+def _setter(shape: tuple[int, ...], number: int) -> tirx.PrimFunc:
+    height, width, single = prod(shape[:-1]), shape[-1], len(shape) == 1
+
     @T.prim_func(s_tir=True)
     def set_(
         var_storage: T.handle, var_slots: T.handle, var_history: T.handle, var_value: T.handle
     ) -> None:
-        T.func_attr({"global_symbol": f"rnn_state_set_{row}", "tirx.noalias": True})
+        T.func_attr({"global_symbol": f"rnn_state_set_{number}", "tirx.noalias": True})
         slots, history, batch = T.int64(), T.int64(), T.int64()
-        storage = T.match_buffer(var_storage, (slots, history, width), "float32")
+        storage = T.match_buffer(var_storage, (slots, history, *shape), "float32")
         slot_ids = T.match_buffer(var_slots, (batch,), "int32")
         history_ids = T.match_buffer(var_history, (batch,), "int32")
-        value = T.match_buffer(var_value, (batch, width), "float32")
-        for b, d in T.grid(batch, T.int64(width)):
+        value = T.match_buffer(var_value, (batch, *shape), "float32")
+        for b, n, d in T.grid(batch, T.int64(height), T.int64(width)):
             with T.sblock("set"):
-                vb, vd = T.axis.remap("SS", [b, d])
-                storage[
-                    T.cast(slot_ids[vb], "int64"),
-                    (T.cast(history_ids[vb], "int64") + T.int64(1)) % history,
-                    vd,
-                ] = value[vb, vd]
+                vb, vn, vd = T.axis.remap("SSS", [b, n, d])
+                slot = T.meta_var(T.cast(slot_ids[vb], "int64"))
+                version = T.meta_var((T.cast(history_ids[vb], "int64") + T.int64(1)) % history)
+                if single:
+                    storage[slot, version, vd] = value[vb, vd]
+                else:
+                    storage[slot, version, vn, vd] = value[vb, vn, vd]
 
     return set_

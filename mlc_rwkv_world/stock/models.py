@@ -79,10 +79,12 @@ def is_ours(model: Any) -> bool:
 
 def model_config(config: Any, fmt: Format) -> ModelConfig:
     """Our configuration from the host's; how weights are stored decides whether they rescale."""
+    from mlc_rwkv_world.versions.table import settled
+
     values = config.asdict()
     if not fmt.rescales:
         values["rescale_every"] = 0
-    return ModelConfig.from_dict(values)
+    return settled(ModelConfig.from_dict(values))
 
 
 def format_of(quantization: Any) -> Format:
