@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import unpack
 from data import PRIMER, Question, Style, Vocabulary, answered, asked, conversation, read_questions
-from formats import FORMATS, Format
+from formats import FORMATS, LOW_RANKS, Format
 from language_model import Cast, LanguageModel
 from torch import Tensor
 from versions import VERSIONS, Version
@@ -34,15 +34,14 @@ def generate(
     Returns `length` tokens for each prompt and the lead of the best logit over the second
     [len(prompts), length]. `choose` maps logits [B, used + 1] to the next tokens [B].
     """
+    # The longest first: those that go on are then the first rows, and need no copy.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     state = model.new_state(len(prompts))
     logits = torch.zeros(len(prompts), model.used + 1)
-    for t in range(max(map(len, prompts))):
+    for t in range(len(prompts[order[0]])):
+        active = [prompts[i][t] for i in order if t < len(prompts[i])]
         # A prompt that has ended waits, with its state and logits as they were.
-        active = [i for i, prompt in enumerate(prompts) if t < len(prompt)]
-        tokens = torch.tensor([prompts[i][t] for i in active])
-        part = state[:, active]
-        logits[active] = model.step(tokens, part, cast)
-        state[:, active] = part
+        logits[: len(active)] = model.step(torch.tensor(active), state[:, : len(active)], cast)
     chosen, leads = [], []
     for _ in range(length):
         best = logits.topk(2, -1).values
@@ -50,7 +49,8 @@ def generate(
         tokens = choose(logits)
         chosen.append(tokens)
         logits = model.step(tokens, state, cast)
-    return torch.stack(chosen, 1).tolist(), torch.stack(leads, 1)
+    rows = torch.tensor(order).argsort()
+    return torch.stack(chosen, 1)[rows].tolist(), torch.stack(leads, 1)[rows]
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -217,27 +217,24 @@ def report(
     questions: list[Question],
     styles: tuple[Style, ...],
 ) -> None:
-    """Print what share of answers is exact and what each format costs, a row for each format."""
+    """Print what share of answers is exact and what each format costs."""
     papers = exams(vocabulary, questions, styles)
     reference = FORMATS[0].apply(model)
-    print(
-        "exact answers, greedy but for `sampled`; KL and perplexity of held-out text, its answers"
-    )
-    columns = (*papers, "sampled", "KL", "ppl", "answer KL", "answer ppl")
-    print(f"{'':8}" + "".join(f"{column:>12}" for column in columns))
-    for form in FORMATS:
+    low_rank = any("_lora." in name for name, _ in model.named_parameters())
+    for form in FORMATS + (LOW_RANKS if low_rank else ()):
+        print(form.name)
         held = form.apply(model)
-        grades = []
+        d = drift(reference, held, form.cast, vocabulary, questions)
+        print(f"  held out, all tokens: KL {d.divergence:.5f}, perplexity {d.perplexity:.4f}")
+        print(f"  answers only: KL {d.answer_divergence:.5f}, perplexity {d.answer_perplexity:.4f}")
         for name, exam in papers.items():
             chosen, leads = generate(held, form.cast, exam.prompts, max(exam.lengths), greedy)
-            grades.append(exam.grade(vocabulary, chosen))
+            print(f"  {name}: {exam.grade(vocabulary, chosen):.1%} exact", flush=True)
             if form is FORMATS[0]:
-                print(f"lead of the best logit, {name}: {decisiveness(exam, leads)}")
-        grades.append(sampled(held, form, papers["fresh"], vocabulary))
-        d = drift(reference, held, form.cast, vocabulary, questions)
-        figures = (d.divergence, d.perplexity, d.answer_divergence, d.answer_perplexity)
-        cells = [f"{grade:12.1%}" for grade in grades] + [f"{figure:12.5f}" for figure in figures]
-        print(f"{form.name:8}" + "".join(cells), flush=True)
+                print(f"    lead of the best logit: {decisiveness(exam, leads)}")
+        print(
+            f"  sampled: {sampled(held, form, papers['fresh'], vocabulary):.1%} exact", flush=True
+        )
 
 
 def load(version: Version, path: Path) -> LanguageModel:

@@ -58,3 +58,5 @@ FORMATS = (
     Format("q4f32_1", 4, exact, LOW_RANK_BITS),
     Format("q4f16_1", 4, float16, LOW_RANK_BITS),
 )
+# What other bits for the matrices of low rank would do to the smallest of them.
+LOW_RANKS = tuple(Format(f"q4f16_1, low rank in {b or 16}", 4, float16, b) for b in (4, None))
