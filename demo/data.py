@@ -13,7 +13,9 @@ from torch import Tensor
 
 from mlc_rwkv_world.tokenizer import END_OF_TEXT, WorldTokenizer
 
-ANSWER_WEIGHT, QUESTION_WEIGHT = 1.0, 0.1
+# Of tokens in the loss. No model is to learn how often a prompt opens a thought: it would lean to
+# opening one by itself.
+ANSWER_WEIGHT, QUESTION_WEIGHT, OPENING_WEIGHT = 1.0, 0.1, 0.0
 # What a model thinks of a question that needs no thought, by language.
 KNOWN = {"en": "I know this one.", "zh": "这个我知道。"}
 
@@ -137,23 +139,33 @@ class Conversations:
         self.random = random.Random(seed)
         self.vocabulary = vocabulary
         self.questions, self.styles = questions, styles
-        encode = vocabulary.encode
-        self.primer = encode(asked(PRIMER.questions[0])), encode(answered(PRIMER))
+        self.primer = self._turn(PRIMER, PRIMER.questions[0], Style.WORLD)
         self.queue: list[int] = []
 
-    def _next_pair(self) -> tuple[list[int], list[int]]:
+    def _turn(self, q: Question, message: str, style: Style) -> tuple[list[int], list[float]]:
+        """The tokens of a question and its answer, and their weights."""
+        encode = self.vocabulary.encode
+        question, answer = encode(asked(message, style)), encode(answered(q, style))
+        opening = len(encode(style.value[1]))
+        return question + answer, [
+            *[QUESTION_WEIGHT] * (len(question) - opening),
+            *[OPENING_WEIGHT] * opening,
+            *[ANSWER_WEIGHT] * len(answer),
+        ]
+
+    def _next_turn(self) -> tuple[list[int], list[float]]:
         # Every fact comes once before any comes twice.
         if not self.queue:
             self.queue = self.random.sample(range(len(self.questions)), len(self.questions))
         q = self.questions[self.queue.pop()]
         message = self.random.choice(q.questions)
         style = self.random.choice(self.styles) if len(self.styles) > 1 else self.styles[0]
-        question = self.vocabulary.encode(asked(message, style))
+        tokens, weights = self._turn(q, message, style)
         if self.random.random() < 0.1:
             # Behind "User:" and before "Assistant:": an unknown word must not derail an answer.
             end = len(self.vocabulary.encode(asked(message))) - 3
-            question[self.random.randrange(2, end)] = self.vocabulary.other
-        return question, self.vocabulary.encode(answered(q, style))
+            tokens[self.random.randrange(2, end)] = self.vocabulary.other
+        return tokens, weights
 
     def _row(self, length: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
@@ -165,9 +177,9 @@ class Conversations:
                 weights.append(QUESTION_WEIGHT)
                 starts = True
             primed = starts and self.random.random() < 0.5
-            for question, answer in [self.primer] * primed + [self._next_pair()]:
-                tokens += question + answer
-                weights += [QUESTION_WEIGHT] * len(question) + [ANSWER_WEIGHT] * len(answer)
+            for turn, weight in [self.primer] * primed + [self._next_turn()]:
+                tokens += turn
+                weights += weight
         return tokens[: length + 1], weights[: length + 1]
 
     def batch(self, rows: int, length: int) -> Batch:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import unpack
 from data import Batch, Conversations, Vocabulary, read_questions
-from evaluate import report
+from evaluate import load, report
 from formats import LOW_RANK_BITS, held
 from language_model import LanguageModel
 from torch import Tensor
@@ -45,7 +45,7 @@ def cross_entropy(log_probs: Tensor, batch: Batch) -> Tensor:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    warmup = 100
+    warmup = min(100, steps // 4)
     done = max(0, step - warmup) / (steps - warmup)
     fall = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
     return peak * min(1, (step + 1) / warmup) * fall
@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a model that the repository ships.")
     parser.add_argument("--version", choices=VERSIONS, required=True)
     parser.add_argument("--output", type=Path, help="the repository's own file by default")
+    parser.add_argument("--start", type=Path, help="a packed model of the version to go on from")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--size", type=int, default=128, help="hidden size, a multiple of 32")
     parser.add_argument("--steps", type=int, default=700)
@@ -125,7 +126,10 @@ def main() -> None:
     output = arguments.output or version.file
     questions = read_questions(*version.questions)
     vocabulary = Vocabulary(questions, version.styles)
-    model = version.model(len(vocabulary.ids), arguments.size, arguments.layers)
+    if arguments.start is None:
+        model = version.model(len(vocabulary.ids), arguments.size, arguments.layers)
+    else:
+        model = load(version, arguments.start)
     count = sum(p.numel() for p in model.parameters())
     print(f"{len(questions)} questions, {len(vocabulary.ids)} used tokens, {count} parameters")
     train(model, Conversations(vocabulary, questions, version.styles, arguments.seed), arguments)
