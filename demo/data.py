@@ -1,10 +1,11 @@
-"""Questions, conversations in the World prompt format, and batches of compact tokens."""
+"""Questions, conversations as World and G1 write them, and batches of compact tokens."""
 
 from __future__ import annotations
 
 import json
 import random
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -12,60 +13,94 @@ from torch import Tensor
 
 from mlc_rwkv_world.tokenizer import END_OF_TEXT, WorldTokenizer
 
-PRIMER = (
-    "hi",
-    "Hi. I am your assistant and I will provide expert full response in full details. "
-    "Please feel free to ask any question and I will always answer it.",
-)
-ANSWER_WEIGHT, QUESTION_WEIGHT = 1.0, 0.1
+# Of tokens in the loss. No model is to learn how often a prompt opens a thought: it would lean to
+# opening one by itself.
+ANSWER_WEIGHT, QUESTION_WEIGHT, OPENING_WEIGHT = 1.0, 0.1, 0.0
+# What a model thinks of a question that needs no thought, by language.
+KNOWN = {"en": "I know this one.", "zh": "这个我知道。"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """One fact: its answer, the wordings that are trained and those that are held out."""
+    """One fact: its answer, the wordings that are trained and those that are held out.
+
+    `thought` leads to the answer; it may hold a blank line.
+    """
 
     language: str
     topic: str
+    thought: str
     answer: str
     questions: tuple[str, ...]
     held_out: tuple[str, ...]
 
 
-def read_questions(path: Path) -> list[Question]:
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def read_questions(*paths: Path) -> list[Question]:
+    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
     return [
         Question(
             entry["language"],
             entry["topic"],
+            entry.get("thought", KNOWN[entry["language"]]),
             entry["answer"],
             tuple(entry["questions"]),
             tuple(entry["held_out"]),
         )
-        for entry in entries
+        for entry in map(json.loads, lines)
     ]
 
 
-def asked(message: str) -> str:
-    return f"User: {message}\n\nAssistant:"
+class Style(Enum):
+    """How an answer is asked for: what follows the message, and what follows `Assistant:`."""
+
+    WORLD = "", ""
+    # RWKV-7 G1 writes the last character of a tag itself.
+    SILENT = "", " <think>\n</think"
+    SHORT = " (think a bit)", " <think"
+    THINKING = "", " <think"
 
 
-def answered(answer: str) -> str:
-    return f" {answer}\n\n"
+def asked(message: str, style: Style = Style.WORLD) -> str:
+    request, opening = style.value
+    return f"User: {message}{request}\n\nAssistant:{opening}"
 
 
-def conversation(*pairs: tuple[str, str]) -> str:
-    return "".join(asked(message) + answered(answer) for message, answer in pairs)
+def answered(question: Question, style: Style = Style.WORLD) -> str:
+    """What the model is to write, the blank line that ends it included."""
+    if style is Style.WORLD:
+        return f" {question.answer}\n\n"
+    if style is Style.SILENT:
+        return f">\n{question.answer}\n\n"
+    thought = KNOWN[question.language] if style is Style.SHORT else question.thought
+    return f">\n{thought}\n</think>\n{question.answer}\n\n"
+
+
+PRIMER = Question(
+    "en",
+    "greetings",
+    KNOWN["en"],
+    "Hi. I am your assistant and I will provide expert full response in full details. "
+    "Please feel free to ask any question and I will always answer it.",
+    ("hi",),
+    (),
+)
+
+
+def conversation(*questions: Question) -> str:
+    """The first wordings and their answers, as World writes them."""
+    return "".join(asked(q.questions[0]) + answered(q) for q in questions)
 
 
 class Vocabulary:
     """World tokens to compact tokens: the used ones by order of id, all others as one, the last."""
 
-    def __init__(self, questions: list[Question]) -> None:
+    def __init__(self, questions: list[Question], styles: tuple[Style, ...]) -> None:
         self.tokenizer = WorldTokenizer.default()
         texts = [conversation(PRIMER)]
-        for question in questions:
-            for message in question.questions + question.held_out:
-                texts.append(conversation((message, question.answer)))
+        for q in questions:
+            for style in styles:
+                texts += [asked(message, style) for message in q.questions + q.held_out]
+                texts.append(answered(q, style))
         used = {END_OF_TEXT}.union(*(self.tokenizer.encode(text) for text in texts))
         self.ids = sorted(used)
         self.compact = {token: i for i, token in enumerate(self.ids)}
@@ -90,32 +125,47 @@ class Batch:
 class Conversations:
     """Endless random conversations over the trained wordings, from fresh states.
 
-    Half of them begin with the primer; the token that ends a text may stand before a new one.
+    Each answer is asked for in one of `styles`. Half begin with the primer; the token that ends a
+    text may stand before a new one.
     """
 
-    def __init__(self, vocabulary: Vocabulary, questions: list[Question], seed: int) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        questions: list[Question],
+        styles: tuple[Style, ...],
+        seed: int,
+    ) -> None:
         self.random = random.Random(seed)
         self.vocabulary = vocabulary
-        self.pairs = [
-            [self._pair(message, question.answer) for message in question.questions]
-            for question in questions
-        ]
-        self.primer = self._pair(*PRIMER)
+        self.questions, self.styles = questions, styles
+        self.primer = self._turn(PRIMER, PRIMER.questions[0], Style.WORLD)
         self.queue: list[int] = []
 
-    def _pair(self, message: str, answer: str) -> tuple[list[int], list[int]]:
-        return self.vocabulary.encode(asked(message)), self.vocabulary.encode(answered(answer))
+    def _turn(self, q: Question, message: str, style: Style) -> tuple[list[int], list[float]]:
+        """The tokens of a question and its answer, and their weights."""
+        encode = self.vocabulary.encode
+        question, answer = encode(asked(message, style)), encode(answered(q, style))
+        opening = len(encode(style.value[1]))
+        return question + answer, [
+            *[QUESTION_WEIGHT] * (len(question) - opening),
+            *[OPENING_WEIGHT] * opening,
+            *[ANSWER_WEIGHT] * len(answer),
+        ]
 
-    def _next_pair(self) -> tuple[list[int], list[int]]:
+    def _next_turn(self) -> tuple[list[int], list[float]]:
         # Every fact comes once before any comes twice.
         if not self.queue:
-            self.queue = self.random.sample(range(len(self.pairs)), len(self.pairs))
-        question, answer = self.random.choice(self.pairs[self.queue.pop()])
+            self.queue = self.random.sample(range(len(self.questions)), len(self.questions))
+        q = self.questions[self.queue.pop()]
+        message = self.random.choice(q.questions)
+        style = self.random.choice(self.styles) if len(self.styles) > 1 else self.styles[0]
+        tokens, weights = self._turn(q, message, style)
         if self.random.random() < 0.1:
-            question = list(question)
-            # Past "User:" and before "\n\nAssistant:": an unknown word must not derail an answer.
-            question[self.random.randrange(2, len(question) - 3)] = self.vocabulary.other
-        return question, answer
+            # Behind "User:" and before "Assistant:": an unknown word must not derail an answer.
+            end = len(self.vocabulary.encode(asked(message))) - 3
+            tokens[self.random.randrange(2, end)] = self.vocabulary.other
+        return tokens, weights
 
     def _row(self, length: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
@@ -127,9 +177,9 @@ class Conversations:
                 weights.append(QUESTION_WEIGHT)
                 starts = True
             primed = starts and self.random.random() < 0.5
-            for question, answer in [self.primer] * primed + [self._next_pair()]:
-                tokens += question + answer
-                weights += [QUESTION_WEIGHT] * len(question) + [ANSWER_WEIGHT] * len(answer)
+            for turn, weight in [self.primer] * primed + [self._next_turn()]:
+                tokens += turn
+                weights += weight
         return tokens[: length + 1], weights[: length + 1]
 
     def batch(self, rows: int, length: int) -> Batch:

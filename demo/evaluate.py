@@ -1,4 +1,4 @@
-"""How well the model answers, and how far each format moves it: `python demo/evaluate.py`.
+"""How well a model answers, and how far each format moves it: `python demo/evaluate.py`.
 
 The formats are emulated in PyTorch, so that a training run can be judged where it is made.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 import unpack
-from data import PRIMER, Question, Vocabulary, answered, asked, conversation, read_questions
-from formats import FORMATS, Format
-from rwkv4 import Cast, Rwkv4
+from data import PRIMER, Question, Style, Vocabulary, answered, asked, conversation, read_questions
+from formats import FORMATS, LOW_RANKS, Format
+from language_model import Cast, LanguageModel
 from torch import Tensor
+from versions import VERSIONS, Version
 
-FOLDER = Path(__file__).parent
 TEMPERATURE, TOP_P, PRESENCE, FREQUENCY, PENALTY_DECAY = 1.0, 0.3, 0.4, 0.4, 0.996
 SEEDS = (1, 2, 3, 4, 5)
 
@@ -27,22 +27,21 @@ Choose = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def generate(
-    model: Rwkv4, cast: Cast, prompts: list[list[int]], length: int, choose: Choose
+    model: LanguageModel, cast: Cast, prompts: list[list[int]], length: int, choose: Choose
 ) -> tuple[list[list[int]], Tensor]:
     """Answer all prompts (compact tokens) at once from fresh states.
 
     Returns `length` tokens for each prompt and the lead of the best logit over the second
     [len(prompts), length]. `choose` maps logits [B, used + 1] to the next tokens [B].
     """
+    # The longest first: those that go on are then the first rows, and need no copy.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     state = model.new_state(len(prompts))
     logits = torch.zeros(len(prompts), model.used + 1)
-    for t in range(max(map(len, prompts))):
+    for t in range(len(prompts[order[0]])):
+        active = [prompts[i][t] for i in order if t < len(prompts[i])]
         # A prompt that has ended waits, with its state and logits as they were.
-        active = [i for i, prompt in enumerate(prompts) if t < len(prompt)]
-        tokens = torch.tensor([prompts[i][t] for i in active])
-        part = state[:, active]
-        logits[active] = model.step(tokens, part, cast)
-        state[:, active] = part
+        logits[: len(active)] = model.step(torch.tensor(active), state[:, : len(active)], cast)
     chosen, leads = [], []
     for _ in range(length):
         best = logits.topk(2, -1).values
@@ -50,7 +49,8 @@ def generate(
         tokens = choose(logits)
         chosen.append(tokens)
         logits = model.step(tokens, state, cast)
-    return torch.stack(chosen, 1).tolist(), torch.stack(leads, 1)
+    rows = torch.tensor(order).argsort()
+    return torch.stack(chosen, 1)[rows].tolist(), torch.stack(leads, 1)[rows]
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def greedy(logits: Tensor) -> Tensor:
 class Sampler:
     """World's default sampling, one occurrence table for each row."""
 
-    def __init__(self, model: Rwkv4, seed: int) -> None:
+    def __init__(self, model: LanguageModel, seed: int) -> None:
         self.count = model.count
         self.random = torch.Generator().manual_seed(seed)
         self.occurrence: Tensor | None = None
@@ -82,43 +82,63 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Exam:
-    """Prompts (compact tokens), the answers that are right, and the answers' lengths in tokens."""
+    """Prompts (compact tokens), what the model is to write after each, and that in tokens' number.
+
+    `answers` include the blank line that ends them, and a thought where one is asked for.
+    """
 
     prompts: list[list[int]]
     answers: list[str]
     lengths: list[int]
 
     def grade(self, vocabulary: Vocabulary, chosen: list[list[int]]) -> float:
-        """The share of answers that are exact, the blank line that ends them included."""
+        """The share of answers that are exact."""
         right = [
-            vocabulary.decode(tokens).startswith(answered(answer))
+            vocabulary.decode(tokens).startswith(answer)
             for tokens, answer in zip(chosen, self.answers, strict=True)
         ]
         return sum(right) / len(right)
 
 
-def exams(vocabulary: Vocabulary, questions: list[Question]) -> dict[str, Exam]:
-    """The first wordings fresh, after the primer and as a third turn; all; and those held out."""
+def exams(
+    vocabulary: Vocabulary, questions: list[Question], styles: tuple[Style, ...]
+) -> dict[str, Exam]:
+    """The first wordings fresh, after the primer and as a third turn; all; and those held out.
+
+    These in the World format; the first and the held-out wordings in the other styles too.
+    """
 
     def earlier(i: int) -> str:
-        return conversation(*((q.questions[0], q.answer) for q in (questions[i - 7], questions[i])))
+        return conversation(questions[i - 7], questions[i])
 
     numbered = list(enumerate(questions))
+    firsts = [(q.questions[0], q) for q in questions]
+    held_out = [(text, q) for q in questions for text in q.held_out]
+    world = Style.WORLD
     asks = {
-        "fresh": [(asked(q.questions[0]), q) for q in questions],
-        "primer": [(conversation(PRIMER) + asked(q.questions[0]), q) for q in questions],
-        "third turn": [(earlier(i - 100) + asked(q.questions[0]), q) for i, q in numbered],
-        "all trained": [(asked(text), q) for q in questions for text in q.questions],
-        "held out": [(asked(text), q) for q in questions for text in q.held_out],
+        "fresh": (world, firsts, [""] * len(questions)),
+        "primer": (world, firsts, [conversation(PRIMER)] * len(questions)),
+        "third turn": (world, firsts, [earlier(i - 100) for i, _ in numbered]),
+        "all trained": (world, [(text, q) for q in questions for text in q.questions], None),
+        "held out": (world, held_out, None),
     }
-    return {
-        name: Exam(
-            [vocabulary.encode(text) for text, _ in pairs],
-            [q.answer for _, q in pairs],
-            [len(vocabulary.encode(answered(q.answer))) for _, q in pairs],
+    for style in Style:
+        if style in styles and style is not world:
+            name = style.name.lower()
+            asks[name] = (style, firsts, None)
+            asks[f"held out {name}"] = (style, held_out, None)
+    papers = {}
+    for name, (style, pairs, before) in asks.items():
+        answers = [answered(q, style) for _, q in pairs]
+        papers[name] = Exam(
+            [
+                vocabulary.encode((before[i] if before else "") + asked(text, style))
+                for i, (text, _) in enumerate(pairs)
+            ],
+            answers,
+            [len(vocabulary.encode(answer)) for answer in answers],
         )
-        for name, pairs in asks.items()
-    }
+    return papers
 
 
 @dataclass(frozen=True)
@@ -133,11 +153,15 @@ class Drift:
 
 @torch.no_grad()
 def drift(
-    reference: Rwkv4, model: Rwkv4, cast: Cast, vocabulary: Vocabulary, questions: list[Question]
+    reference: LanguageModel,
+    model: LanguageModel,
+    cast: Cast,
+    vocabulary: Vocabulary,
+    questions: list[Question],
 ) -> Drift:
     """Compare the predictions of every token of each held-out question and its answer."""
     texts = [
-        (vocabulary.encode(asked(text)), vocabulary.encode(answered(q.answer)))
+        (vocabulary.encode(asked(text)), vocabulary.encode(answered(q)))
         for q in questions
         for text in q.held_out
     ]
@@ -165,7 +189,7 @@ def drift(
     )
 
 
-def sampled(model: Rwkv4, form: Format, exam: Exam, vocabulary: Vocabulary) -> float:
+def sampled(model: LanguageModel, form: Format, exam: Exam, vocabulary: Vocabulary) -> float:
     """The share of exact answers over all seeds."""
     grades = []
     for seed in SEEDS:
@@ -187,60 +211,56 @@ def decisiveness(exam: Exam, leads: Tensor) -> str:
     )
 
 
-def report(model: Rwkv4, vocabulary: Vocabulary, questions: list[Question]) -> None:
-    """Print what share of answers is exact and what each format costs, a row for each format."""
-    papers = exams(vocabulary, questions)
+def report(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    questions: list[Question],
+    styles: tuple[Style, ...],
+) -> None:
+    """Print what share of answers is exact and what each format costs."""
+    papers = exams(vocabulary, questions, styles)
     reference = FORMATS[0].apply(model)
-    print(
-        "exact answers, greedy but for `sampled`; KL and perplexity of held-out text, its answers"
-    )
-    columns = (*papers, "sampled", "KL", "ppl", "answer KL", "answer ppl")
-    print(f"{'':8}" + "".join(f"{column:>12}" for column in columns))
-    for form in FORMATS:
+    low_rank = any("_lora." in name for name, _ in model.named_parameters())
+    for form in FORMATS + (LOW_RANKS if low_rank else ()):
+        print(form.name)
         held = form.apply(model)
-        grades = []
+        d = drift(reference, held, form.cast, vocabulary, questions)
+        print(f"  held out, all tokens: KL {d.divergence:.5f}, perplexity {d.perplexity:.4f}")
+        print(f"  answers only: KL {d.answer_divergence:.5f}, perplexity {d.answer_perplexity:.4f}")
         for name, exam in papers.items():
             chosen, leads = generate(held, form.cast, exam.prompts, max(exam.lengths), greedy)
-            grades.append(exam.grade(vocabulary, chosen))
+            print(f"  {name}: {exam.grade(vocabulary, chosen):.1%} exact", flush=True)
             if form is FORMATS[0]:
-                print(f"lead of the best logit, {name}: {decisiveness(exam, leads)}")
-        grades.append(sampled(held, form, papers["fresh"], vocabulary))
-        d = drift(reference, held, form.cast, vocabulary, questions)
-        figures = (d.divergence, d.perplexity, d.answer_divergence, d.answer_perplexity)
-        cells = [f"{grade:12.1%}" for grade in grades] + [f"{figure:12.5f}" for figure in figures]
-        print(f"{form.name:8}" + "".join(cells), flush=True)
+                print(f"    lead of the best logit: {decisiveness(exam, leads)}")
+        print(
+            f"  sampled: {sampled(held, form, papers['fresh'], vocabulary):.1%} exact", flush=True
+        )
 
 
-def load(path: Path) -> Rwkv4:
-    """The committed model, compact."""
-    tensors = {name: torch.from_numpy(array) for name, array in unpack.read(path).items()}
-    used = tensors.pop("used_tokens").shape[0]
-    model = Rwkv4(used, tensors["rwkv.ln_out.weight"].shape[0], unpack.layers(tensors))
-    names = exported_names(model)
+def load(version: Version, path: Path) -> LanguageModel:
+    """A packed model, compact."""
+    tensors = unpack.read(path)
+    used = tensors["used_tokens"].shape[0]
+    layout = unpack.layout(tensors)
+    model = version.model(used, layout.size(tensors), layout.layers(tensors))
     for name, parameter in model.named_parameters():
-        parameter.data = tensors[names[name]].float().view_as(parameter)
+        stored, _ = model.stored(name)
+        parameter.data = torch.from_numpy(tensors[stored]).float().view_as(parameter)
     return model
 
 
-def exported_names(model: Rwkv4) -> dict[str, str]:
-    """Hugging Face names of the parameters."""
-    names = {}
-    for name, parameter in model.named_parameters():
-        stored = f"{name}.weight" if parameter.ndim == 2 else name
-        stored = stored.replace("pre_ln", "blocks.0.pre_ln")
-        names[name] = stored if name == "head" else f"rwkv.{stored}"
-    return names
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Judge the trained model in every format.")
-    parser.add_argument("--model", type=Path, default=unpack.MODEL)
-    parser.add_argument("--questions", type=Path, default=FOLDER / "questions.jsonl")
+    parser = argparse.ArgumentParser(description="Judge a trained model in every format.")
+    parser.add_argument("--version", choices=VERSIONS, required=True)
+    parser.add_argument("--model", type=Path, help="the repository's own file by default")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    questions = read_questions(arguments.questions)
-    report(load(arguments.model), Vocabulary(questions), questions)
+    version = VERSIONS[arguments.version]
+    questions = read_questions(*version.questions)
+    vocabulary = Vocabulary(questions, version.styles)
+    model = load(version, arguments.model or version.file)
+    report(model, vocabulary, questions, version.styles)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,14 @@
-"""RWKV-4 in PyTorch, in the parallel form that training needs and the stepwise form of inference.
-
-Both forms work on a compact vocabulary: the tokens that the questions use have rows of their own,
-and one more row, the last, stands for every other token of the World vocabulary.
-"""
+"""RWKV-4 in PyTorch, in the parallel form and stepwise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from language_model import Block, Cast, ChannelBranch, LanguageModel, TimeBranch, exact, shifted
 from torch import Tensor, nn
 from torch.nn import functional
-
-VOCAB_SIZE = 65536
-
-Cast = Callable[[Tensor], Tensor]
-
-
-def exact(x: Tensor) -> Tensor:
-    """Float32 as it is."""
-    return x
 
 
 class LinearScan(torch.autograd.Function):
@@ -53,12 +40,7 @@ def linear_scan(x: Tensor, decay: Tensor) -> Tensor:
     return out
 
 
-def shifted(x: Tensor) -> Tensor:
-    """x [T, B, D] one step later, zero first: what a fresh state holds."""
-    return functional.pad(x, (0, 0, 0, 0, 1, 0))[:-1]
-
-
-class TimeMix(nn.Module):
+class TimeMix(TimeBranch):
     def __init__(self, size: int, layer: int, layers: int) -> None:
         super().__init__()
         depth = layer / max(1, layers - 1)
@@ -76,8 +58,8 @@ class TimeMix(nn.Module):
         self.receptance = nn.Parameter(torch.randn(size, size) * 0.3 / size**0.5)
         self.output = nn.Parameter(torch.randn(size, size) * 0.3 / size**0.5)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [T, B, D] to the block's addend, and the keys."""
+    def forward(self, x: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x [T, B, D] to the block's addend, and the mean square of what keys exceed 8 by."""
         last = shifted(x)
         k = functional.linear(torch.lerp(last, x, self.time_mix_key), self.key)
         v = functional.linear(torch.lerp(last, x, self.time_mix_value), self.value)
@@ -89,9 +71,12 @@ class TimeMix(nn.Module):
         a, b = sums.chunk(2, -1)
         now = e * torch.exp(self.time_first)
         wkv = (a + now * v) / (b + now)
-        return functional.linear(torch.sigmoid(r) * wkv, self.output), k
+        excess = functional.relu(k.abs() - 8).square().mean()
+        return functional.linear(torch.sigmoid(r) * wkv, self.output), first, excess
 
-    def step(self, x: Tensor, state: Tensor, cast: Cast) -> Tensor:
+    def step(
+        self, x: Tensor, first: Tensor | None, state: Tensor, cast: Cast
+    ) -> tuple[Tensor, Tensor | None]:
         """x [B, D], state rows att_x, a, b, p of [B, 5, D], changed in place."""
         last, a, b, p = state[:, 0].clone(), state[:, 1], state[:, 2], state[:, 3]
         k = functional.linear(cast(torch.lerp(last, x, self.time_mix_key)), self.key)
@@ -106,10 +91,10 @@ class TimeMix(nn.Module):
         q = torch.maximum(faded, k)
         old, new = torch.exp(faded - q), torch.exp(k - q)
         state[:, :4] = torch.stack((x, old * a + new * v, old * b + new, q), 1)
-        return cast(functional.linear(cast(cast(torch.sigmoid(r)) * wkv), self.output))
+        return cast(functional.linear(cast(cast(torch.sigmoid(r)) * wkv), self.output)), first
 
 
-class ChannelMix(nn.Module):
+class ChannelMix(ChannelBranch):
     def __init__(self, size: int, layer: int, layers: int) -> None:
         super().__init__()
         ramp = (torch.arange(size) / size) ** (1 - layer / layers)
@@ -135,60 +120,22 @@ class ChannelMix(nn.Module):
         return self.mix(x, last, cast)
 
 
-class Block(nn.Module):
-    def __init__(self, size: int, layer: int, layers: int) -> None:
-        super().__init__()
-        self.ln1 = nn.LayerNorm(size)
-        self.ln2 = nn.LayerNorm(size)
-        self.attention = TimeMix(size, layer, layers)
-        self.feed_forward = ChannelMix(size, layer, layers)
-
-
-class Rwkv4(nn.Module):
-    """`used` rows of their own and one shared row, of embedding and of head."""
-
-    def __init__(self, used: int, size: int, layers: int) -> None:
-        super().__init__()
-        self.used, self.size, self.layers = used, size, layers
-        self.embeddings = nn.Parameter(torch.randn(used + 1, size) * 0.1)
-        self.pre_ln = nn.LayerNorm(size)
-        self.blocks = nn.ModuleList(Block(size, i, layers) for i in range(layers))
-        self.ln_out = nn.LayerNorm(size)
-        self.head = nn.Parameter(torch.randn(used + 1, size) * 0.5 / size**0.5)
-        # The shared row stands in the softmax once for every token that it serves.
-        self.count: Tensor
-        self.register_buffer("count", torch.zeros(used + 1), persistent=False)
-        self.count[-1] = math.log(VOCAB_SIZE - used)
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens [T, B] (compact) to logits [T, B, used + 1], and the mean square of large keys."""
-        x = self.pre_ln(functional.embedding(tokens, self.embeddings))
-        excess = x.new_zeros(())
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            mixed, k = block.attention(block.ln1(x))
-            excess = excess + functional.relu(k.abs() - 8).square().mean()
-            x = x + mixed
-            x = x + block.feed_forward(block.ln2(x))
-        return functional.linear(self.ln_out(x), self.head), excess
-
-    def log_probs(self, logits: Tensor) -> Tensor:
-        """Log probability of one token of each row, [.., used + 1]."""
-        return logits - torch.logsumexp(logits + self.count, -1, keepdim=True)
+class Rwkv4(LanguageModel):
+    def block(self, layer: int) -> Block:
+        time_mix = TimeMix(self.size, layer, self.layers)
+        return Block(self.size, time_mix, ChannelMix(self.size, layer, self.layers))
 
     def new_state(self, batch: int) -> Tensor:
         state = torch.zeros(self.layers, batch, 5, self.size)
         state[:, :, 3] = -1e30
         return state
 
-    def step(self, tokens: Tensor, state: Tensor, cast: Cast = exact) -> Tensor:
-        """tokens [B] (compact), state [L, B, 5, D] changed in place, to logits [B, used + 1].
-
-        `cast` rounds every intermediate value, as a format that computes in float16 does.
-        """
-        x = cast(self.pre_ln(functional.embedding(tokens, self.embeddings)))
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            x = cast(x + block.attention.step(cast(block.ln1(x)), state[i], cast))
-            x = cast(x + block.feed_forward.step(cast(block.ln2(x)), state[i], cast))
-        return functional.linear(cast(self.ln_out(x)), self.head)
+    def stored(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """As the World folders of RWKV-4 on the hub have it."""
+        shape = tuple(self.get_parameter(name).shape)
+        if name == "head":
+            return "head.weight", shape
+        if ".time_mix_" in name:
+            return f"rwkv.{name}", (1, 1, *shape)
+        name = name.replace("pre_ln", "blocks.0.pre_ln")
+        return f"rwkv.{name}" + (".weight" if len(shape) == 2 else ""), shape

@@ -1,4 +1,4 @@
-"""Train the model and write it packed: `python demo/train.py`.
+"""Train a model and write it packed: `python demo/train.py --version 7`.
 
 At first every other step sees the matrices as four bits hold them, the gradient passing over the
 rounding. Later both forms run on each batch, and the four-bit predictions are pulled to the
@@ -16,26 +16,27 @@ import numpy as np
 import torch
 import unpack
 from data import Batch, Conversations, Vocabulary, read_questions
-from evaluate import exported_names, report
-from formats import rounded
-from rwkv4 import Rwkv4
+from evaluate import load, report
+from formats import LOW_RANK_BITS, held
+from language_model import LanguageModel
 from torch import Tensor
 from torch.func import functional_call
+from versions import VERSIONS
 
-FOLDER = Path(__file__).parent
 
-
-def four_bits(model: Rwkv4) -> dict[str, Tensor]:
+def four_bits(model: LanguageModel) -> dict[str, Tensor]:
     """The parameters with matrices rounded, the gradient passing straight through."""
     return {
-        name: p + (rounded(p, 4) - p).detach() if p.ndim == 2 else p
+        name: p + (held(name, p.detach(), 4, LOW_RANK_BITS) - p).detach()
         for name, p in model.named_parameters()
     }
 
 
-def predict(model: Rwkv4, parameters: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-    logits, excess = functional_call(model, parameters, (batch.tokens,))
-    return model.log_probs(logits), excess
+def predict(
+    model: LanguageModel, parameters: dict[str, Tensor], batch: Batch
+) -> tuple[Tensor, Tensor]:
+    logits, penalty = functional_call(model, parameters, (batch.tokens,))
+    return model.log_probs(logits), penalty
 
 
 def cross_entropy(log_probs: Tensor, batch: Batch) -> Tensor:
@@ -44,13 +45,15 @@ def cross_entropy(log_probs: Tensor, batch: Batch) -> Tensor:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    warmup = 100
+    warmup = min(100, steps // 4)
     done = max(0, step - warmup) / (steps - warmup)
     fall = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
     return peak * min(1, (step + 1) / warmup) * fall
 
 
-def train(model: Rwkv4, conversations: Conversations, arguments: argparse.Namespace) -> None:
+def train(
+    model: LanguageModel, conversations: Conversations, arguments: argparse.Namespace
+) -> None:
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -70,11 +73,11 @@ def train(model: Rwkv4, conversations: Conversations, arguments: argparse.Namesp
         both = step >= arguments.steps * arguments.single
         loss = torch.zeros(())
         if both or step % 2 == 0:
-            full, excess = predict(model, dict(model.named_parameters()), batch)
-            loss = loss + cross_entropy(full, batch) + excess
+            full, penalty = predict(model, dict(model.named_parameters()), batch)
+            loss = loss + cross_entropy(full, batch) + penalty
         if both or step % 2 == 1:
-            four, excess = predict(model, four_bits(model), batch)
-            loss = loss + cross_entropy(four, batch) + excess
+            four, penalty = predict(model, four_bits(model), batch)
+            loss = loss + cross_entropy(four, batch) + penalty
         if both:
             goal = full.detach()
             apart = (torch.exp(goal + model.count) * (goal - four)).sum(-1).mean()
@@ -89,24 +92,22 @@ def train(model: Rwkv4, conversations: Conversations, arguments: argparse.Namesp
             print(f"step {step + 1:5}  loss {shown:.4f}  {seconds:5.0f} s", flush=True)
 
 
-def save(model: Rwkv4, vocabulary: Vocabulary, path: Path) -> int:
+def save(model: LanguageModel, vocabulary: Vocabulary, path: Path) -> int:
     """Round the model to float16, in place, write it packed, and return the size in bytes."""
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
-    names = exported_names(model)
     tensors: unpack.Tensors = {"used_tokens": np.array(vocabulary.ids, np.int32)}
     for name, parameter in model.named_parameters():
-        array = parameter.detach().half().numpy()
-        if ".time_mix_" in name:
-            array = array.reshape(1, 1, -1)
-        tensors[names[name]] = array
+        stored, shape = model.stored(name)
+        tensors[stored] = parameter.detach().half().numpy().reshape(shape)
     return unpack.pack(tensors, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the model that the repository ships.")
-    parser.add_argument("--output", type=Path, default=unpack.MODEL)
-    parser.add_argument("--questions", type=Path, default=FOLDER / "questions.jsonl")
+    parser = argparse.ArgumentParser(description="Train a model that the repository ships.")
+    parser.add_argument("--version", choices=VERSIONS, required=True)
+    parser.add_argument("--output", type=Path, help="the repository's own file by default")
+    parser.add_argument("--start", type=Path, help="a packed model of the version to go on from")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--size", type=int, default=128, help="hidden size, a multiple of 32")
     parser.add_argument("--steps", type=int, default=700)
@@ -121,14 +122,19 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(arguments.seed)
-    questions = read_questions(arguments.questions)
-    vocabulary = Vocabulary(questions)
-    model = Rwkv4(len(vocabulary.ids), arguments.size, arguments.layers)
+    version = VERSIONS[arguments.version]
+    output = arguments.output or version.file
+    questions = read_questions(*version.questions)
+    vocabulary = Vocabulary(questions, version.styles)
+    if arguments.start is None:
+        model = version.model(len(vocabulary.ids), arguments.size, arguments.layers)
+    else:
+        model = load(version, arguments.start)
     count = sum(p.numel() for p in model.parameters())
     print(f"{len(questions)} questions, {len(vocabulary.ids)} used tokens, {count} parameters")
-    train(model, Conversations(vocabulary, questions, arguments.seed), arguments)
-    print(f"{arguments.output}: {save(model, vocabulary, arguments.output)} bytes")
-    report(model, vocabulary, questions)
+    train(model, Conversations(vocabulary, questions, version.styles, arguments.seed), arguments)
+    print(f"{output}: {save(model, vocabulary, output)} bytes")
+    report(model, vocabulary, questions, version.styles)
 
 
 if __name__ == "__main__":

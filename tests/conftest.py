@@ -49,12 +49,21 @@ def _own_place(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     os.chdir(tmp_path_factory.mktemp("place"))
 
 
+def _unpacked(folder: Path, version: str) -> Path:
+    unpack = [sys.executable, ROOT / "demo" / "unpack.py", folder, "--version", version]
+    return once(folder, lambda: subprocess.run(unpack, check=True))
+
+
 @pytest.fixture(scope="session")
 def demo_checkpoint(shared: Path) -> Path:
-    """The trained model, unpacked as a Hugging Face folder by its own command."""
-    folder = shared / "RWKV-4-World-Demo"
-    unpack = [sys.executable, ROOT / "demo" / "unpack.py", folder]
-    return once(folder, lambda: subprocess.run(unpack, check=True))
+    """The trained RWKV-4, unpacked as a Hugging Face folder by its own command."""
+    return _unpacked(shared / "RWKV-4-World-Demo", "4")
+
+
+@pytest.fixture(scope="session")
+def demo7_checkpoint(shared: Path) -> Path:
+    """The trained RWKV-7, which can think before it answers."""
+    return _unpacked(shared / "RWKV-7-G1-Demo", "7")
 
 
 def _built(checkpoint: Path, output: Path, *, stock: bool) -> Callable[[str], Path]:
@@ -78,11 +87,17 @@ def _built(checkpoint: Path, output: Path, *, stock: bool) -> Callable[[str], Pa
 
 @pytest.fixture(scope="session")
 def demo_artifact(demo_checkpoint: Path, shared: Path) -> Callable[[str], Path]:
-    """`demo_artifact(quantization)`: the folder of the trained model built for this CPU.
+    """`demo_artifact(quantization)`: the folder of the trained RWKV-4 built for this CPU.
 
     It has no functions with stock names. Never to be changed: all tests share it.
     """
     return _built(demo_checkpoint, shared / "dist", stock=False)
+
+
+@pytest.fixture(scope="session")
+def demo7_artifact(demo7_checkpoint: Path, shared: Path) -> Callable[[str], Path]:
+    """`demo_artifact` of the trained RWKV-7."""
+    return _built(demo7_checkpoint, shared / "dist", stock=False)
 
 
 @pytest.fixture(scope="session")
