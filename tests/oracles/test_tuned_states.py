@@ -42,7 +42,7 @@ def test_logits_after_a_tuned_state(tmp_path: Path) -> None:
     state = engine.new_state()
     state.load(tuned)
     ours = np.stack([engine.decode(token, state) for token in ids])
-    theirs, plain = rwkv7_logits(pth, ids, tuned), rwkv7_logits(pth, ids)
+    theirs, plain = rwkv7_logits(pth, ids, tuned=tuned), rwkv7_logits(pth, ids)
     tolerance = 1e-4 * max(1.0, float(np.abs(theirs).max()))
     assert np.abs(ours - theirs).max() <= tolerance
     assert np.abs(plain - theirs).max() > 100 * tolerance
