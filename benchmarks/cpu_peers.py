@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Tokens of one round: read first, then decoded one by one.
 PROMPT, STEPS = 512, 24
@@ -178,7 +179,7 @@ def _rwkv_cpp(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
     for name in ("rwkv_get_state_len", "rwkv_get_logits_len"):
         getattr(library, name).restype = ctypes.c_size_t
         getattr(library, name).argtypes = [ctypes.c_void_p]
-    one = [ctypes.c_void_p, ctypes.c_uint32, floats, floats, floats]
+    one: list[Any] = [ctypes.c_void_p, ctypes.c_uint32, floats, floats, floats]
     library.rwkv_eval.argtypes = one
     ids_pointer = ctypes.POINTER(ctypes.c_uint32)
     library.rwkv_eval_sequence.argtypes = [one[0], ids_pointer, ctypes.c_size_t, *one[2:]]

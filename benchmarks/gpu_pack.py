@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 import tvm
-from tvm import IRModule, relax
+from tvm import IRModule
 
 import mlc_rwkv_world
 from mlc_rwkv_world.compiler import library, metadata, pipeline
@@ -94,9 +94,7 @@ def _library(options: argparse.Namespace, name: str, quantization: str) -> Path:
         fp32_layers=(0,) if checked else (),
     )
     described = metadata.describe(config, fmt, parameters(config, fmt), target, fmt.dtype)
-    # Stock's functions are not measured, and weigh as much again.
-    ours = [f"rwkv_world_{name}" for name in ("prefill", "decode", "batch_decode")]
-    mod = relax.transform.DeadCodeElimination(ours)(export(config, fmt, fmt.dtype))
+    mod = export(config, fmt, fmt.dtype)
     lowered: IRModule = pipeline.run(mod, target.target, config, described, None)
     path = Path(options.folder) / "models" / f"{name}-{quantization}.so"
     path.parent.mkdir(exist_ok=True)

@@ -18,6 +18,7 @@ from mlc_rwkv_world.compiler.cuda_resources import resources
 from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.storage import format_named
 
 
@@ -56,12 +57,9 @@ def cuda_source(
         fp32_layers=(),
     )
     described = metadata.describe(config, fmt, parameters(config, fmt), target, fmt.dtype)
-    mod = export(config, fmt, fmt.dtype)
-    if not everything:
-        mod = relax.transform.DeadCodeElimination(
-            ["rwkv_world_prefill", "rwkv_world_decode", "rwkv_world_batch_decode"]
-        )(mod)
-    lowered = pipeline.run(mod, target.target, config, described, None)
+    added = STOCK if everything else None
+    mod = export(config, fmt, fmt.dtype, added)
+    lowered = pipeline.run(mod, target.target, config, described, None, additions=added)
     sources: list[str] = []
 
     def keep(code: str, *_: object) -> bytes:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Model:
     @property
     def products(self) -> int:
         """Multiplications of one token in the blocks' products."""
-        return 13 * self.layers * self.width**2
+        return int(13 * self.layers * self.width**2)
 
     def states(self, count: int) -> States:
         """So many states that have read nothing; those that were given before are gone."""
@@ -146,10 +147,12 @@ class _Random:
             # Four-bit values have a variance of about 21.
             inner = shape[1] * 32
             scale = self.rng.uniform(0.5, 1.5, shape) * (21 * inner) ** -0.5
-            return (scale * self._halving(name)).astype(dtype)
+            scaled: Array = scale * self._halving(name)
+            return scaled.astype(dtype)
         if len(shape) == 2:
             factor = np.float32(shape[1] ** -0.5 * self._halving(name))
-            return (self._repeat("float", shape) * factor).astype(dtype)
+            matrix: Array = self._repeat("float", shape) * factor
+            return matrix.astype(dtype)
         if name.endswith("time_decay"):
             return self.rng.uniform(-6, 1, shape).astype(dtype)
         if ("ln" in name) and name.endswith("weight"):
@@ -183,14 +186,15 @@ class Weights:
 
     def __init__(self, model: Model) -> None:
         stored = zip((spec["name"] for spec in model.specs), model.weights, strict=True)
-        self.arrays = {name: tensor.numpy() for name, tensor in stored}
+        self.arrays: dict[str, Array] = {name: tensor.numpy() for name, tensor in stored}
         self.how: Stored = format_named(model.quantization).matrix
 
     def vector(self, name: str) -> Array:
         return self.arrays[name]
 
     def rows(self, name: str, ids: Array) -> Array:
-        return self._matrix(name)[ids]
+        chosen: Array = self._matrix(name)[ids]
+        return chosen
 
     def slices(self, name: str) -> Iterator[Array]:
         yield self._matrix(name)
@@ -221,7 +225,8 @@ class Reference:
         offsets = np.array([0, len(ids)])
         logits, after = run(rwkv4, self.config, self.weights, ids, offsets, state[None], FLOAT32)
         state[:] = after[0]
-        return logits[0]
+        last: Array = logits[0]
+        return last
 
 
 def check(path: Path, device: Any, poison: int, lengths: list[int]) -> bool:
@@ -329,7 +334,7 @@ def measure(path: Path, device: Any, options: Any, bandwidth: float, peak: float
     ids = model.ids(np.array([7]))
     for batch in (b for b in options.batches if b <= model.most):
         state, ids = model.states(batch), model.ids(np.arange(batch) + 7)
-        taken = seconds(lambda s=state, i=ids: model.decode(i, s), device, options.seconds)
+        taken = seconds(partial(model.decode, ids, state), device, options.seconds)
         # A sequence's state is read once and written once.
         moved = model.nbytes + 2 * batch * model.layers * ROWS * model.width * 4
         row(name, f"decode, batch {batch}", batch, taken, moved, 2 * batch * model.products)
@@ -338,9 +343,8 @@ def measure(path: Path, device: Any, options: Any, bandwidth: float, peak: float
     for length in (n for n in options.prefills if n <= model.chunk):
         state, tokens = model.states(1), model.ids(np.arange(length) % model.vocabulary)
         offsets = model.ids(np.array([0, length]))
-        taken = seconds(
-            lambda s=state, t=tokens, o=offsets: model.prefill(t, o, s), device, options.seconds
-        )
+        step = partial(model.prefill, tokens, offsets, state)
+        taken = seconds(step, device, options.seconds)
         work = 2 * length * model.products
         row(name, f"prefill, {length}", length, taken, model.nbytes, work)
         if peak:
@@ -389,7 +393,7 @@ def measure_peer(shape: tuple[int, int, int], options: Any) -> None:
     row(name, "decode, batch 1", 1, taken, nbytes, work)
     for length in options.prefills:
         tokens = [n % vocabulary for n in range(length)]
-        taken = seconds(lambda t=tokens: model.forward(t, None), Device, options.seconds)
+        taken = seconds(partial(model.forward, tokens, None), Device, options.seconds)
         row(name, f"prefill, {length}", length, taken, nbytes, work * length)
 
 

@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,10 +93,9 @@ def main() -> None:
             for token in TAKEN:
                 sampler.take(token)
         calls: list[Callable[[], object]] = [
-            lambda size=size, rows=rows, samplers=samplers: choose_all(samplers[:size], rows[:size])
-            for size in BATCHES
+            partial(choose_all, samplers[:size], rows[:size]) for size in BATCHES
         ]
-        calls.append(lambda row=rows[0], way=sampling: numpy_choice(row, way, generator))
+        calls.append(partial(numpy_choice, rows[0], sampling, generator))
         seconds = contest(calls, options.rounds)
         micros = [1e6 * taken / size for taken, size in zip(seconds, (*BATCHES, 1), strict=True)]
         print(f"| {name} | " + " | ".join(f"{value:.0f}" for value in micros) + " |", flush=True)

@@ -25,8 +25,8 @@ if os.path.expanduser("~") == "~":  # noqa: PTH111
     os.environ.setdefault("XDG_CACHE_HOME", os.devnull)
 
 if TYPE_CHECKING:
-    from mlc_rwkv_world.builder import Artifact as Artifact
-    from mlc_rwkv_world.builder import build as build
+    from mlc_rwkv_world.builder.assemble import Artifact as Artifact
+    from mlc_rwkv_world.building import build as build
     from mlc_rwkv_world.chat import Chat as Chat
     from mlc_rwkv_world.errors import RwkvWorldError as RwkvWorldError
     from mlc_rwkv_world.runtime import Engine as Engine
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from mlc_rwkv_world.tokenizer import WorldTokenizer as WorldTokenizer
 
 _HOMES = {
-    "Artifact": "builder",
-    "build": "builder",
+    "Artifact": "builder.assemble",
+    "build": "building",
     "Chat": "chat",
     "Engine": "runtime",
     "RwkvWorldError": "errors",

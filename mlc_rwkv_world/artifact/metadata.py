@@ -16,9 +16,6 @@ from mlc_rwkv_world.errors import ArtifactError
 # Counts changes of what the exported functions take, mean or compute by intent: other sums, another
 # softmax. A library of another revision is refused.
 REVISION = 4
-# Tokens that the functions with stock names take in one call; mlc_llm's engine gives them whole
-# prompts, and several at a time, whatever the chunk is that the library was built for.
-ENGINE_PREFILL_TOKENS = 8192
 # Far beyond every RWKV model; what is larger is damage, and is not allocated.
 _MOST_STATE_BYTES = 1 << 30
 _MOST_TOKENS = 1 << 24

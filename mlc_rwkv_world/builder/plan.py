@@ -8,7 +8,8 @@ from typing import Any
 
 from mlc_rwkv_world.artifact.template import Template
 from mlc_rwkv_world.artifact.templates import template_of
-from mlc_rwkv_world.builder.choices import AUTO, Choices
+from mlc_rwkv_world.builder.choices import Choices
+from mlc_rwkv_world.builder.options import AUTO
 from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.compiler import metadata
 from mlc_rwkv_world.compiler.export import ParameterSpec, parameters
@@ -46,21 +47,22 @@ class Plan:
             chosen.target,
             chosen.compute_dtype,
             chosen.arithmetic,
-            stock=chosen.stock,
+            stock=chosen.additions is not None,
         )
 
 
 def make_plan(checkpoint: Checkpoint, choices: Choices, output: Path, reporter: Reporter) -> Plan:
     """The plan for one checkpoint, built below `output`. Raises UsageError, CheckpointError."""
-    layers, named = checkpoint.config.num_hidden_layers, choices.fp32_layers
+    options, layers = choices.options, checkpoint.config.num_hidden_layers
+    named = options.fp32_layers
     config = model_config(
         checkpoint,
         choices.format,
-        context_window_size=-1 if choices.max_seq_len is None else choices.max_seq_len,
-        prefill_chunk_size=choices.prefill_chunk_size,
-        max_batch_size=choices.max_batch_size,
+        context_window_size=-1 if options.max_seq_len is None else options.max_seq_len,
+        prefill_chunk_size=options.prefill_chunk_size,
+        max_batch_size=options.max_batch_size,
         fp32_layers=None if named is None or named == AUTO else parse(named, layers),
-        float32_keys=choices.float32_keys,
+        float32_keys=options.float32_keys,
     )
     if named == AUTO:
         config = _measured(checkpoint, config, choices, reporter)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlc_rwkv_world import console
+from mlc_rwkv_world.builder.options import SOURCE, Flag, flags
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.reporter import Reporter
 
 if TYPE_CHECKING:
-    from mlc_rwkv_world.builder import Artifact
+    from mlc_rwkv_world.builder.assemble import Artifact
 
 # Options of mlc_llm.build from 2023 that mean nothing for a recurrent model on one device.
 _WITHOUT_MEANING = {
@@ -41,101 +41,28 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         prog=program,
         description="Build an RWKV World checkpoint into a model that mlc_chat_cli runs.",
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--hf-path",
-        metavar="SOURCE",
-        help="a Hugging Face folder, a .pth file, or a model on the hub, by name (owner/name) or "
-        "address, to download",
-    )
-    source.add_argument("--model", metavar="NAME", help="a checkpoint in <artifact-path>/models")
-    parser.add_argument(
-        "--revision",
-        metavar="REV",
-        help="a branch, tag or commit of the model on the hub; also written owner/name@REV",
-    )
-    parser.add_argument(
-        "--target",
-        default="auto",
-        help="auto, llvm, cuda, metal, opencl, vulkan, or a full TVM target (default: auto)",
-    )
-    parser.add_argument(
-        "--quantization",
-        default="q4f16_1",
-        help="q0f32, q0f16, q4f32_1, q4f16_1, q8f32_1 or q8f16_1 (default: q4f16_1)",
-    )
-    parser.add_argument("--artifact-path", default="dist", metavar="DIR", help="default: dist")
-    parser.add_argument("--reuse-lib", metavar="FILE", help="take this library, compile none")
-    parser.add_argument(
-        "--use-cache",
-        type=int,
-        choices=(0, 1),
-        default=1,
-        help="keep lowered modules, as JSON, for the next build of the same library (default: 1)",
-    )
-    parser.add_argument(
-        "--max-seq-len", type=int, help="a limit to record for engines; the model has none"
-    )
-    parser.add_argument(
-        "--prefill-chunk-size",
-        type=int,
-        default=512,
-        help="tokens that one prefill call reads (default: 512)",
-    )
-    parser.add_argument(
-        "--max-batch-size",
-        type=int,
-        default=8,
-        help="sequences that one call reads together (default: 8)",
-    )
-    parser.add_argument(
-        "--fp32-layers",
-        metavar="BLOCKS",
-        help="blocks that compute in float32 where the format computes in float16: 0, 0,2-5, all, "
-        "none, or auto, which measures it (default: what a model of this shape is known to need)",
-    )
-    parser.add_argument(
-        "--compute-dtype",
-        default="auto",
-        help="auto, float16 or float32; auto is the format's on a GPU and float32 on a CPU, where "
-        "float16 is slow and serves to see what it does",
-    )
-    parser.add_argument(
-        "--float16-keys",
-        action="store_true",
-        help="round the products of att.key and att.value to float16 too, which can overflow",
-    )
-    part = parser.add_mutually_exclusive_group()
-    part.add_argument("--convert-weights-only", action="store_true", help="build no library")
-    part.add_argument("--build-model-only", action="store_true", help="convert no weights")
-    parser.add_argument(
-        "--debug-dump", action="store_true", help="write the module after each phase, as TVMScript"
-    )
-    parser.add_argument(
-        "--system-lib", action="store_true", help="objects to link into a program, as a .tar"
-    )
-    parser.add_argument(
-        "--no-stock",
-        action="store_true",
-        help="leave out the functions that stock mlc_llm calls: half the library, built sooner",
-    )
-    parser.add_argument(
-        "--use-safetensors",
-        action="store_true",
-        default=None,
-        help="prefer safetensors where a model has several kinds of weights (the default)",
-    )
-    parser.add_argument(
-        "--arithmetic",
-        default="auto",
-        metavar="HOW",
-        help="what a CPU multiplies weights in: auto, int8 (quantized weights; inputs rounded to 8 "
-        "bits), bfloat16 (other weights; both sides rounded), float32, or one for each use: "
-        "decode=int8,batch=int8,prefill=float32 (default: auto)",
-    )
+    groups: dict[str, Any] = {}
+    for name, flag in flags():
+        if flag.group is None:
+            _add(parser, name, flag)
+            continue
+        if flag.group not in groups:
+            required = flag.group == SOURCE
+            groups[flag.group] = parser.add_mutually_exclusive_group(required=required)
+        _add(groups[flag.group], name, flag)
     for option in _WITHOUT_MEANING:
         parser.add_argument(option, nargs="?", const="", help=argparse.SUPPRESS)
     return parser
+
+
+def _add(place: Any, name: str, flag: Flag) -> None:
+    """Adds a flag to a parser or to a group; what is not given is not among the results."""
+    usual: dict[str, Any] = {"dest": name, "help": flag.help, "default": argparse.SUPPRESS}
+    if flag.sets is not None:
+        place.add_argument(flag.name, action="store_const", const=flag.sets, **usual)
+    else:
+        how = {"metavar": flag.metavar, "type": flag.convert, "choices": flag.choices}
+        place.add_argument(flag.name, **how, **usual)
 
 
 class _Console(Reporter):
@@ -160,36 +87,13 @@ def _run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, option[2:].replace("-", "_")) is not None:
             console.complain(f"note: {option} has no effect here: {reason}.")
 
-    from mlc_rwkv_world.builder import build
+    from mlc_rwkv_world.building import build
 
     started = time.monotonic()
     reporter = _Console()
-    output = Path(arguments.artifact_path)
-    dump = output / "debug" if arguments.debug_dump else None
+    given = {name: value for name, value in vars(arguments).items() if name in dict(flags())}
     try:
-        artifact = build(
-            arguments.hf_path,
-            model=arguments.model,
-            revision=arguments.revision,
-            target=arguments.target,
-            quantization=arguments.quantization,
-            output=output,
-            max_seq_len=arguments.max_seq_len,
-            prefill_chunk_size=arguments.prefill_chunk_size,
-            max_batch_size=arguments.max_batch_size,
-            fp32_layers=arguments.fp32_layers,
-            compute_dtype=arguments.compute_dtype,
-            float32_keys=not arguments.float16_keys,
-            weights=not arguments.build_model_only,
-            library=not arguments.convert_weights_only,
-            reuse_lib=arguments.reuse_lib,
-            use_cache=bool(arguments.use_cache),
-            debug_dump=dump,
-            system_lib=arguments.system_lib,
-            stock=not arguments.no_stock,
-            arithmetic=arguments.arithmetic,
-            reporter=reporter,
-        )
+        artifact = build(**given, reporter=reporter)
     finally:
         reporter.close()
     _summarize(artifact, time.monotonic() - started)

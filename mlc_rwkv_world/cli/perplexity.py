@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _built(options: argparse.Namespace, path: Path, folder: str) -> Path:
     """The checkpoint as an artifact for this CPU."""
-    from mlc_rwkv_world.builder import build
+    from mlc_rwkv_world.building import build
 
     console.complain("building it for this CPU ...")
     return build(

@@ -20,6 +20,7 @@ from tvm import IRModule
 from mlc_rwkv_world.artifact.atomic import write_file
 from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.artifact.registry import home
+from mlc_rwkv_world.compiler.additions import Additions
 
 # What a module is made by; a change in any of it makes cached modules stale.
 _SOURCES = ("compiler", "kernels", "model", "storage", "versions")
@@ -37,13 +38,19 @@ def cache_folder() -> Path | None:
 class ModuleCache:
     """Modules in `folder`, one file each, named by what they were made from."""
 
-    def __init__(self, folder: Path, metadata: dict[str, Any], prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        metadata: dict[str, Any],
+        prefix: str | None = None,
+        additions: Additions | None = None,
+    ) -> None:
         made_from = {
             "metadata": metadata,
             "system_lib_prefix": prefix,
             "tvm": tvm.__version__,
             "revision": REVISION,
-            "sources": digest_of_sources(),
+            "sources": digest_of_sources(additions),
         }
         text = json.dumps(made_from, sort_keys=True).encode()
         self.path = folder / f"module-{hashlib.sha256(text).hexdigest()[:20]}.json"
@@ -71,12 +78,17 @@ class ModuleCache:
             return
 
 
-@cache
-def digest_of_sources() -> str:
-    """The checksum of everything here that a lowered module depends on, as hexadecimal digits."""
+def digest_of_sources(additions: Additions | None = None) -> str:
+    """The checksum of all code that a lowered module depends on, as hexadecimal digits."""
     package = Path(__file__).parent.parent
+    rooms = [package / room for room in _SOURCES]
+    return _digest(tuple(rooms if additions is None else [*rooms, additions.code]))
+
+
+@cache
+def _digest(folders: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()
-    for room in _SOURCES:
-        for path in sorted((package / room).rglob("*.py")):
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

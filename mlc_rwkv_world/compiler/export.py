@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from tvm import IRModule
-from tvm.relax.frontend import nn
 
-from mlc_rwkv_world.artifact.abi import OURS
 from mlc_rwkv_world.artifact.identity import make_build_id
+from mlc_rwkv_world.compiler.additions import Additions
 from mlc_rwkv_world.model.causal_lm import CausalLM
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Format, Stored
@@ -38,10 +37,12 @@ def compute_dtype(fmt: Format, target_kind: str) -> str:
     return "float32" if target_kind == "llvm" else fmt.dtype
 
 
-def model(config: ModelConfig, fmt: Format, compute_dtype: str) -> CausalLM:
+def model(
+    config: ModelConfig, fmt: Format, compute_dtype: str, kind: type[CausalLM] = CausalLM
+) -> CausalLM:
     """The model as an `nn.Module`, with its weights as the format stores them."""
     version = version_of(config.model_version)
-    return CausalLM(config, fmt, compute_dtype, version.model, version.initial_rows)
+    return kind(config, fmt, compute_dtype, version.model, version.initial_rows)
 
 
 def parameters(config: ModelConfig, fmt: Format) -> list[ParameterSpec]:
@@ -66,17 +67,11 @@ def build_id(config: ModelConfig, fmt: Format, specs: Sequence[ParameterSpec]) -
 
 
 @quick_parsing()
-def export(config: ModelConfig, fmt: Format, compute_dtype: str, *, stock: bool = True) -> IRModule:
-    """The model in parts, with no kernels chosen; with `stock`, under stock's names too."""
-    module = model(config, fmt, compute_dtype)
-    spec = module.get_default_spec()
-    if not stock:
-        spec = _ours(spec)
-    mod, _, _ = module.export_tvm(spec=spec, allow_extern=True)
+def export(
+    config: ModelConfig, fmt: Format, compute_dtype: str, additions: Additions | None = None
+) -> IRModule:
+    """The model in parts, with no kernels chosen; with `additions`, for their host too."""
+    kind = CausalLM if additions is None else additions.model
+    module = model(config, fmt, compute_dtype, kind)
+    mod, _, _ = module.export_tvm(spec=module.get_default_spec(), allow_extern=True)
     return mod
-
-
-def _ours(spec: nn.spec.ModuleSpec) -> nn.spec.ModuleSpec:
-    methods = zip(spec.method_names, spec.method_specs, strict=True)
-    kept = {name: method for name, method in methods if name.startswith(OURS)}
-    return nn.spec.ModuleSpec(spec.module, list(kept), list(kept.values()))

@@ -10,19 +10,16 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax
 from tvm.ir.transform import Pass
-from tvm.relax import backend
 from tvm.s_tir import dlight
 from tvm.target import Target
 
 from mlc_rwkv_world.artifact.abi import OURS
-from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.artifact.output import Kind, Output
 from mlc_rwkv_world.artifact.storage import storing
+from mlc_rwkv_world.compiler.additions import Additions
 from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.metadata import attach
 from mlc_rwkv_world.compiler.passes import schedule_gpu
-from mlc_rwkv_world.compiler.passes.add_engine_functions import AddEngineFunctions, serves_engine
-from mlc_rwkv_world.compiler.passes.add_sampling_functions import AddSamplingFunctions
 from mlc_rwkv_world.compiler.passes.attach_symbols import AttachSymbols
 from mlc_rwkv_world.compiler.passes.capture_decode import CaptureDecode
 from mlc_rwkv_world.compiler.passes.choose_kernels import ChooseKernels
@@ -37,8 +34,6 @@ from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.table import version_of
 
 PHASES = ("precision", "weights", "kernels", "fusion", "schedules", "machine")
-# Where mlc_llm's engine draws tokens on the device, and stops if a library has no functions for it.
-_DRAWS_THERE = ("cuda", "vulkan", "metal")
 _SCRIPT = Kind("module of --debug-dump", re.compile(rb"(# from .*\n)*# from tvm\.script import "))
 
 
@@ -50,11 +45,12 @@ def run(
     metadata: dict[str, Any],
     dump: Path | None,
     starting: Callable[[str], None] = lambda phase: None,
+    additions: Additions | None = None,
 ) -> IRModule:
     """Lowers an exported module to TIR kernels and calls of the virtual machine.
 
     With `dump`, the module after each phase is written to that folder as TVMScript. `starting`
-    hears of each of PHASES when it begins.
+    hears of each of PHASES when it begins. `additions` are those that the module was exported with.
     """
     if dump is not None:
         prepare_dump(dump)
@@ -62,6 +58,7 @@ def run(
     arithmetic = by_function(metadata.get("rwkv_world", {}).get("arithmetic", {}))
     exact = config.fp32_layers or ()
     version = version_of(config.model_version)
+    operations = {} if additions is None else additions.operations
     on_cpu = target.kind.name == "llvm"
     phases: dict[str, list[Pass]] = {
         "precision": [FP32Layers(exact)],
@@ -70,7 +67,7 @@ def run(
             ChooseKernels(
                 target,
                 version.all_parts(),
-                version.all_operations(),
+                {**version.all_operations(), **operations},
                 version.all_rules(target.kind.name),
             ),
             CaptureDecode(target),
@@ -101,11 +98,9 @@ def run(
             AttachSymbols(),
         ],
     }
-    added = []
-    if serves_engine(mod):
-        added = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS), *_sampling(target, config)]
+    first = [] if additions is None else list(additions.passes(target, config))
     with target:
-        mod = _bound_shapes(tvm.transform.Sequential(added)(mod), config)
+        mod = _bound_shapes(tvm.transform.Sequential(first)(mod), config)
     # Without it the pass does nothing.
     options = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     with target, tvm.transform.PassContext(config=options):
@@ -128,14 +123,6 @@ class _AttachMetadata:
         return attach(mod, self.metadata)
 
 
-def _sampling(target: Target, config: ModelConfig) -> list[Pass]:
-    """TVM's operators for sorting and drawing become its kernels before anything else happens."""
-    if target.kind.name not in _DRAWS_THERE:
-        return []
-    added = AddSamplingFunctions(target, config.vocab_size)
-    return [added, backend.DispatchSampling(), backend.DispatchSortScan()]
-
-
 def _graphs(target: Target) -> list[Pass]:
     """What is static becomes CUDA graphs, which are captured when a function first runs."""
     return [relax.transform.RewriteCUDAGraph()] if target.kind.name == "cuda" else []
@@ -150,7 +137,7 @@ def _schedules(target: Target) -> Pass:
 def _bound_shapes(mod: IRModule, config: ModelConfig) -> IRModule:
     """Tells memory planning how long and how many sequences can be.
 
-    Functions with stock names read prompts of any length in one call, and allocate as they go.
+    A host's functions read prompts of any length in one call, and allocate as they go.
     """
     sequences = {
         "batch_size": config.max_batch_size,

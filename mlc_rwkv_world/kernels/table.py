@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from tvm import tirx
 
-from mlc_rwkv_world.kernels.common import embedding, offsets, state, token_shift
+from mlc_rwkv_world.kernels.common import embedding, state, token_shift
 from mlc_rwkv_world.kernels.signature import Signature
 
 Kernel = Callable[[Signature], tirx.PrimFunc]
@@ -14,9 +14,7 @@ Kernel = Callable[[Signature], tirx.PrimFunc]
 NAMED: Mapping[str, Kernel] = {
     "embedding": embedding.embedding,
     "last_token": token_shift.last_token,
-    "offsets_from_positions": offsets.offsets_from_positions,
     "state_get": state.state_get,
     "state_set": state.state_set,
     "token_shift": token_shift.token_shift,
-    "whole_offsets": offsets.whole_offsets,
 }

@@ -60,17 +60,6 @@ def last_token(x: Tensor, offsets: Tensor, count: Any) -> Tensor:
     return named("last_token", [x, offsets], ((count, x.shape[1]), x.dtype))
 
 
-def whole_offsets(x: Tensor) -> Tensor:
-    """int32 [2]: all rows of x [T, D] as one sequence."""
-    return named("whole_offsets", [x], ((2,), "int32"))
-
-
-def offsets_from_positions(positions: Tensor) -> Tensor:
-    """int32 [B + 1] from the position of each sequence's last row, int32 [B]."""
-    count = positions.shape[0]
-    return named("offsets_from_positions", [positions], ((count + 1,), "int32"))
-
-
 def state_get(pool: Tensor, slots: Tensor, layer: int, row: int) -> Tensor:
     """Row `row` of layer `layer` of the states that are read; see `kernels.common.state`."""
     index = [relax.prim_value(layer), relax.prim_value(row)]

@@ -1,1 +1,3 @@
-"""What tells stock mlc_llm about RWKV World; the only room that knows mlc_llm."""
+"""All that is stock mlc_llm's: what it calls in a library, and what tells it about RWKV World."""
+
+PACKAGE = "mlc_llm"

@@ -10,10 +10,10 @@ import os
 import sys
 from types import ModuleType
 
+from mlc_rwkv_world.stock import PACKAGE
 from mlc_rwkv_world.stock.import_hook import ImportHook
 
 DISABLE_VARIABLE = "MLC_RWKV_WORLD_DISABLE"
-PACKAGE = "mlc_llm"
 
 
 def disabled() -> bool:
@@ -31,9 +31,9 @@ def arm() -> None:
     """Waits for the host's modules, and sees to those that are there already."""
     _hook.install()
     if PACKAGE in sys.modules:
-        from mlc_rwkv_world.stock import registration
+        from mlc_rwkv_world.stock import steps
 
-        registration.catch_up()
+        steps.catch_up()
 
 
 def armed() -> bool:
@@ -42,21 +42,21 @@ def armed() -> bool:
 
 
 def _before(module: ModuleType) -> None:
-    from mlc_rwkv_world.stock import registration
+    from mlc_rwkv_world.stock import steps
 
-    registration.before(module)
+    steps.before(module)
 
 
 def _after(module: ModuleType) -> None:
-    from mlc_rwkv_world.stock import registration
+    from mlc_rwkv_world.stock import steps
 
-    registration.after(module)
+    steps.after(module)
 
 
 def _failed(module: ModuleType, error: BaseException) -> None:
-    from mlc_rwkv_world.stock import registration
+    from mlc_rwkv_world.stock import steps
 
-    registration.failed(module, error)
+    steps.failed(module, error)
 
 
 _hook = ImportHook(PACKAGE, _before, _after, _failed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from mlc_rwkv_world.stock.autoload import PACKAGE
+from mlc_rwkv_world.stock import PACKAGE
 
 # What the plugin was run with; see docs/plugin.md. mlc_llm's source says 0.1, its builds 0.20.
 KNOWN_VERSIONS = ("0.20",)

@@ -121,9 +121,10 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def _complete(config: Any) -> None:
     """Fills what Hugging Face's configurations leave out, and checks the whole."""
     from mlc_rwkv_world.compiler.cache import digest_of_sources
+    from mlc_rwkv_world.stock.additions import STOCK
 
     # All that a host's cache of compiled libraries knows of our code.
-    config.rwkv_world_revision = f"{__version__}-{REVISION}-{digest_of_sources()[:12]}"
+    config.rwkv_world_revision = f"{__version__}-{REVISION}-{digest_of_sources(STOCK)[:12]}"
     if not config.intermediate_size and config.hidden_size:
         config.intermediate_size = 4 * config.hidden_size
     config.attention_hidden_size = config.attention_hidden_size or config.hidden_size
@@ -138,10 +139,11 @@ def _complete(config: Any) -> None:
 
 def _plain_model(config: Any) -> Any:
     from mlc_rwkv_world.compiler.export import model
+    from mlc_rwkv_world.stock.exports import StockLM
     from mlc_rwkv_world.storage import format_named
 
     fmt = format_named("q0f32")
-    return model(model_config(config, fmt), fmt, fmt.dtype)
+    return model(model_config(config, fmt), fmt, fmt.dtype, StockLM)
 
 
 def quantized_model(config: Any, quantization: Any) -> tuple[Any, Any]:
@@ -150,12 +152,13 @@ def quantized_model(config: Any, quantization: Any) -> tuple[Any, Any]:
     from tvm.target import Target
 
     from mlc_rwkv_world.compiler.export import compute_dtype, model
+    from mlc_rwkv_world.stock.exports import StockLM
 
     fmt = format_of(quantization)
     ours = model_config(config, fmt)
     target = Target.current(allow_none=True)
     dtype = fmt.dtype if target is None else compute_dtype(fmt, target.kind.name)
-    module = model(ours, fmt, dtype)
+    module = model(ours, fmt, dtype, StockLM)
     description = json.dumps({"config": ours.as_dict(), "format": fmt.name, "compute_dtype": dtype})
     export_tvm = module.export_tvm
 

@@ -50,6 +50,7 @@ def _ours(mod: Any, description: dict[str, Any], arguments: dict[str, Any]) -> A
     from mlc_rwkv_world.compiler.export import parameters
     from mlc_rwkv_world.compiler.target import BuildTarget
     from mlc_rwkv_world.model.config import ModelConfig
+    from mlc_rwkv_world.stock.additions import STOCK
     from mlc_rwkv_world.storage import format_named
 
     config, fmt = ModelConfig.from_dict(description["config"]), format_named(description["format"])
@@ -66,4 +67,5 @@ def _ours(mod: Any, description: dict[str, Any], arguments: dict[str, Any]) -> A
     for key, value in ours.items():
         described.setdefault(key, value)
     mod = mod.without_attr(MODULE_ATTRIBUTE)
-    return pipeline.run(mod, target, config, described, arguments.get("debug_dump"))
+    dump = arguments.get("debug_dump")
+    return pipeline.run(mod, target, config, described, dump, additions=STOCK)

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 from mlc_rwkv_world import __version__
-from mlc_rwkv_world.stock import defects, registration
-from mlc_rwkv_world.stock.autoload import DISABLE_VARIABLE, PACKAGE, arm, armed, disabled
+from mlc_rwkv_world.stock import PACKAGE, defects, steps
+from mlc_rwkv_world.stock.autoload import DISABLE_VARIABLE, arm, armed, disabled
 from mlc_rwkv_world.stock.host import KNOWN_VERSIONS, Host, find_host, our_portion
 
 GROUPS = ("tvm.backends", "mlc_llm.models")
@@ -71,13 +71,13 @@ def _host(host: Host) -> Iterator[str]:
     yield f"{PACKAGE} {host.version or 'without a version'}{tested}, {host.folder}"
     # What a user asks for by running this; else the plugin waits for TVM's entry point.
     arm()
-    for step in registration.STEPS:
+    for step in steps.STEPS:
         try:
             import_module(f"{PACKAGE}.{step.module}")
         except Exception as error:
             yield f"  {step.what}: {PACKAGE}.{step.module} cannot be imported ({_first(error)})"
         else:
-            yield f"  {step.what}: {registration.outcomes[step]}"
+            yield f"  {step.what}: {steps.outcomes[step]}"
     yield "known defects of the host that reach RWKV World:"
     for defect in defects.DEFECTS:
         state = defect.answer if defect.present_in(host.version) else "fixed in this version"

@@ -18,10 +18,10 @@ from types import ModuleType
 from typing import Any
 
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG, MODEL_TYPE
-from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.stock.defects import present
 from mlc_rwkv_world.stock.host import host_version
+from mlc_rwkv_world.stock.limits import ENGINE_PREFILL_TOKENS
 
 # For each defect the setting that avoids it: a state cannot be cut back to a prefix, a step cannot
 # be turned into a prefill, each entry of the history is a whole state, and no prompt of a recurrent

@@ -6,8 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mlc_rwkv_world import build
-from mlc_rwkv_world.builder import Artifact
+from mlc_rwkv_world import Artifact, build
 
 NAME = "tiny-q4f16_1"
 CHUNK = 16

@@ -10,7 +10,7 @@ from building import build_tiny
 from support.checkpoints import Tensors, random_world, write_hf_safetensors, write_pth
 from support.once import once
 
-from mlc_rwkv_world.builder import Artifact
+from mlc_rwkv_world import Artifact
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from support import patience
 from support.checkpoints import random_world, write_pth
 from support.disks import fill, make_read_only, small_disk
 
+from mlc_rwkv_world import Artifact
 from mlc_rwkv_world.artifact.search import find
-from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.errors import StorageError
 from mlc_rwkv_world.runtime.verify import verify
 

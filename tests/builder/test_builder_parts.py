@@ -13,10 +13,11 @@ from building import NAME, build_tiny, contents
 from support.checkpoints import Tensors, random_world, write_pth
 
 import mlc_rwkv_world
+from mlc_rwkv_world import Artifact
 from mlc_rwkv_world.artifact.checksums import write_checksums
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.search import find
-from mlc_rwkv_world.builder import Artifact, assemble, choices
+from mlc_rwkv_world.builder import assemble, choices
 from mlc_rwkv_world.compiler import pipeline
 from mlc_rwkv_world.compiler.cache import cache_folder
 from mlc_rwkv_world.compiler.target import resolve

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from building import build_tiny
 
+from mlc_rwkv_world import Artifact
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG
-from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.errors import ArtifactError, UsageError
 from mlc_rwkv_world.runtime import load
 

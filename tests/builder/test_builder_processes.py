@@ -16,10 +16,10 @@ from support import patience
 from support.checkpoints import Tensors, random_world, write_pth
 
 import mlc_rwkv_world
+from mlc_rwkv_world import Artifact
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.artifact.search import find
-from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.errors import NotFoundError
 
 pytestmark = pytest.mark.slow

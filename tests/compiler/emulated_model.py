@@ -63,7 +63,7 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
     fmt, target = format_named(model.quantization), resolve(target_text)
     specs = parameters(model.config, fmt)
     described = metadata.describe(model.config, fmt, specs, target, model.compute_dtype)
-    mod = export(model.config, fmt, model.compute_dtype, stock=False)
+    mod = export(model.config, fmt, model.compute_dtype)
     mod = pipeline.run(mod, target.target, model.config, described, None)
     nothing = tvm.transform.Sequential([])
     executable = relax.build(mod, target=target.target, relax_pipeline=nothing)

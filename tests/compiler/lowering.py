@@ -11,6 +11,7 @@ from tvm import IRModule
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import BuildTarget, resolve
+from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.storage import format_named
 
 PREFIX = "small_q4f16_1_"
@@ -33,4 +34,6 @@ def lower(prefix: str | None = None, *, stock: bool = False) -> Lowered:
     mod = small_module("q4f16_1", "float32", stock=stock)
     if prefix is not None:
         mod = mod.with_attr("system_lib_prefix", prefix)
-    return Lowered(pipeline.run(mod, target.target, config, described, None), described, target)
+    added = STOCK if stock else None
+    mod = pipeline.run(mod, target.target, config, described, None, additions=added)
+    return Lowered(mod, described, target)

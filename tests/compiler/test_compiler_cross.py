@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from support.checkpoints import random_world, write_pth
 
-from mlc_rwkv_world import build
+from mlc_rwkv_world import Artifact, build
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.artifact.search import library_kind
-from mlc_rwkv_world.builder import Artifact
 from mlc_rwkv_world.compiler import cuda
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import ArtifactError, TargetError

@@ -15,6 +15,7 @@ from tvm.target import Target
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import BuildTarget, host, resolve
+from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.tvm_names import name_of
 
@@ -47,7 +48,7 @@ def sources(kind: str, quantization: str) -> dict[str, str]:
     )
     described = metadata.describe(config, fmt, parameters(config, fmt), target, "float16")
     mod = small_module(quantization, "float16", fp32_layers=(1,))
-    mod = pipeline.run(mod, target.target, config, described, None)
+    mod = pipeline.run(mod, target.target, config, described, None, additions=STOCK)
     functions = {name_of(g): f for g, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
     # Shapes are the host's to compute.
     kernels = {name: f for name, f in functions.items() if not name.startswith("shape_func")}

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 ORDER = (
     *("tvm_names", "tvm_script", "reporter", "characters", "errors", "console", "artifact"),
     *("tokenizer", "checkpoint", "storage", "model", "kernels", "versions"),
-    *("compiler", "convert", "runtime", "numerics", "builder", "chat", "stock", "cli"),
+    *("compiler", "convert", "runtime", "numerics", "builder", "chat", "stock", "building", "cli"),
 )
 # These run where TVM's compiler is not installed.
 WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact", "storage")
@@ -72,15 +72,7 @@ def test_imports_point_down(room: str) -> None:
             assert inner[0] in below, f"{path} imports {name}"
 
 
-@pytest.mark.parametrize(
-    "room",
-    [
-        pytest.param(room, marks=pytest.mark.xfail(reason="autoload waits for registration"))
-        if room == "stock"
-        else room
-        for room in ORDER
-    ],
-)
+@pytest.mark.parametrize("room", ORDER)
 def test_no_imports_go_round(room: str) -> None:
     """Wherever they stand: in a function, or for types alone, they tie modules as well."""
     try:

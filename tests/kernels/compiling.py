@@ -19,6 +19,7 @@ from tvm.target import Target
 from mlc_rwkv_world.compiler.passes.schedule_cpu import Elementwise
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
+from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.runtime.cpu import missing_features
@@ -80,10 +81,13 @@ class Kernels:
             pytest.skip(f"this CPU lacks {', '.join(missing)}")
         self.target = chosen.target
         with quick_parsing():
-            functions = {
-                name: case[0](signature(case, chosen.target)).with_attr("global_symbol", name)
+            kernels = {
+                name: finished(case[0](signature(case, chosen.target)))
                 for name, case in cases.items()
             }
+        functions = {
+            name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()
+        }
         with chosen.target:
             mod = dlight.ApplyDefaultSchedule(Elementwise())(IRModule(functions))
         library = folder / "kernels.so"

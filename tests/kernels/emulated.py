@@ -12,8 +12,8 @@ from tvm import IRModule
 from tvm.s_tir import dlight
 
 from mlc_rwkv_world.compiler.passes import schedule_gpu
-from mlc_rwkv_world.compiler.passes.calls import with_root_block
 from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.tvm_script import quick_parsing
 
 ARCH = "cuda -arch=sm_90"
@@ -26,7 +26,7 @@ def build(cases: Mapping[str, Case], target: str = ARCH, general: bool = False) 
     chosen = resolve(target).target
     with quick_parsing():
         functions = {
-            name: with_root_block(case[0](signature(case, chosen))).with_attr("global_symbol", name)
+            name: finished(case[0](signature(case, chosen))).with_attr("global_symbol", name)
             for name, case in cases.items()
         }
     for name, func in functions.items():

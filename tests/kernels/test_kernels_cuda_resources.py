@@ -11,12 +11,12 @@ from tvm import IRModule, tirx
 
 from mlc_rwkv_world.compiler.cuda import compiling
 from mlc_rwkv_world.compiler.cuda_resources import resources
-from mlc_rwkv_world.compiler.passes.calls import with_root_block
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError
 from mlc_rwkv_world.kernels.cuda import matmul as matmul_cuda
 from mlc_rwkv_world.kernels.cuda import matvec as matvec_cuda
 from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
+from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
 
@@ -66,7 +66,7 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
 
 def _source(target: Any) -> str:
     functions = {
-        name: with_root_block(func).with_attr("global_symbol", name)
+        name: finished(func).with_attr("global_symbol", name)
         for name, func in _kernels(target).items()
     }
     # Whether TVM compiles its source depends on what this process has loaded before.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from compiling import Case, Kernels, error_ratio, poisoned, specs, told
 
-from mlc_rwkv_world.kernels.common import embedding, layer_norm, offsets, state, token_shift
+from mlc_rwkv_world.kernels.common import embedding, layer_norm, state, token_shift
+from mlc_rwkv_world.stock.kernels import offsets
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 

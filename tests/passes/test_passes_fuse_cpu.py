@@ -21,6 +21,7 @@ from mlc_rwkv_world.compiler.passes.pack_weights import PackWeights
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError, UsageError
 from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32, INT8
+from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.tvm_names import name_of
 from mlc_rwkv_world.versions.rwkv4.model import INITIAL_ROWS
@@ -98,7 +99,8 @@ def test_arithmetic_without_fusion(function: str) -> None:
     pack = PackWeights(target, _names("q8f16_1"), {function: INT8}, [1])
     shared = {name: rule for name, rule in version.all_rules("llvm").items() if "." not in name}
     mod = pack(small_module("q8f16_1", "float32"))
-    mod = ChooseKernels(target, version.all_parts(), version.all_operations(), shared)(mod)
+    operations = {**version.all_operations(), **STOCK.operations}
+    mod = ChooseKernels(target, version.all_parts(), operations, shared)(mod)
     for name in FUSED:
         called = _called(mod, name)
         # Seven products in each block, and the head.
@@ -135,7 +137,12 @@ class _Module:
             arithmetic.resolve(how, chosen, fmt, "float32"),
         )
         mod = pipeline.run(
-            small_module(quantization, "float32"), chosen.target, config, described, None
+            small_module(quantization, "float32"),
+            chosen.target,
+            config,
+            described,
+            None,
+            additions=STOCK,
         )
         path = folder / "library.so"
         tvm.relax.build(

@@ -20,6 +20,7 @@ import mlc_rwkv_world as world
 from mlc_rwkv_world.artifact.conversation import OPENING_ANSWER
 from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.compiler.cache import digest_of_sources
+from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 pytestmark = [
@@ -317,7 +318,7 @@ def test_what_the_hosts_cache_knows_of_our_code(host_path: list[Path]) -> None:
     )
     result = run(["-c", script], host_path)
     assert result.returncode == 0, result.stderr[-3000:]
-    known = f"{world.__version__}-{REVISION}-{digest_of_sources()[:12]}"
+    known = f"{world.__version__}-{REVISION}-{digest_of_sources(STOCK)[:12]}"
     assert result.stdout.splitlines()[-1] == known
 
 
@@ -344,6 +345,6 @@ def test_doctor(host_path: list[Path]) -> None:
     result = run(["-m", "mlc_rwkv_world", "doctor"], host_path)
     assert result.returncode == 0, result.stderr
     steps = [line for line in result.stdout.splitlines() if line.endswith(": done")]
-    from mlc_rwkv_world.stock.registration import STEPS
+    from mlc_rwkv_world.stock.steps import STEPS
 
     assert len(steps) == len(STEPS), result.stdout

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from mlc_rwkv_world.artifact.layout import CHAT_CONFIG
-from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.stock.defects import DEFECTS, Defect
+from mlc_rwkv_world.stock.limits import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.stock.serving import (
     ENGINE_SETTINGS,
     Admission,

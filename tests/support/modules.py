@@ -14,6 +14,7 @@ from mlc_rwkv_world.compiler.export import export
 from mlc_rwkv_world.compiler.passes.calls import packed_name
 from mlc_rwkv_world.compiler.passes.choose_kernels import ChooseKernels
 from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.tvm_names import name_of
 from mlc_rwkv_world.versions.table import VERSIONS
@@ -40,7 +41,7 @@ def small_module(
 ) -> IRModule:
     """The exported functions of `small_config`, which nobody may change."""
     fmt = format_named(quantization)
-    return export(small_config(**changes), fmt, compute_dtype, stock=stock)
+    return export(small_config(**changes), fmt, compute_dtype, STOCK if stock else None)
 
 
 def chosen(mod: IRModule, target: Target) -> IRModule:
@@ -50,7 +51,7 @@ def chosen(mod: IRModule, target: Target) -> IRModule:
         chosen = ChooseKernels(
             target,
             version.all_parts(),
-            version.all_operations(),
+            {**version.all_operations(), **STOCK.operations},
             version.all_rules(target.kind.name),
         )
         return chosen(mod)

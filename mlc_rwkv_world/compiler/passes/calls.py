@@ -1,14 +1,14 @@
-"""Recognizing the calls that an export makes, and what calls of kernels need."""
+"""Recognizing the calls that an export makes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import relax, tirx
+from tvm import relax
 from tvm.ir import Op
 
 from mlc_rwkv_world.storage import Stored
-from mlc_rwkv_world.tvm_names import SBlock, SBlockRealize, StringImm
+from mlc_rwkv_world.tvm_names import StringImm
 
 _DPS_PACKED = Op.get("relax.call_dps_packed")
 _PURE_PACKED = Op.get("relax.call_pure_packed")
@@ -28,11 +28,3 @@ def stored_in(args: Sequence[relax.Expr]) -> tuple[list[relax.Expr], list[Stored
     tensors = [arg for arg in args if not isinstance(arg, StringImm)]
     texts = [str(arg.value) for arg in args if isinstance(arg, StringImm)]
     return tensors, list(map(Stored.parse, texts))
-
-
-def with_root_block(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Puts a kernel's bare loops into the block that Relax's passes expect every body to be."""
-    if isinstance(func.body, SBlockRealize):
-        return func
-    block = SBlock([], [], [], "root", func.body)
-    return func.with_body(SBlockRealize([], True, block))

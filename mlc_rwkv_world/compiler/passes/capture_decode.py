@@ -7,10 +7,10 @@ from tvm import IRModule, relax
 from tvm.target import Target
 
 from mlc_rwkv_world.artifact.abi import BATCH_DECODE, DECODE, POOL, SLOTS
-from mlc_rwkv_world.compiler.passes.calls import with_root_block
 from mlc_rwkv_world.compiler.passes.rewrite import Rewriter
 from mlc_rwkv_world.kernels.common.state import slots_at_hand
 from mlc_rwkv_world.kernels.emitter import tensor_type
+from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.kernels.signature import Signature
 from mlc_rwkv_world.tvm_names import name_of
 
@@ -62,7 +62,7 @@ class _Preparer(Rewriter):
         slots, self._slots = self._slots, None
         if slots is not None:
             kind = tensor_type(slots.ty)
-            kernel = with_root_block(slots_at_hand(Signature([kind], [kind], self.target)))
+            kernel = finished(slots_at_hand(Signature([kind], [kind], self.target)))
             func = self.builder.add_func(kernel, slots_at_hand.__name__)
             self.replace(slots, self.emit(relax.call_tir(func, relax.Tuple([slots]), slots.ty)))
         return super().binding(var, value)

@@ -10,8 +10,8 @@ from tvm import relax, tirx
 from tvm.relax.frontend.nn import Tensor
 from tvm.target import Target
 
-from mlc_rwkv_world.compiler.passes.calls import with_root_block
 from mlc_rwkv_world.kernels.emitter import tensor_type
+from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
@@ -98,5 +98,5 @@ def _type_key(ty: TensorType) -> tuple[object, ...]:
 
 @lru_cache(maxsize=1024)
 def _built(kernel: _Kernel) -> tirx.PrimFunc:
-    """With a root block; a process parses each kernel once."""
-    return with_root_block(kernel.build(kernel.signature, **dict(kernel.options)))
+    """A process parses each kernel once."""
+    return finished(kernel.build(kernel.signature, **dict(kernel.options)))

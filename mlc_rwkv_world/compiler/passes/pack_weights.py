@@ -16,11 +16,11 @@ from tvm import IRModule, relax
 from tvm.target import Target
 
 from mlc_rwkv_world.artifact.abi import OURS, PACK
-from mlc_rwkv_world.compiler.passes.calls import with_root_block
 from mlc_rwkv_world.compiler.passes.rewrite import Rewriter
 from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32
 from mlc_rwkv_world.kernels.cpu.packed_weight import pack, packed
 from mlc_rwkv_world.kernels.emitter import tensor_type
+from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.kernels.signature import Signature, TensorType, stored_types
 from mlc_rwkv_world.model.parts import Part, read
 from mlc_rwkv_world.storage import Stored
@@ -268,7 +268,7 @@ class _Packer(Rewriter):
     def _add_pack(self, name: str, maker: _Maker) -> None:
         stored, ty = maker.stored, maker.out
         signature = Signature(stored, [ty], self.chosen.target, [maker.form])
-        kernel = with_root_block(pack(signature))
+        kernel = finished(pack(signature))
         gvar = self.builder.add_func(kernel, "pack_weight")
         params = [
             relax.Var(f"stored_{i}", relax.TensorType(list(t.shape), t.dtype))

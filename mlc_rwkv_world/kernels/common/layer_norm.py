@@ -35,7 +35,6 @@ def layer_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
         bias: T.Buffer((width,), "float32"),
         var_out: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, width), "float32")
         out = T.match_buffer(var_out, (rows, width), "float32")

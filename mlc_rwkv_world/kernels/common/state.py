@@ -48,8 +48,6 @@ def _row(sig: Signature, *, write: bool) -> tirx.PrimFunc:
         row: T.int64,
         var_value: T.handle,
     ) -> None:
-        # Opaque: the tensor is written in place later, so that no read of it may be moved.
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         batch, places = T.int64(), T.int64()
         pool = T.match_buffer(var_pool, (places, layers, rows, width), "float32")
         slots = T.match_buffer(var_slots, (batch, 2), "int32")
@@ -72,7 +70,6 @@ def slots_at_hand(sig: Signature) -> tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def kernel(var_slots: T.handle, var_copy: T.handle) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         batch = T.int64()
         slots = T.match_buffer(var_slots, (batch, 2), "int32")
         copy = T.match_buffer(var_copy, (batch, 2), "int32")

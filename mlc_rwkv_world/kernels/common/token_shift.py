@@ -22,7 +22,6 @@ def token_shift(sig: Signature) -> tirx.PrimFunc:
     def kernel(
         var_x: T.handle, var_last: T.handle, var_offsets: T.handle, var_out: T.handle
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         seq_len, batch = T.int64(), T.int64()
         x = T.match_buffer(var_x, (seq_len, width), dtype)
         last = T.match_buffer(var_last, (batch, width), dtype)
@@ -50,7 +49,6 @@ def last_token(sig: Signature) -> tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def kernel(var_x: T.handle, var_offsets: T.handle, var_out: T.handle) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         seq_len, batch = T.int64(), T.int64()
         x = T.match_buffer(var_x, (seq_len, width), dtype)
         offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")

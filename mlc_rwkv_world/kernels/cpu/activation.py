@@ -108,7 +108,6 @@ def quantize(sig: Signature) -> tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def kernel(var_x: T.handle, var_out: T.handle) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, inner), "float32")
         out = T.match_buffer(var_out, (rows, groups, RECORD), "uint32")

@@ -50,7 +50,6 @@ def key_receptance(sig: Signature) -> tirx.PrimFunc:
         var_k: T.handle,
         var_r: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         xk = T.match_buffer(var_xk, (rows, *x_shape), x_type.dtype)
         xr = T.match_buffer(var_xr, (rows, *x_shape), x_type.dtype)
@@ -105,7 +104,6 @@ def _residual(sig: Signature, gated: bool, factor: float) -> tirx.PrimFunc:
         var_before: T.handle,
         var_after: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, *x_shape), x_type.dtype)
         gate = T.match_buffer(var_gate, (rows, width), "float32")

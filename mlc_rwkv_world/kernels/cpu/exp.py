@@ -63,7 +63,6 @@ def exp_kernel(sig: Signature) -> tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def kernel(var_x: T.handle, var_y: T.handle) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         count = T.int64()
         x = T.match_buffer(var_x, (count,), "float32")
         y = T.match_buffer(var_y, (count,), "float32")

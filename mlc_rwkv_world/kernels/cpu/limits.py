@@ -20,7 +20,6 @@ def read(sig: Signature) -> tirx.PrimFunc:
     def kernel(
         x: T.Buffer((tasks, steps, width), "uint32"), out: T.Buffer((tasks, width), "uint32")
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for task in T.parallel(tasks):
             total = T.alloc_buffer((width,), "uint32", scope=STACK)
             for i in T.vectorized(width):
@@ -40,7 +39,6 @@ def multiply_add(sig: Signature, steps: int) -> tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def kernel(factor: T.Buffer((1,), "float32"), out: T.Buffer((tasks, width), "float32")) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for task in T.parallel(tasks):
             total = T.alloc_buffer((_CHAINS * width,), "float32", scope=STACK)
             for c in T.unroll(_CHAINS):

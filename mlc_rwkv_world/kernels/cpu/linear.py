@@ -51,7 +51,6 @@ def _matvec_plain(sig: Signature) -> tirx.PrimFunc:
         weight: T.Buffer((outer, inner), w_type),
         y: T.Buffer((1, outer), y_type),
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for block in tasks((outer + _ROWS - 1) // _ROWS):
             total = T.alloc_buffer((unrolled, _LANES), "float32", scope=STACK)
             result = T.alloc_buffer((1,), "float32", scope=STACK)
@@ -98,7 +97,6 @@ def _matvec_grouped(sig: Signature, stored: Stored) -> tirx.PrimFunc:
         q_scale: T.Buffer((outer, groups), s_type),
         y: T.Buffer((1, outer), y_type),
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for block in tasks((outer + _ROWS - 1) // _ROWS):
             total = T.alloc_buffer((_LANES,), "float32", scope=STACK)
             part = T.alloc_buffer((_LANES,), "float32", scope=STACK)
@@ -161,7 +159,6 @@ def _matmul_plain(sig: Signature) -> tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def kernel(var_x: T.handle, weight: T.Buffer((outer, inner), w_type), var_y: T.handle) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, inner), x_type)
         y = T.match_buffer(var_y, (rows, outer), y_type)
@@ -188,7 +185,6 @@ def _matmul_grouped(sig: Signature, stored: Stored) -> tirx.PrimFunc:
         q_scale: T.Buffer((outer, groups), s_type),
         var_y: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, inner), x_type)
         y = T.match_buffer(var_y, (rows, outer), y_type)

@@ -123,7 +123,6 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
         var_b: T.handle,
         var_c: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows, places = T.int64(), T.int64()
         x = T.match_buffer(var_x, (rows, width), "float32")
         state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
@@ -189,7 +188,6 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
         var_b: T.handle,
         var_c: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows, batch, places = T.int64(), T.int64(), T.int64()
         x = T.match_buffer(var_x, (rows, width), "float32")
         offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")

@@ -101,7 +101,6 @@ def _pack_plain(sig: Signature, stored: Stored) -> tirx.PrimFunc:
         weight: T.Buffer((rows, inner), dtype),
         out: T.Buffer((blocks, inner // side, side * ROWS), out_dtype),
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for block in T.parallel(blocks):
             for step, r, k in T.grid(inner // tile, ROWS, tile):
                 out[block, (step * tile + k) // side, side * r + k % side] = T.if_then_else(
@@ -141,7 +140,6 @@ def _pack_grouped(sig: Signature, stored: Stored) -> tirx.PrimFunc:
         scales: T.Buffer((rows, groups), scale_dtype),
         out: T.Buffer((blocks, groups, record), "uint32"),
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         for block in T.parallel(blocks):
             for g in range(groups):
                 for v, j in T.grid(ROWS // width, bits):

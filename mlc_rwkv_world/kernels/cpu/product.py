@@ -190,7 +190,6 @@ def linear_packed(sig: Signature) -> tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def kernel(var_x: T.handle, w: T.Buffer(w_shape, w_type.dtype), var_y: T.handle) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, *x_shape), x_type.dtype)
         y = T.match_buffer(var_y, (rows, outer), "float32")

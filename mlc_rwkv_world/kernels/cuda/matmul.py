@@ -95,7 +95,6 @@ def matmul(sig: Signature) -> tirx.PrimFunc:
         scale: T.Buffer((outer, groups), "float16"),
         var_y: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         x = T.match_buffer(var_x, (rows, inner), "float16")
         y = T.match_buffer(var_y, (rows, outer), y_type)

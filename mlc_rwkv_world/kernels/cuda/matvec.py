@@ -179,7 +179,6 @@ def _matvec(sig: Signature, following: Callable[[Any, Any], Any]) -> tirx.PrimFu
         residual: T.Buffer((1, outer), r_type),
         y: T.Buffer((1, outer), y_type),
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
 
         @T.inline
         def store(total, row):  # type: ignore[no-untyped-def]
@@ -217,7 +216,6 @@ def matvec_gated_add(sig: Signature, factor: float) -> tirx.PrimFunc:
         residual: T.Buffer(r, r_type),
         y: T.Buffer((1, outer), y_type),
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
 
         @T.inline
         def store(total, row):  # type: ignore[no-untyped-def]

@@ -100,7 +100,6 @@ def norm_mix_step(sig: Signature, eps: float) -> tirx.PrimFunc:
         var_y1: T.handle,
         var_y2: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         batch, places = T.int64(), T.int64()
         x = T.match_buffer(var_x, (batch, width), x_type)
         state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")

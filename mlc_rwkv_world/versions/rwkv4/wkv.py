@@ -58,7 +58,6 @@ def kernel_of(width: int, body: Any, *, step: bool = False) -> tirx.PrimFunc:
         var_b_out: T.handle,
         var_p_out: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         seq_len, batch = T.int64(), T.int64()
         rows = T.meta_var(batch if step else seq_len)
         k = T.match_buffer(var_k, (rows, width), "float32")

@@ -139,7 +139,6 @@ def time_mix(sig: Signature) -> tirx.PrimFunc:
         layer: T.int64,
         var_out: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows, places = T.int64(), T.int64()
         xk = T.match_buffer(var_xk, (rows, *x_shape), x_type.dtype)
         xv = T.match_buffer(var_xv, (rows, *x_shape), x_type.dtype)
@@ -232,7 +231,6 @@ def products(sig: Signature) -> tirx.PrimFunc:
         var_v: T.handle,
         var_r: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows = T.int64()
         xk = T.match_buffer(var_xk, (rows, *x_shape), x_type.dtype)
         xv = T.match_buffer(var_xv, (rows, *x_shape), x_type.dtype)
@@ -269,7 +267,6 @@ def recurrence(sig: Signature) -> tirx.PrimFunc:
         layer: T.int64,
         var_out: T.handle,
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         rows, batch, places = T.int64(), T.int64(), T.int64()
         k = T.match_buffer(var_k, (rows, width), "float32")
         v = T.match_buffer(var_v, (rows, width), "float32")

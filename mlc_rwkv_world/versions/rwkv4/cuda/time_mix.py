@@ -43,7 +43,6 @@ def time_mix_step(sig: Signature) -> tirx.PrimFunc:
         layer: T.int64,
         y: T.Buffer((1, outer), y_type),
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": 1})
         places = T.int64()
         state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
 

@@ -9,11 +9,12 @@ import pytest
 import tvm
 from support.modules import small_config, small_module
 
-from mlc_rwkv_world.artifact.metadata import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.kernels.common.logits import reference_bitmask, reference_penalty
+from mlc_rwkv_world.stock.additions import STOCK
+from mlc_rwkv_world.stock.kernels.logits import reference_bitmask, reference_penalty
+from mlc_rwkv_world.stock.limits import ENGINE_PREFILL_TOKENS
 from mlc_rwkv_world.storage import format_named
 
 pytestmark = pytest.mark.slow
@@ -30,7 +31,7 @@ def machine() -> Any:
     described = metadata.describe(config, fmt, parameters(config, fmt), target, "float32")
     mod = small_module("q0f16", "float32", **SIZES)
     heard: list[str] = []
-    lowered = pipeline.run(mod, target.target, config, described, None, heard.append)
+    lowered = pipeline.run(mod, target.target, config, described, None, heard.append, STOCK)
     assert heard == list(pipeline.PHASES)
     executable = tvm.relax.build(
         lowered, target.target, relax_pipeline=tvm.transform.Sequential([])

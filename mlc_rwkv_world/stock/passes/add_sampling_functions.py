@@ -9,7 +9,8 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels.common import sampling as kernels
+from mlc_rwkv_world.kernels.finished import finished
+from mlc_rwkv_world.stock.kernels import sampling as kernels
 
 
 @tvm.transform.module_pass(opt_level=0, name="AddSamplingFunctions")
@@ -78,7 +79,8 @@ def _call(
 ) -> None:
     with builder.function(name, inputs):
         with builder.dataflow():
-            function = builder.add_func(kernel.without_attr("global_symbol"), f"{name}_kernel")
+            kernel = finished(kernel).without_attr("global_symbol")
+            function = builder.add_func(kernel, f"{name}_kernel")
             # A kernel with one output gives a tensor, not a tuple.
             types = outputs[0] if len(outputs) == 1 else outputs
             call = builder.emit(relax.call_tir(function, inputs, types))

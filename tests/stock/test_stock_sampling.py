@@ -13,8 +13,8 @@ from tvm.target import Target
 
 from mlc_rwkv_world.compiler.cuda import compiling
 from mlc_rwkv_world.compiler.passes import schedule_gpu
-from mlc_rwkv_world.compiler.passes.add_sampling_functions import AddSamplingFunctions
-from mlc_rwkv_world.kernels.common.sampling import reference_sample
+from mlc_rwkv_world.stock.kernels.sampling import reference_sample
+from mlc_rwkv_world.stock.passes.add_sampling_functions import AddSamplingFunctions
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 """TVM's RNNState behind the `State` protocol: the state as stock engines hold it.
 
 Each layer has one slot for each row, float32 [D]. The engine owns the object, chooses the
-sequences of a call, and copies rows in and out through the two TIR functions made here.
+sequences of a call, and copies rows in and out through the functions of `stock.kernels.rnn_state`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
-from tvm.script import tirx as T
 
 from mlc_rwkv_world.model.parts import Part
 from mlc_rwkv_world.model.state import emit_with_rows
+from mlc_rwkv_world.stock.kernels.rnn_state import getter, setter
 
 
 class RNNStateObject(nn.Object):  # type: ignore[misc]
@@ -61,8 +61,8 @@ def create_rnn_state(
 ) -> RNNStateObject:
     """A new state object; `rows` are the values that a fresh sequence's rows are filled with."""
     builder = relax.BlockBuilder.current()
-    gets = [builder.add_func(_getter(width, i), f"rnn_state_get_{i}") for i in range(len(rows))]
-    sets = [builder.add_func(_setter(width, i), f"rnn_state_set_{i}") for i in range(len(rows))]
+    gets = [builder.add_func(getter(width, i), f"rnn_state_get_{i}") for i in range(len(rows))]
+    sets = [builder.add_func(setter(width, i), f"rnn_state_set_{i}") for i in range(len(rows))]
     initial = [relax.const(np.full((width,), value, "float32")) for value in rows]
     call = relax.call_pure_packed(
         "vm.builtin.rnn_state_create",
@@ -75,47 +75,3 @@ def create_rnn_state(
         ty_args=[relax.ObjectType()],
     )
     return RNNStateObject(_expr=call, _name="rnn_state")
-
-
-def _getter(width: int, row: int) -> tirx.PrimFunc:
-    @T.prim_func(s_tir=True)
-    def get(
-        var_storage: T.handle, var_slots: T.handle, var_history: T.handle, var_output: T.handle
-    ) -> None:
-        T.func_attr({"global_symbol": f"rnn_state_get_{row}", "tirx.noalias": True})
-        slots, history, batch = T.int64(), T.int64(), T.int64()
-        storage = T.match_buffer(var_storage, (slots, history, width), "float32")
-        slot_ids = T.match_buffer(var_slots, (batch,), "int32")
-        history_ids = T.match_buffer(var_history, (batch,), "int32")
-        output = T.match_buffer(var_output, (batch, width), "float32")
-        for b, d in T.grid(batch, T.int64(width)):
-            with T.sblock("get"):
-                vb, vd = T.axis.remap("SS", [b, d])
-                output[vb, vd] = storage[
-                    T.cast(slot_ids[vb], "int64"), T.cast(history_ids[vb], "int64"), vd
-                ]
-
-    return get
-
-
-def _setter(width: int, row: int) -> tirx.PrimFunc:
-    @T.prim_func(s_tir=True)
-    def set_(
-        var_storage: T.handle, var_slots: T.handle, var_history: T.handle, var_value: T.handle
-    ) -> None:
-        T.func_attr({"global_symbol": f"rnn_state_set_{row}", "tirx.noalias": True})
-        slots, history, batch = T.int64(), T.int64(), T.int64()
-        storage = T.match_buffer(var_storage, (slots, history, width), "float32")
-        slot_ids = T.match_buffer(var_slots, (batch,), "int32")
-        history_ids = T.match_buffer(var_history, (batch,), "int32")
-        value = T.match_buffer(var_value, (batch, width), "float32")
-        for b, d in T.grid(batch, T.int64(width)):
-            with T.sblock("set"):
-                vb, vd = T.axis.remap("SS", [b, d])
-                storage[
-                    T.cast(slot_ids[vb], "int64"),
-                    (T.cast(history_ids[vb], "int64") + T.int64(1)) % history,
-                    vd,
-                ] = value[vb, vd]
-
-    return set_

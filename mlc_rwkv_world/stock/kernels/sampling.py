@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels.common.logits import Items
+from mlc_rwkv_world.stock.kernels.logits import Items
 
 Array = NDArray[Any]
 
@@ -49,7 +49,6 @@ def sample_with_top_p(target: Target, vocab_size: int) -> tirx.PrimFunc:
         var_top_p: T.handle,
         var_chosen: T.handle,
     ) -> None:
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": 1})
         batch, count = T.int64(), T.int64()
         probs = T.match_buffer(var_probs, (batch, vocab_size), "float32")
         ids = T.match_buffer(var_ids, (batch, vocab_size), "int32")
@@ -101,7 +100,6 @@ def sampler_take_probs(target: Target, vocab_size: int) -> tirx.PrimFunc:
         var_place_probs: T.handle,
         var_place_ids: T.handle,
     ) -> None:
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": 1})
         batch, count, positions = T.int64(), T.int64(), T.int64()
         probs = T.match_buffer(var_probs, (batch, vocab_size), "float32")
         ids = T.match_buffer(var_ids, (batch, vocab_size), "int32")

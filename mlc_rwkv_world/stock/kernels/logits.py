@@ -58,7 +58,6 @@ def apply_logit_bias_inplace(target: Target) -> tirx.PrimFunc:
     def kernel(
         var_logits: T.handle, var_rows: T.handle, var_tokens: T.handle, var_bias: T.handle
     ) -> None:
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": 1})
         batch, vocabulary, count = T.int64(), T.int64(), T.int64()
         logits = T.match_buffer(var_logits, (batch, vocabulary), "float32")
         rows = T.match_buffer(var_rows, (count,), "int32")
@@ -91,7 +90,6 @@ def apply_penalty_inplace(target: Target) -> tirx.PrimFunc:
         var_counts: T.handle,
         var_penalties: T.handle,
     ) -> None:
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": 1})
         batch, vocabulary = T.int64(), T.int64()
         count, sequences = T.int64(), T.int64()
         logits = T.match_buffer(var_logits, (batch, vocabulary), "float32")
@@ -139,7 +137,6 @@ def apply_bitmask_inplace(target: Target) -> tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def kernel(var_logits: T.handle, var_rows: T.handle, var_mask: T.handle) -> None:
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": 1})
         batch, vocabulary = T.int64(), T.int64()
         count, words = T.int64(), T.int64()
         logits = T.match_buffer(var_logits, (batch, vocabulary), "float32")

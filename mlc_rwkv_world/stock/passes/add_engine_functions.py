@@ -6,8 +6,8 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.target import Target
 
-from mlc_rwkv_world.kernels.common import logits as kernels
-from mlc_rwkv_world.tvm_names import name_of
+from mlc_rwkv_world.kernels.finished import finished
+from mlc_rwkv_world.stock.kernels import logits as kernels
 
 # Ids from here on have no place in the token table of the engine's own World tokenizer, and end
 # the engine when they are sampled. Of them only 65529, 128 spaces, stands for anything.
@@ -17,11 +17,6 @@ _COLD = 1e-5
 # How many weights are summed in a row, and what probabilities add up to: the engine ends where
 # a draw from [0, 1) finds their sum below it.
 _SUMMED, _LEAST = 32, 1 + 2.0**-16
-
-
-def serves_engine(mod: IRModule) -> bool:
-    """Whether a module has the model's functions that the engine calls."""
-    return {"embed", "decode"}.issubset(map(name_of, mod.get_global_vars()))
 
 
 @tvm.transform.module_pass(opt_level=0, name="AddEngineFunctions")
@@ -45,7 +40,7 @@ class AddEngineFunctions:
             kernels.apply_bitmask_inplace,
         ):
             name = kernel.__name__
-            mod[name] = kernel(self.target).with_attr("global_symbol", name)
+            mod[name] = finished(kernel(self.target)).with_attr("global_symbol", name)
         return mod
 
 

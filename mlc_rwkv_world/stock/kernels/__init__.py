@@ -1,0 +1,1 @@
+"""TIR of what only mlc_llm's engine asks for."""
