@@ -12,10 +12,17 @@ import numpy.typing as npt
 from mlc_rwkv_world.checkpoint.file_kind import kind_of
 from mlc_rwkv_world.checkpoint.folder import CONFIG, WeightFiles, find_weights, read_json
 from mlc_rwkv_world.checkpoint.hub_cache import name_in_cache
-from mlc_rwkv_world.checkpoint.names import EMBEDDINGS, HEAD, canonical_name
+from mlc_rwkv_world.checkpoint.names import (
+    ALL_MIXES,
+    EMBEDDINGS,
+    HEAD,
+    MIXES,
+    canonical_name,
+    is_turned,
+)
 from mlc_rwkv_world.checkpoint.origin import fetch_again, snapshot_of
 from mlc_rwkv_world.checkpoint.safetensors_file import read_safetensors_file
-from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config, shape_of_tensors
+from mlc_rwkv_world.checkpoint.shape import LAYOUTS, ModelShape, apply_config, shape_of_tensors
 from mlc_rwkv_world.checkpoint.stored import StoredTensor
 from mlc_rwkv_world.checkpoint.torch_file import read_torch_file
 from mlc_rwkv_world.checkpoint.variants import refuse_variants
@@ -26,7 +33,7 @@ from mlc_rwkv_world.errors import CheckpointError, NotFoundError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An RWKV-4 World model that lies in files, complete and of consistent shapes.
+    """An RWKV World model that lies in files, complete and of consistent shapes.
 
     No file is kept open, so it can be shared between threads and processes, and tensors
     can be read in any order and again.
@@ -69,7 +76,7 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
     safetensors and .bin, `prefer_safetensors` chooses.
 
     Raises NotFoundError if nothing is at `path`, CheckpointError if what is there is not a
-    complete RWKV-4 World model.
+    complete World model of a version that is built here.
     """
     path = Path(path)
     config_path = path / CONFIG
@@ -90,14 +97,16 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
     tensors = _collect(path, weights)
     refuse_variants(path, config_path, config, tensors)
     version = rwkv_version(tensor.name for tensor in tensors.values())
-    if version != 4:
+    if version not in LAYOUTS:
+        built = " and ".join(f"RWKV-{number}" for number in LAYOUTS)
         raise CheckpointError(
-            f"{path} is an RWKV-{version} model; this version builds RWKV-4 World. Give an "
-            "RWKV-4 World checkpoint."
+            f"{path} is an RWKV-{version} model; this version builds {built} World. Give a "
+            "checkpoint of one of these."
         )
+    tensors = _divided(path, tensors)
     if config.get("tie_word_embeddings") is True:
         _tie(tensors)
-    shape = apply_config(path, config_path, config, shape_of_tensors(path, tensors))
+    shape = apply_config(path, config_path, config, shape_of_tensors(path, tensors, version))
     return Checkpoint(
         path=path,
         name=_name(path, is_folder=is_folder),
@@ -124,6 +133,29 @@ def _tie(tensors: dict[str, StoredTensor]) -> None:
             tensors[absent] = tensors[other]
 
 
+def _divided(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors, where a block's ratios lie in one, as one for each."""
+    divided: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(f".{ALL_MIXES}"):
+            divided[name] = tensor
+            continue
+        if tensor.shape[:1] != (len(MIXES),):
+            raise CheckpointError(
+                f"{path}: tensor {quoted(tensor.name)} has shape {list(tensor.shape)}, expected "
+                f"{len(MIXES)} rows. The file is damaged or another model's: use another copy."
+            )
+        block = name.removesuffix(ALL_MIXES)
+        for number, mix in enumerate(MIXES):
+            if block + mix in tensors:
+                raise CheckpointError(
+                    f"{path} holds {quoted(tensor.name)} and {quoted(tensors[block + mix].name)}, "
+                    "which is one of its rows: every tensor must be there once."
+                )
+            divided[block + mix] = tensor.part(number)
+    return divided
+
+
 def _collect(path: Path, weights: WeightFiles) -> dict[str, StoredTensor]:
     """Every tensor of the files by canonical name."""
     tensors: dict[str, StoredTensor] = {}
@@ -143,7 +175,7 @@ def _collect(path: Path, weights: WeightFiles) -> dict[str, StoredTensor]:
                     f"{file} holds tensor {quoted(tensor.name)}, which the index of {path} "
                     f"places in {quoted(owner.get(tensor.name))}: the files do not belong together."
                 )
-            tensors[name] = tensor
+            tensors[name] = tensor.transposed() if is_turned(tensor.name) else tensor
     for name, shard in (weights.owner or {}).items():
         if canonical_name(name) not in tensors:
             raise CheckpointError(

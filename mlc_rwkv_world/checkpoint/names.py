@@ -1,24 +1,57 @@
-"""The names of tensors: two spellings, and what wrappers of training put around them."""
+"""The names of tensors: three spellings, and what wrappers of training put around them.
+
+Canonical are Hugging Face's names of RWKV-4, and BlinkDL's of what later versions added. BlinkDL's
+files spell shorter; Hugging Face's of RWKV-7 are those of flash-linear-attention (fla).
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-# BlinkDL's name for a part of a tensor's name, and Hugging Face's.
-_HF_PARTS = {
-    "emb": "embeddings",
+# Letters of the pairs of low rank in RWKV-7, and of the inputs that it mixes.
+_PAIRS, _MIXES = "wavg", "rwkvag"
+
+# What files write for the beginning of a name in a block, and the canonical form.
+_BLINKDL = {
     "ln0": "pre_ln",
     "att": "attention",
     "ffn": "feed_forward",
-    "time_mix_k": "time_mix_key",
-    "time_mix_v": "time_mix_value",
-    "time_mix_r": "time_mix_receptance",
+    "att.time_mix_k": "attention.time_mix_key",
+    "att.time_mix_v": "attention.time_mix_value",
+    "att.time_mix_r": "attention.time_mix_receptance",
+    "ffn.time_mix_k": "feed_forward.time_mix_key",
+    "ffn.time_mix_r": "feed_forward.time_mix_receptance",
+    **{f"att.{x}{n}": f"attention.{x}{n}.weight" for x in _PAIRS for n in (1, 2)},
 }
-_BLINKDL_PARTS = {hf: blinkdl for blinkdl, hf in _HF_PARTS.items()}
+_FLA = {
+    "pre_norm": "pre_ln",
+    "attn_norm": "ln1",
+    "ffn_norm": "ln2",
+    "attn": "attention",
+    "ffn": "feed_forward",
+    "attn.r_proj": "attention.receptance",
+    "attn.k_proj": "attention.key",
+    "attn.v_proj": "attention.value",
+    "attn.o_proj": "attention.output",
+    "attn.g_norm": "attention.ln_x",
+    **{f"attn.{x}_lora.lora.0": f"attention.{x}1" for x in _PAIRS},
+    **{f"attn.{x}_lora.lora.2": f"attention.{x}2" for x in _PAIRS},
+    **{f"attn.{x}_lora.lora.2.bias": f"attention.{x}0" for x in _PAIRS},
+}
+# The same for what stands beside the blocks, in all spellings.
+_BESIDE = {"emb": "embeddings", "norm": "ln_out", "lm_head": "head"}
 
 # Where a model's own names begin. What stands before them names whatever held the model.
 _ROOTS = frozenset({"emb", "embeddings", "blocks", "ln_out", "head"})
+_FLA_MODULES = frozenset(name.partition(".")[0] for name in _FLA)
+_IN_BLOCK = re.compile(r"(blocks|layers)\.(\d+)\.(.+)", re.DOTALL)
+# Matrices that BlinkDL multiplies from the left, x W.
+_TURNED = re.compile(rf"att\.[{_PAIRS}][12]")
+# One tensor of the ratios of all mixes, a row each.
+ALL_MIXES = "attention.x_x"
+MIXES = tuple(f"attention.x_{x}" for x in _MIXES)
 
 # Data-parallel, compiled and checkpointed modules, which can stand at any depth.
 _WRAPPERS = frozenset(
@@ -36,14 +69,48 @@ EMBEDDINGS = "embeddings.weight"
 
 
 def canonical_name(name: str) -> str:
-    """The one name of a tensor: Hugging Face's, without the prefixes of whatever wrapped it."""
+    """The one name of a tensor, without the prefixes of whatever wrapped it."""
+    parts = _unwrapped(name)
+    found = _IN_BLOCK.fullmatch(".".join(parts))
+    if found is None:
+        return _renamed(".".join(parts), _BESIDE)
+    blocks, number, rest = found.groups()
+    return f"blocks.{number}.{_renamed(rest, _BLINKDL if blocks == 'blocks' else _FLA)}"
+
+
+def is_turned(name: str) -> bool:
+    """Whether the file has the transpose of the canonical tensor under this name of its own."""
+    found = _IN_BLOCK.fullmatch(".".join(_unwrapped(name)))
+    return found is not None and _TURNED.fullmatch(found[3]) is not None
+
+
+def _unwrapped(name: str) -> list[str]:
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    begin = next((place for place, part in enumerate(parts) if part in _ROOTS), 0)
-    return ".".join(_HF_PARTS.get(part, part) for part in parts[begin:])
+    begin = next((at for at in range(len(parts)) if _is_root(parts[at:])), 0)
+    return parts[begin:]
+
+
+def _is_root(parts: Sequence[str]) -> bool:
+    first, *rest = parts
+    if first == "layers":
+        return len(rest) > 1 and rest[0].isdecimal() and rest[1] in _FLA_MODULES
+    if first in ("norm", "lm_head"):
+        return rest in (["weight"], ["bias"])
+    return first in _ROOTS
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    """`name` with the longest beginning that the table has replaced."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        beginning = ".".join(parts[:end])
+        if beginning in table:
+            return ".".join([table[beginning], *parts[end:]])
+    return name
 
 
 def is_models_own(canonical: str) -> bool:
-    """Whether a tensor of this canonical name can be part of an RWKV-4."""
+    """Whether a tensor of this canonical name can be part of an RWKV."""
     return canonical.split(".", 1)[0] in _ROOTS
 
 
@@ -52,23 +119,43 @@ def speller(found: Mapping[str, str]) -> Callable[[str], str]:
 
     A name that does not stand there is spelled as it would, going by those that do.
     """
-    habits: Counter[tuple[str, bool]] = Counter()
+    habits: Counter[tuple[str, Callable[[str], str]]] = Counter()
     for canonical, name in found.items():
-        blinkdl = _blinkdl_name(canonical)
-        for in_file in (blinkdl, canonical):
-            if name.endswith(in_file) and blinkdl != canonical:
-                habits[name.removesuffix(in_file), in_file == blinkdl] += 1
-    (prefix, is_blinkdl), _ = habits.most_common(1)[0] if habits else (("", False), 0)
+        spellings = [spell(canonical) for spell in _SPELLINGS]
+        for in_file, spell in zip(spellings, _SPELLINGS, strict=True):
+            # What several spell alike tells nothing.
+            if name.endswith(in_file) and spellings.count(in_file) == 1:
+                habits[name.removesuffix(in_file), spell] += 1
+    (prefix, spell), _ = habits.most_common(1)[0] if habits else (("", str), 0)
 
     def spelled(canonical: str) -> str:
         if canonical in found:
             return found[canonical]
-        # In Hugging Face's layout the head stands beside the rest.
+        # In Hugging Face's layouts the head stands beside the rest.
         before = prefix.removesuffix("rwkv.") if canonical == HEAD else prefix
-        return before + (_blinkdl_name(canonical) if is_blinkdl else canonical)
+        if spell is _fla_name and canonical == HEAD:
+            before = prefix.removesuffix("model.")
+        return before + spell(canonical)
 
     return spelled
 
 
 def _blinkdl_name(canonical: str) -> str:
-    return ".".join(_BLINKDL_PARTS.get(part, part) for part in canonical.split("."))
+    return _spelled(canonical, "blocks", _BLINKDL, {"embeddings": "emb"})
+
+
+def _fla_name(canonical: str) -> str:
+    return _spelled(canonical, "layers", _FLA, {"ln_out": "norm", "head": "lm_head"})
+
+
+def _spelled(
+    canonical: str, blocks: str, table: Mapping[str, str], beside: Mapping[str, str]
+) -> str:
+    found = _IN_BLOCK.fullmatch(canonical)
+    if found is None:
+        return _renamed(canonical, beside)
+    inverse = {name: in_file for in_file, name in table.items()}
+    return f"{blocks}.{found[2]}.{_renamed(found[3], inverse)}"
+
+
+_SPELLINGS: tuple[Callable[[str], str], ...] = (str, _blinkdl_name, _fla_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,15 @@ class StoredTensor:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def transposed(self) -> StoredTensor:
+        """The same elements with the axes in reverse order."""
+        return replace(self, shape=self.shape[::-1], strides=self.strides[::-1])
+
+    def part(self, number: int) -> StoredTensor:
+        """One of those that lie along the first axis."""
+        start = self.start + number * self.strides[0]
+        return replace(self, shape=self.shape[1:], strides=self.strides[1:], start=start)
 
     def read(self) -> npt.NDArray[np.float32]:
         """The tensor as a new C-contiguous float32 array of `shape`.

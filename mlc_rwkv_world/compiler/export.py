@@ -42,7 +42,7 @@ def model(
 ) -> CausalLM:
     """The model as an `nn.Module`, with its weights as the format stores them."""
     version = version_of(config.model_version)
-    return kind(config, fmt, compute_dtype, version.model, version.initial_rows)
+    return kind(config, fmt, compute_dtype, version.model, version.fields(config))
 
 
 def parameters(config: ModelConfig, fmt: Format) -> list[ParameterSpec]:
@@ -63,6 +63,9 @@ def build_id(config: ModelConfig, fmt: Format, specs: Sequence[ParameterSpec]) -
         "layer_norm_epsilon": config.layer_norm_epsilon,
         "rescale_every": config.rescale_every,
     }
+    # Artifacts that are older than this field say nothing of it.
+    if config.head_size_divisor != 8:
+        meaning["head_size_divisor"] = config.head_size_divisor
     return make_build_id(((spec.name, spec.shape, spec.dtype) for spec in specs), meaning)
 
 

@@ -75,7 +75,7 @@ def describe(
             "num_hidden_layers": config.num_hidden_layers,
             "hidden_size": config.hidden_size,
             "vocab_size": config.vocab_size,
-            "initial_rows": list(version_of(config.model_version).initial_rows),
+            "initial_rows": list(version_of(config.model_version).initial_rows(config)),
             "tuned_state": tuned and dataclasses.asdict(tuned(config)),
             "layer_norm_epsilon": config.layer_norm_epsilon,
             "rescale_every": config.rescale_every,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from mlc_rwkv_world.checkpoint import Checkpoint
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Format
+from mlc_rwkv_world.versions.table import settled
 
 
 def model_config(checkpoint: Checkpoint, fmt: Format, **choices: Any) -> ModelConfig:
@@ -14,15 +16,7 @@ def model_config(checkpoint: Checkpoint, fmt: Format, **choices: Any) -> ModelCo
 
     Raises UsageError where a field has a value that cannot be.
     """
-    shape = checkpoint.config
-    return ModelConfig(
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        vocab_size=shape.vocab_size,
-        attention_hidden_size=shape.attention_hidden_size,
-        model_version=checkpoint.version,
-        layer_norm_epsilon=shape.layer_norm_epsilon,
-        rescale_every=shape.rescale_every if fmt.rescales else 0,
-        **choices,
-    )
+    sizes = dataclasses.asdict(checkpoint.config)
+    if not fmt.rescales:
+        sizes["rescale_every"] = 0
+    return settled(ModelConfig(**sizes, **choices))

@@ -55,7 +55,8 @@ def pair(weight: Sequence[Tensor]) -> list[Tensor]:
 
 def _norm_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     """The blends of one step of each sequence, on CUDA."""
-    suits = POOL in part and OFFSETS not in part
+    suits = POOL in part and OFFSETS not in part and len(part.args["mix"]) in (2, 3)
+    suits = suits and not part.attrs.get("of_previous")
     if not (suits and Signature([], [], emit.target).has_async_copies):
         return None
     state = part.tensor(POOL)

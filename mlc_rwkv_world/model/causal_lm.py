@@ -14,6 +14,7 @@ from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.artifact import abi
 from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.model.fields import Field, initial_rows
 from mlc_rwkv_world.model.layers import Linear
 from mlc_rwkv_world.model.segments import Ragged, Segments, Steps
 from mlc_rwkv_world.model.state import Pool, State
@@ -27,8 +28,8 @@ _PACKED = {"param_mode": "packed", "effect_mode": "none"}
 class CausalLM(nn.Module):  # type: ignore[misc]
     """Model and head. Weights are stored as the format says, products computed in `dtype`.
 
-    `model(config, format, dtype)` makes what is below the head; `initial_rows` are the values that
-    fill each row of a layer in a fresh state. Raises UsageError where the format cannot store rows
+    `model(config, format, dtype)` makes what is below the head; `fields` are what a layer of
+    its state consists of. Raises UsageError where the format cannot store rows
     of the model's sizes.
     """
 
@@ -38,12 +39,12 @@ class CausalLM(nn.Module):  # type: ignore[misc]
         fmt: Format,
         dtype: str,
         model: Callable[[ModelConfig, Format, str], Any],
-        initial_rows: Sequence[float],
+        fields: Sequence[Field],
     ) -> None:
         super().__init__()
         self.config = config
         self.dtype = dtype
-        self.initial_rows = initial_rows
+        self.fields = fields
         try:
             self.model = model(config, fmt, dtype)
             self.head = Linear(config.hidden_size, config.vocab_size, fmt.matrix)
@@ -80,7 +81,7 @@ class CausalLM(nn.Module):  # type: ignore[misc]
 
         def states(batch: int | str) -> dict[str, nn.spec.Tensor]:
             layers, size = self.config.num_hidden_layers, self.config.hidden_size
-            shape = ["num_slots", layers, len(self.initial_rows), size]
+            shape = ["num_slots", layers, len(initial_rows(self.fields)), size]
             return {
                 abi.SLOTS: nn.spec.Tensor([batch, 2], "int32"),
                 abi.POOL: nn.spec.Tensor(shape, "float32"),

@@ -18,13 +18,16 @@ class ModelConfig:
     """Sizes of a World model and the choices that its library is built with.
 
     `head_size` and `num_heads` carry no meaning in RWKV-4; serving engines require them of every
-    recurrent model. `rescale_every` n > 0 says that the stored weights of block i's two output
-    products are divided by 2^(i // n), and that the residual is halved after every n-th block.
+    recurrent model. `head_size_divisor`, squared, is what the normalization of heads adds to the
+    variance in `layer_norm_epsilon`; `*_low_rank_dim` are the ranks of the small products of
+    RWKV-7, 0 where there are none. `rescale_every` n > 0 says that the stored weights of block
+    i's two output products are divided by 2^(i // n), and that the residual is halved after every
+    n-th block.
 
-    `fp32_layers` are the blocks that compute in float32 where the model computes in float16; not
-    given, they are those that its shape is known to need; `fp32_reasons` say why, where that was
-    measured. `float32_keys` says that the products
-    of att.key and att.value give float32 out of float16.
+    `fp32_layers` are the blocks that compute in float32 where the model computes in float16; None
+    stands for those that a version knows this shape to need, see `versions.table.settled`;
+    `fp32_reasons` say why, where that was measured. `float32_keys` says that the products whose
+    results only the recurrence reads (att.key, att.value) give float32 out of float16.
     """
 
     hidden_size: int
@@ -40,6 +43,11 @@ class ModelConfig:
     float32_keys: bool = True
     head_size: int = 64
     num_heads: int = 0
+    head_size_divisor: int = 8
+    decay_low_rank_dim: int = 0
+    a_low_rank_dim: int = 0
+    v_low_rank_dim: int = 0
+    gate_low_rank_dim: int = 0
     context_window_size: int = -1
     prefill_chunk_size: int = DEFAULT_PREFILL_CHUNK
     max_batch_size: int = DEFAULT_MAX_BATCH
@@ -50,6 +58,7 @@ class ModelConfig:
             object.__setattr__(self, "attention_hidden_size", self.hidden_size)
         for field in (
             "head_size",
+            "head_size_divisor",
             "hidden_size",
             "intermediate_size",
             "num_hidden_layers",
@@ -61,6 +70,15 @@ class ModelConfig:
             value = getattr(self, field)
             if type(value) is not int or value < 1:
                 raise UsageError(f"model_config: {field} is {value!r}; it must be at least 1.")
+        for field in (
+            "decay_low_rank_dim",
+            "a_low_rank_dim",
+            "v_low_rank_dim",
+            "gate_low_rank_dim",
+        ):
+            value = getattr(self, field)
+            if type(value) is not int or value < 0:
+                raise UsageError(f"model_config: {field} is {value!r}; it is a rank, or 0.")
         if type(self.rescale_every) is not int or self.rescale_every < 0:
             raise UsageError(
                 f"model_config: rescale_every is {self.rescale_every!r}; it is a number of blocks, "
@@ -81,14 +99,18 @@ class ModelConfig:
                 "RWKV World models run on one device."
             )
 
-    def _fp32_layers(self) -> tuple[int, ...]:
+    def _fp32_layers(self) -> tuple[int, ...] | None:
         if self.fp32_layers is None:
-            return fp32_layers.preset(self.num_hidden_layers, self.hidden_size)
+            return None
         if not isinstance(self.fp32_layers, list | tuple):
             raise UsageError(
                 f"model_config: fp32_layers is {self.fp32_layers!r}; it is a list of block numbers."
             )
         return fp32_layers.checked(self.fp32_layers, self.num_hidden_layers)
+
+    def epsilon(self, block: int) -> float:
+        """What normalizations of a block add to the variance, which each halving quarters."""
+        return self.layer_norm_epsilon * 0.25 ** self.halvings(block)
 
     def halvings(self, block: int) -> int:
         """How often the residual has been halved where it enters a block."""

@@ -8,14 +8,6 @@ from itertools import groupby
 
 from mlc_rwkv_world.errors import UsageError
 
-# Shapes (blocks, channels) of World models that leave float16's range: 1.5B does in its first.
-_PRESETS = {(24, 2048): (0,)}
-
-
-def preset(num_hidden_layers: int, hidden_size: int) -> tuple[int, ...]:
-    """The blocks that a World model of this shape is known to need in float32."""
-    return _PRESETS.get((num_hidden_layers, hidden_size), ())
-
 
 def parse(text: str, num_hidden_layers: int) -> tuple[int, ...]:
     """`all`, `none`, or numbers and ranges (`0,2-5`), as block numbers in order.

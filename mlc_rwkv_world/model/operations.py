@@ -16,6 +16,7 @@ from typing import Any
 from tvm import relax
 from tvm.relax.frontend.nn import Tensor, op
 
+from mlc_rwkv_world.model.fields import Span
 from mlc_rwkv_world.model.parts import PREFIX
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.tvm_names import StringImm
@@ -60,24 +61,28 @@ def last_token(x: Tensor, offsets: Tensor, count: Any) -> Tensor:
     return named("last_token", [x, offsets], ((count, x.shape[1]), x.dtype))
 
 
-def state_get(pool: Tensor, slots: Tensor, layer: int, row: int) -> Tensor:
-    """Row `row` of layer `layer` of the states that are read; see `kernels.common.state`."""
-    index = [relax.prim_value(layer), relax.prim_value(row)]
-    out = ((slots.shape[0], pool.shape[3]), "float32")
+def state_get(pool: Tensor, slots: Tensor, layer: int, span: Span) -> Tensor:
+    """A field of layer `layer` of the states that are read; see `kernels.common.state`.
+
+    [B, D], or [B, rows, D] where it has several rows.
+    """
+    index = [relax.prim_value(layer), relax.prim_value(span.row)]
+    out = ((slots.shape[0], *span.shape(pool.shape[3])), "float32")
     return named("state_get", [pool, slots, *index], out)
 
 
-def state_set(pool: Tensor, slots: Tensor, layer: int, row: int, value: Tensor) -> Tensor:
-    """Writes `value` [B, D] into the states that are written; the result is the same pool.
+def state_set(pool: Tensor, slots: Tensor, layer: int, span: Span, value: Tensor) -> Tensor:
+    """Writes a field, of the shape `state_get` gives, into the states that are written.
 
-    The result has to be used in place of `pool` from then on, which keeps the writes in order.
+    The result is the same pool, and has to be used in place of `pool` from then on, which keeps the
+    writes in order.
     """
     call = relax.call_pure_packed(
         STATE_SET,
         pool._expr,
         slots._expr,
         relax.prim_value(layer),
-        relax.prim_value(row),
+        relax.prim_value(span.row),
         value._expr,
         ty_args=[relax.TensorType(pool.shape, pool.dtype)],
     )

@@ -8,8 +8,9 @@ decomposition: what it means, in operators and smaller parts.
 
 Attributes that every part has: `args`, how many tensors each role takes, in order; `weights`, by
 role how the weights of products lie, as texts of `Stored`. That most have: `block`; `compute`, what
-it computes in, float32 or float16. A part that reads and writes rows of the recurrent state has
-`rows`, their numbers, and `layer`; its last result is the pool, or its last ones are the new rows.
+it computes in, float32 or float16. A part that reads and writes fields of the recurrent
+state has `rows`, the first row of each, `heights`, how many rows each has, and `layer`; its last
+result is the pool, or its last ones are the new fields.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.tvm_names import StringImm
 
 PREFIX = "rwkv_world."
-# The role of the rows [B, D] of a state that is not in our pool.
+# The role of the fields of a state that is not in our pool.
 ROWS = "old_rows"
 
 _DPS_PACKED = Op.get("relax.call_dps_packed")

@@ -40,12 +40,14 @@ def product(part: Part, x: Tensor, role: str, width: int, out_dtype: str) -> Ten
 def norm_mix(part: Part, state: PartState, segments: Segments, place: int) -> list[Tensor]:
     """For each ratio m of the part's `mix`: n m + n' (1 - m), of the compute type.
 
-    n is the normalized x, n' the row of n before it, the first of which the state keeps.
+    n is the normalized x, n' the row of n before it, the first of which the state keeps. Where the
+    part says `of_previous`, its ratios are those of n' instead.
     """
     x = part.tensor("x")
     args = {"x": x, "norm": "norm", "mix": "mix", OFFSETS: segments.offsets}
     outs = [(x.shape, part.compute)] * len(part.args["mix"])
-    return state.emit(part.smaller("norm_mix", args, outs, eps=part.attrs["eps"]), [place])
+    kept = {key: part.attrs[key] for key in ("eps", "of_previous") if key in part.attrs}
+    return state.emit(part.smaller("norm_mix", args, outs, **kept), [place])
 
 
 def _norm_mix(part: Part) -> list[Tensor]:
@@ -53,8 +55,9 @@ def _norm_mix(part: Part) -> list[Tensor]:
     segments = segments_of(part, state.batch)
     x = layer_norm(part.tensor("x"), part.tensors("norm"), part.attrs["eps"])
     previous = segments.previous(x, state.get(0))
+    one, other = (previous, x) if part.attrs.get("of_previous") else (x, previous)
     blends = [
-        op.astype(x * ratio + previous * (1.0 - ratio), part.compute)
+        op.astype(one * ratio + other * (1.0 - ratio), part.compute)
         for ratio in part.tensors("mix")
     ]
     state.set(0, segments.last(x))

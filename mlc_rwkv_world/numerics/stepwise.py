@@ -85,7 +85,7 @@ class Stepwise:
     def _fresh(self) -> Array:
         """The rows of a layer of fresh states, float32 [B, R, D]."""
         config = self.model.config
-        initial = np.array(version_of(config.model_version).initial_rows, np.float32)
+        initial = np.array(version_of(config.model_version).initial_rows(config), np.float32)
         shape = (len(self.prompts.ids), len(initial), config.hidden_size)
         return np.broadcast_to(initial[:, None], shape)
 

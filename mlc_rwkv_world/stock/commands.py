@@ -17,7 +17,7 @@ from typing import Any
 from mlc_rwkv_world import console
 from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 from mlc_rwkv_world.stock.models import (
-    ALIAS,
+    ALIASES,
     SOURCE_FORMAT,
     format_of,
     is_ours,
@@ -54,13 +54,13 @@ def _world_or(check: Callable[[Path], Path | None]) -> Callable[[Path], Path | N
 
 
 def find_world(path: Path) -> Path | None:
-    """`path` if it is an RWKV-4 World checkpoint, a folder or a .pth file; else None.
+    """`path` if it is a World checkpoint, a folder or a .pth file; else None.
 
     Raises CheckpointError where a folder says that it is one, and is not.
     """
     from mlc_rwkv_world.checkpoint import open_checkpoint
 
-    says_so = path.is_dir() and _model_type(path / "config.json") == ALIAS
+    says_so = path.is_dir() and _model_type(path / "config.json") in ALIASES
     if not says_so and path.suffix != ".pth" and not _only_pth(path):
         return None
     try:

@@ -26,7 +26,7 @@ class StockLM(CausalLM):
     def _forward(
         self, x: Tensor, segments: Segments, handle: RNNStateObject, count: Any
     ) -> tuple[Tensor, RNNStateObject]:
-        state = RNNState(handle, count, self.config.hidden_size)
+        state = RNNState(handle, count, self.config.hidden_size, self.fields)
         logits = self.logits(x, segments, state)
         return logits, state.handle
 
@@ -64,7 +64,7 @@ class StockLM(CausalLM):
             max_history,
             self.config.num_hidden_layers,
             self.config.hidden_size,
-            self.initial_rows,
+            self.fields,
         )
 
     def functions(self) -> dict[str, dict[str, Any]]:

@@ -20,8 +20,10 @@ from mlc_rwkv_world.model.config import ModelConfig
 if TYPE_CHECKING:
     from mlc_rwkv_world.storage import Format
 
-# What RWKV-4 configurations of Hugging Face call themselves.
-ALIAS = "rwkv"
+# What configurations of Hugging Face call themselves, and which version they are of.
+ALIASES = {"rwkv": 4, "rwkv7": 7}
+# Fields that those of RWKV-7 have under names of their own.
+_FIELDS = {"head_dim": "head_size", "norm_eps": "layer_norm_epsilon"}
 # Our reader, among the host's source formats.
 SOURCE_FORMAT = "rwkv-world"
 # Kinds of the host's formats whose storage we have.
@@ -33,7 +35,7 @@ _WORLD_ROWS = 65536
 
 
 def add_models(model_model: ModuleType) -> None:
-    """Adds the model type and its alias to the host's registry."""
+    """Adds the model type and its aliases to the host's registry."""
     model = model_model.Model(
         name=MODEL_TYPE,
         config=_config_class(),
@@ -43,8 +45,8 @@ def add_models(model_model: ModuleType) -> None:
         ),
         quantize=dict.fromkeys(_KINDS, quantized_model),
     )
-    model_model.MODELS[MODEL_TYPE] = model
-    model_model.MODELS[ALIAS] = model
+    for name in (MODEL_TYPE, *ALIASES):
+        model_model.MODELS[name] = model
 
 
 def add_formats(quantization: ModuleType) -> None:
@@ -79,10 +81,12 @@ def is_ours(model: Any) -> bool:
 
 def model_config(config: Any, fmt: Format) -> ModelConfig:
     """Our configuration from the host's; how weights are stored decides whether they rescale."""
+    from mlc_rwkv_world.versions.table import settled
+
     values = config.asdict()
     if not fmt.rescales:
         values["rescale_every"] = 0
-    return ModelConfig.from_dict(values)
+    return settled(ModelConfig.from_dict(values))
 
 
 def format_of(quantization: Any) -> Format:
@@ -128,6 +132,12 @@ def _complete(config: Any) -> None:
     if not config.intermediate_size and config.hidden_size:
         config.intermediate_size = 4 * config.hidden_size
     config.attention_hidden_size = config.attention_hidden_size or config.hidden_size
+    # What is no field of ours the host keeps aside.
+    given = config.kwargs
+    config.model_version = ALIASES.get(given.get("model_type"), config.model_version)
+    for theirs, ours in _FIELDS.items():
+        if given.get(theirs) is not None:
+            setattr(config, ours, given[theirs])
     values = {key: value for key, value in config.asdict().items() if value is not None}
     for name, value in ModelConfig.from_dict(values).as_dict().items():
         setattr(config, name, value)

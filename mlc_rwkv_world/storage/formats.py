@@ -12,14 +12,22 @@ from mlc_rwkv_world.storage.stored import IndivisibleRow, Stored
 class Format:
     """What a format stores and what it computes in.
 
-    Matrices, the embedding and the head are stored as `matrix` says; vectors as float32. `dtype` is
-    the type that products compute in, unless a target says otherwise. A kind of weight that is to
-    be stored in a way of its own gets a field beside `matrix`, which a model hands to its layers.
+    Matrices, the embedding and the head are stored as `matrix` says; `factors`, where it is not
+    None, is how the two factors of a product of low rank are: 8 bits where `matrix` has fewer,
+    since they are few and their errors multiply. Vectors are float32. `dtype` is the type that
+    products compute in, unless a target says otherwise. A kind of weight that is to be stored in a
+    way of its own gets a field beside `matrix`, which a model hands to its layers.
     """
 
     name: str
     matrix: Stored
     dtype: str
+    factors: Stored | None = None
+
+    @property
+    def low_rank(self) -> Stored:
+        """How the two factors of a product of low rank are stored."""
+        return self.factors or self.matrix
 
     @property
     def rescales(self) -> bool:
@@ -34,15 +42,19 @@ class Format:
         )
 
 
+def _integers(bits: int, scales: str) -> Stored:
+    return Stored.symmetric(bits, scales, group=32)
+
+
 FORMATS: dict[str, Format] = {
     fmt.name: fmt
     for fmt in (
         Format("q0f32", Stored(0, "float32"), "float32"),
         Format("q0f16", Stored(0, "float16"), "float16"),
-        Format("q4f32_1", Stored.symmetric(4, "float32", group=32), "float32"),
-        Format("q4f16_1", Stored.symmetric(4, "float16", group=32), "float16"),
-        Format("q8f32_1", Stored.symmetric(8, "float32", group=32), "float32"),
-        Format("q8f16_1", Stored.symmetric(8, "float16", group=32), "float16"),
+        Format("q4f32_1", _integers(4, "float32"), "float32", _integers(8, "float32")),
+        Format("q4f16_1", _integers(4, "float16"), "float16", _integers(8, "float16")),
+        Format("q8f32_1", _integers(8, "float32"), "float32"),
+        Format("q8f16_1", _integers(8, "float16"), "float16"),
     )
 }
 

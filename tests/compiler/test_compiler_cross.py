@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from support.checkpoints import random_world, write_pth
+from support.checkpoints import random_rwkv7, random_world, write_pth
 
 from mlc_rwkv_world import Artifact, build
 from mlc_rwkv_world.artifact.embedded import read_embedded
@@ -156,6 +156,19 @@ def test_cuda_needs_nvcc_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -
         cuda.compiling(resolve("cuda -arch=sm_90").target),
     ):
         pass
+
+
+@pytest.mark.parametrize("target", ["cuda -arch=sm_90", "metal", "opencl"])
+def test_rwkv7_for_gpus(target: str, tmp_path: Path) -> None:
+    source = write_pth(tmp_path / "seven.pth", random_rwkv7(2, 128), "float16")
+    artifact = build(source, target=target, output=tmp_path / "dist", prefill_chunk_size=16)
+    assert artifact.compute_dtype == "float16"
+    texts = [path.read_bytes() for path in artifact.libraries]
+    for name in (b"wkv_pooled", b"head_norm", b"keys"):
+        assert any(name in text for text in texts), name
+    found = read_embedded(artifact.libraries[0])
+    if found is not None:
+        assert found.initial_rows == (0.0,) * 66
 
 
 def test_another_cpu(source: Path, dist: Path) -> None:

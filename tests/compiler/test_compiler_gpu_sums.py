@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import tvm
-from support.modules import small_config, small_module
+from support.modules import RWKV7, small_config, small_module
 from tvm import IRModule, tirx
 from tvm.target import Target
 
@@ -39,15 +39,16 @@ def build_target(kind: str) -> BuildTarget:
 
 
 @cache
-def sources(kind: str, quantization: str) -> dict[str, str]:
+def sources(kind: str, quantization: str, version: int = 4) -> dict[str, str]:
     """The source of each kernel of a model that computes one block in float16, one in float32."""
+    changes = RWKV7 if version == 7 else {}
     config, fmt, target = (
-        small_config(fp32_layers=(1,)),
+        small_config(**changes, fp32_layers=(1,)),
         format_named(quantization),
         build_target(kind),
     )
     described = metadata.describe(config, fmt, parameters(config, fmt), target, "float16")
-    mod = small_module(quantization, "float16", fp32_layers=(1,))
+    mod = small_module(quantization, "float16", **changes, fp32_layers=(1,))
     mod = pipeline.run(mod, target.target, config, described, None, additions=STOCK)
     functions = {name_of(g): f for g, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
     # Shapes are the host's to compute.
@@ -80,10 +81,12 @@ def sums(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("quantization", FORMATS)
+@pytest.mark.parametrize(
+    "version, quantization", [*((4, fmt) for fmt in FORMATS), (7, "q0f16"), (7, "q4f16_1")]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_summed_in_float16(kind: str, quantization: str) -> None:
-    kernels = sources(kind, quantization)
+def test_nothing_is_summed_in_float16(kind: str, quantization: str, version: int) -> None:
+    kernels = sources(kind, quantization, version)
     for name, text in kernels.items():
         found = set(sums(text))
         assert not found & {"half", "f16"}, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import numpy as np
 from mlc_rwkv_world.artifact.index import ParameterIndex
 from mlc_rwkv_world.checkpoint import open_checkpoint
 from mlc_rwkv_world.compiler.export import parameters
+from mlc_rwkv_world.convert.model_config import model_config
 from mlc_rwkv_world.convert.weights import convert
-from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.runtime.parameters import MappedShards
 from mlc_rwkv_world.storage import format_named
 
@@ -19,16 +20,8 @@ def convert_to(
     folder: Path, checkpoint: Path, quantization: str, rescale_every: int = 0
 ) -> dict[str, np.ndarray]:
     """Writes the shards into the new `folder`; the stored tensors by name."""
-    opened = open_checkpoint(checkpoint)
-    shape = opened.config
-    config = ModelConfig(
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        vocab_size=shape.vocab_size,
-        rescale_every=rescale_every,
-    )
-    fmt = format_named(quantization)
+    opened, fmt = open_checkpoint(checkpoint), format_named(quantization)
+    config = dataclasses.replace(model_config(opened, fmt), rescale_every=rescale_every)
     folder.mkdir(parents=True)
     convert(opened, parameters(config, fmt), config, fmt, folder, lambda name, count: None)
     index = ParameterIndex.read(folder)

@@ -15,7 +15,9 @@ from converting import convert_to
 from support.checkpoints import (
     Tensors,
     canonical_name,
+    random_rwkv7,
     random_world,
+    write_fla,
     write_hf_bin,
     write_hf_safetensors,
     write_pth,
@@ -64,6 +66,53 @@ def test_shards_are_the_same_bytes_from_every_layout(
         contents.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert contents[0] == contents[1] == contents[2]
     assert len(contents[0]) == 3
+
+
+@pytest.fixture(scope="module")
+def rwkv7() -> Tensors:
+    """Two blocks of two heads; float16 holds every value, so that all files can."""
+    world = random_rwkv7(2, 64, head_size=32, seed=6)
+    return {name: array.astype(np.float16).astype(np.float32) for name, array in world.items()}
+
+
+@pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
+def test_rwkv7s_shards_are_the_same_bytes_from_every_layout(
+    rwkv7: Tensors, tmp_path: Path, quantization: str
+) -> None:
+    bare = {name: array for name, array in rwkv7.items() if "blocks.0.att.v" not in name}
+    bare["blocks.0.att.value.weight"] = rwkv7["blocks.0.att.value.weight"]
+    sources = [
+        write_pth(tmp_path / "model.pth", rwkv7, "float16"),
+        write_pth(tmp_path / "bare.pth", bare, "float64"),
+        write_fla(tmp_path / "fla", rwkv7, "float16"),
+        write_fla(tmp_path / "old", rwkv7, "float64", shards=3, one_mix=True),
+    ]
+    contents = []
+    for number, source in enumerate(sources):
+        out = tmp_path / str(number)
+        convert_to(out, source, quantization)
+        contents.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert all(content == contents[0] for content in contents)
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_rwkv7s_factors_have_8_bits_at_least(
+    rwkv7: Tensors, tmp_path: Path, quantization: str
+) -> None:
+    fmt = FORMATS[quantization]
+    source = write_fla(tmp_path / "fla", rwkv7)
+    stored = convert_to(tmp_path / "out", source, quantization)
+    assert fmt.low_rank.bits == (8 if fmt.matrix.bits else 0)
+    assert fmt.low_rank.dtype == fmt.matrix.dtype
+    for name in ("blocks.1.att.v1", "blocks.1.att.g2"):
+        key = f"model.{canonical_name(name)}".removesuffix("weight")
+        expected = quantize(rwkv7[name].T.copy(), fmt.low_rank)
+        for tensor, values in zip(fmt.low_rank.names, expected, strict=True):
+            np.testing.assert_array_equal(stored[key + tensor], values)
+    for name in ("x_w", "w0", "k_a", "r_k", "ln_x.bias"):
+        found = stored[f"model.blocks.1.attention.{name}"]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found.ravel(), rwkv7[f"blocks.1.att.{name}"].ravel())
 
 
 @pytest.mark.parametrize("quantization", FORMATS)

@@ -106,6 +106,24 @@ class Kernels:
         self._module[name](*tensors, *results)
         return [result.numpy() for result in results]
 
+    def with_pool(
+        self,
+        name: str,
+        args: Sequence[Array],
+        pool: Array,
+        slots: Array,
+        layer: int,
+        row: int,
+        *,
+        out: tuple[Any, ...],
+    ) -> tuple[Array, Array]:
+        """Runs a kernel that reads and writes a pool of states; its result, and the pool after."""
+        changed, result = tvm.runtime.tensor(pool), tvm.runtime.tensor(poisoned(*out))
+        tensors = [tvm.runtime.tensor(a) for a in args]
+        place = [tvm.runtime.tensor(slots), layer, row]
+        self._module[name](*tensors, changed, *place, result)
+        return result.numpy(), changed.numpy()
+
     def in_place(self, name: str, array: Array, *args: Any) -> Array:
         """Runs a kernel that writes into its first argument; that argument afterwards."""
         tensor = tvm.runtime.tensor(array)

@@ -75,6 +75,14 @@ CASES |= {
     f"state_get_{b}": (state.state_get, [POOL, (b, 2, "int32")], [(b, 48, F32)]) for b in ("b", 1)
 }
 CASES |= {
+    f"state_get_rows_{b}": (state.state_get, [POOL, (b, 2, "int32")], [(b, 3, 48, F32)])
+    for b in ("b", 1)
+}
+CASES |= {
+    f"state_set_rows_{b}": (state.state_set, [POOL, (b, 2, "int32"), (b, 3, 48, F32)], [])
+    for b in ("b", 1)
+}
+CASES |= {
     f"state_set_{b}": (state.state_set, [POOL, (b, 2, "int32"), (b, 48, F32)], []) for b in ("b", 1)
 }
 
@@ -164,4 +172,10 @@ def test_state_rows_are_read_and_written_where_they_belong(
 
     written = kernels.in_place(f"state_set_{name}", pool, slots, 1, 3, 2 * row)
     pool[slots[:, 1], 1, 3] = 2 * row
+    np.testing.assert_array_equal(written, pool)
+
+    (rows,) = kernels(f"state_get_rows_{name}", pool, slots, 0, 1, outs=[((batch, 3, 48), F32)])
+    np.testing.assert_array_equal(rows, pool[slots[:, 0], 0, 1:4])
+    written = kernels.in_place(f"state_set_rows_{name}", pool, slots, 0, 1, 2 * rows)
+    pool[slots[:, 1], 0, 1:4] = 2 * rows
     np.testing.assert_array_equal(written, pool)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.modules import small_config
+from support.modules import RWKV7, small_config
 
+from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.storage import FORMATS
 from mlc_rwkv_world.versions.rwkv4 import model as rwkv4
+from mlc_rwkv_world.versions.rwkv7 import model as rwkv7
 from mlc_rwkv_world.versions.table import version_of
 
 
@@ -35,6 +38,9 @@ def test_round_trip_ignores_what_is_not_ours() -> None:
         {"vocab_size": -1},
         {"num_hidden_layers": 2.0},
         {"head_size": 0},
+        {"head_size_divisor": 0},
+        {"gate_low_rank_dim": -1},
+        {"a_low_rank_dim": "32"},
         {"prefill_chunk_size": 0},
         {"max_batch_size": True},
         {"rescale_every": -1},
@@ -57,6 +63,35 @@ def test_missing_fields_are_named() -> None:
 
 def test_versions() -> None:
     assert version_of(4).model is rwkv4.RWKV4
-    assert version_of(4).initial_rows == (0, 0, 0, -1e30, 0)
+    assert version_of(4).initial_rows(small_config()) == (0, 0, 0, -1e30, 0)
+    assert version_of(7).model is rwkv7.RWKV7
+    assert version_of(7).initial_rows(small_config(head_size=32)) == (0,) * 34
     with pytest.raises(UsageError, match="RWKV-5 is not supported yet; this package builds RWKV 4"):
         version_of(5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"head_size": 48}, "hidden_size 128 is no multiple of head_size 48"),
+        ({"decay_low_rank_dim": 0}, "the rank of w1 and w2 is missing"),
+        ({"v_low_rank_dim": 0}, "the rank of v1 and v2 is missing"),
+    ],
+)
+def test_sizes_that_make_no_rwkv7(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parameters(small_config(**{**RWKV7, **changes}), FORMATS["q0f16"])
+
+
+def test_one_block_takes_no_share_of_a_value() -> None:
+    config = small_config(**{**RWKV7, "num_hidden_layers": 1, "v_low_rank_dim": 0})
+    names = [spec.name for spec in parameters(config, FORMATS["q0f16"])]
+    assert "model.blocks.0.attention.a1.weight" in names
+    assert "model.blocks.0.attention.v1.weight" not in names
+
+
+def test_ranks_that_groups_do_not_divide() -> None:
+    config = small_config(**{**RWKV7, "a_low_rank_dim": 24})
+    with pytest.raises(UsageError, match=r"rows of 24 do not divide\. Use q0f16"):
+        parameters(config, FORMATS["q8f16_1"])
+    assert parameters(config, FORMATS["q0f16"])

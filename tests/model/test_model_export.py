@@ -8,6 +8,7 @@ import pytest
 import tvm
 from support.modules import (
     LAYERS,
+    RWKV7,
     callee,
     callees,
     calls,
@@ -98,6 +99,33 @@ def test_parts_say_what_they_are(mod: IRModule, dtype: tuple[str, str], function
         assert len(part.outs) == 1 + (1 if ours else rows)
         tvm.ir.assert_structural_equal(read(part.call()).call(), part.call())
     assert sorted(row for part in found[:2] for row in part.attrs["rows"]) == list(range(5))
+
+
+def test_rwkv7_hands_block_0s_value_to_the_others() -> None:
+    """Between blocks, beside the residual, in float32; the heads' matrices are one field."""
+    mod = small_module("q4f16_1", "float16", **RWKV7)
+    for name, func in functions(mod).items():
+        if name not in STEPS | RAGGED:
+            continue
+        parts = [part for call in calls(func) if (part := read(call)) is not None]
+        mixes = [part for part in parts if part.name == "rwkv7.time_mix"]
+        assert [part.block for part in mixes] == list(range(LAYERS))
+        for part in mixes:
+            assert ("value_first" in part) == (part.block > 0)
+            assert (part.attrs["rows"], part.attrs["heights"]) == ([0, 1], [1, 64])
+            types = [str(ty.dtype) for ty in part.outs]
+            states = 1 if name in OURS else 2
+            made = [] if part.block else ["float32"]
+            assert types == ["float16", *made, *["float32"] * states]
+            held = {role: stored.bits for role, stored in part.weights.items()}
+            factors = {f"{x}{n}" for x in ("wavg" if part.block else "wag") for n in (1, 2)}
+            assert {role for role, bits in held.items() if bits == 8} == factors
+            assert {role for role, bits in held.items() if bits == 4} == {
+                *("receptance", "key", "value", "output")
+            }
+        found = callees(func)
+        stock = 0 if name in OURS else 3 * LAYERS
+        assert found["vm.builtin.rnn_state_get"] == found["vm.builtin.rnn_state_set"] == stock
 
 
 def test_products_that_leave_float16s_range_are_float32() -> None:

@@ -11,6 +11,7 @@ from support.modules import small_config
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.model.fp32_layers import parse, spelled
+from mlc_rwkv_world.versions.table import settled
 
 
 @pytest.mark.parametrize(
@@ -42,20 +43,22 @@ def test_a_block_that_is_not_there(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "layers, width, blocks",
+    "version, layers, width, blocks",
     [
-        (12, 768, ()),
-        (24, 1024, ()),
-        (24, 2048, (0,)),
-        (32, 2560, ()),
-        (32, 4096, ()),
+        (4, 12, 768, ()),
+        (4, 24, 1024, ()),
+        (4, 24, 2048, (0,)),
+        (4, 32, 2560, ()),
+        (4, 32, 4096, ()),
+        (7, 24, 2048, ()),
     ],
 )
-def test_presets(layers: int, width: int, blocks: tuple[int, ...]) -> None:
-    shape = {"num_hidden_layers": layers, "hidden_size": width}
-    assert small_config(**shape).fp32_layers == blocks
-    assert small_config(**shape, fp32_layers=[3, 1, 1]).fp32_layers == (1, 3)
-    assert small_config(**shape, fp32_layers=()).fp32_layers == ()
+def test_presets(version: int, layers: int, width: int, blocks: tuple[int, ...]) -> None:
+    """What a version knows of a shape, unless the configuration says."""
+    shape = {"model_version": version, "num_hidden_layers": layers, "hidden_size": width}
+    assert settled(small_config(**shape)).fp32_layers == blocks
+    assert settled(small_config(**shape, fp32_layers=[3, 1, 1])).fp32_layers == (1, 3)
+    assert settled(small_config(**shape, fp32_layers=())).fp32_layers == ()
 
 
 def test_configuration_goes_through_json() -> None:

@@ -16,7 +16,7 @@ from planting import Precision
 from support.artifacts import list_again
 from support.checkpoints import random_world, read_hf, write_hf_safetensors
 from support.overflows import BUMP, CASES
-from support.rwkv4_values import run
+from support.values import run
 
 from mlc_rwkv_world.__main__ import main
 from mlc_rwkv_world.artifact.metadata import REVISION

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from planting import Precision
 from support.checkpoints import read_hf
-from support.rwkv4_values import run
+from support.values import run
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.__main__ import main

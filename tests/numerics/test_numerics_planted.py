@@ -11,7 +11,7 @@ import pytest
 from planting import Answers, Precision, answers
 from support.checkpoints import read_hf
 from support.overflows import CASES
-from support.rwkv4_values import run
+from support.values import run
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support import checkpoints
-from support.peers import rwkv_logits
+from support.peers import rwkv7_logits, rwkv_logits
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve
@@ -33,27 +34,31 @@ MATRICES = ("key", "value", "receptance", "output")
 class Model:
     """A checkpoint whose values a format keeps exactly, and `rwkv`'s logits on it."""
 
+    version: int
     pth: Path
     exact: np.ndarray
     ids: list[int]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
-    """`model(format)`."""
+@pytest.fixture(scope="module", params=[4, 7])
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Model]:
+    """`model(format)`, of one version."""
+    if request.param == 7:
+        tensors, logits = checkpoints.random_rwkv7(3, WIDTH, seed=3, head_size=32), rwkv7_logits
+    else:
+        tensors, logits = checkpoints.random_world(LAYERS, WIDTH, seed=3), rwkv_logits
     ids = [int(i) for i in np.random.default_rng(4).integers(1, 65530, POSITIONS)]
     made: dict[str, Model] = {}
 
     def make(quantization: str) -> Model:
         if quantization not in made:
             fmt = format_named(quantization)
-            tensors = {
-                name: _kept(name, tensor, fmt)
-                for name, tensor in checkpoints.random_world(LAYERS, WIDTH, seed=3).items()
-            }
+            kept = {name: _kept(name, tensor, fmt) for name, tensor in tensors.items()}
             folder = tmp_path_factory.mktemp(quantization)
-            pth = checkpoints.write_pth(folder / "kept.pth", tensors)
-            made[quantization] = Model(pth, rwkv_logits(pth, ids), ids)
+            pth = checkpoints.write_pth(folder / "kept.pth", kept)
+            made[quantization] = Model(request.param, pth, logits(pth, ids), ids)
         return made[quantization]
 
     return make
@@ -61,6 +66,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
 
 def _kept(name: str, tensor: np.ndarray, fmt: Format) -> np.ndarray:
     """A tensor after a format has stored it; vectors stay as they are."""
+    if re.search(r"\.att\.[wavg][12]$", name):
+        # BlinkDL multiplies by these from the other side.
+        turned = np.ascontiguousarray(tensor.T)
+        return dequantize(quantize(turned, fmt.low_rank), fmt.low_rank).T
     if not name.endswith("weight") or tensor.ndim != 2:
         return tensor
     return dequantize(quantize(tensor, fmt.matrix), fmt.matrix)
@@ -111,6 +120,7 @@ def test_bfloat16_is_closer_than_rwkv_in_bfloat16(
     model: Callable[[str], Model], tmp_path: Path
 ) -> None:
     peer = model("q0f16")
-    theirs = _error(rwkv_logits(peer.pth, peer.ids, "cpu bf16"), peer.exact)
+    logits = rwkv7_logits if peer.version == 7 else rwkv_logits
+    theirs = _error(logits(peer.pth, peer.ids, "cpu bf16"), peer.exact)
     for found in _ours(peer, "q0f16", "bfloat16", tmp_path):
         assert EXACT < _error(found, peer.exact) < theirs

@@ -1,4 +1,7 @@
-"""Logits and states against two peers: BlinkDL's `rwkv` and Hugging Face's `transformers`."""
+"""Logits and states against two peers: BlinkDL's `rwkv`, and a PyTorch model of Hugging Face's.
+
+That is `transformers` for RWKV-4, and `rwkv7-hf` for RWKV-7.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import checkpoints
-from support.peers import rwkv_logits
+from support.peers import rwkv7_hf_logits, rwkv7_logits, rwkv_logits
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler.target import resolve
@@ -26,6 +29,7 @@ POSITIONS = 64
 class Case:
     """One checkpoint in the layouts that the peers read, and our engine on it in q0f32."""
 
+    version: int
     pth: Path
     folder: Path
     engine: world.Engine
@@ -52,7 +56,14 @@ def _random_ids(seed: int, count: int = POSITIONS) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(1, 65530, count)]
 
 
-@pytest.fixture(scope="module", params=["2x64", "12x768", "trained", "2x64 haswell", "2x64 x86-64"])
+# By version, blocks and channels; the ranks of RWKV-7's small products.
+RANKS = {"2x128": checkpoints.RANKS, "3x192": {"w": 96, "a": 32, "v": 64, "g": 160}}
+PUBLISHED = {"w": 64, "a": 64, "v": 32, "g": 128}
+CASES = ["4 2x64", "4 12x768", "trained", "4 2x64 haswell", "4 2x64 x86-64"]
+CASES += ["7 2x128", "7 3x192", "7 12x768", "7 2x128 haswell", "7 2x128 x86-64"]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def case(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -67,25 +78,33 @@ def case(
             "User: What is the capital of France?\n\nAssistant: The capital of France is Paris.\n\n"
         )
         ids = (engine.tokenizer.encode(text) * 4)[:POSITIONS]
-        return Case(pth, demo_checkpoint, engine, ids)
-    shape, *cpu = request.param.split()
+        return Case(4, pth, demo_checkpoint, engine, ids)
+    number, shape, *cpu = request.param.split()
     target = f"llvm -mcpu={cpu[0]}" if cpu else "llvm"
     if cpu and (platform.machine() != "x86_64" or missing_features(resolve(target).cpu_features())):
         pytest.skip(f"this CPU is no {cpu[0]}")
     layers, width = map(int, shape.split("x"))
-    tensors = checkpoints.random_world(layers, width, seed=layers)
+    if number == "7":
+        ranks = RANKS.get(shape, PUBLISHED)
+        tensors = checkpoints.random_rwkv7(layers, width, seed=layers, ranks=ranks)
+        folder = checkpoints.write_fla(root / "random", tensors)
+    else:
+        tensors = checkpoints.random_world(layers, width, seed=layers)
+        folder = checkpoints.write_hf_safetensors(root / "random", tensors)
     pth = checkpoints.write_pth(root / "random.pth", tensors)
-    folder = checkpoints.write_hf_safetensors(root / "random", tensors)
     artifact = world.build(
         pth, target=target, quantization="q0f32", output=root / "dist", stock=False
     )
-    return Case(pth, folder, world.load(artifact.folder), _random_ids(layers))
+    return Case(int(number), pth, folder, world.load(artifact.folder), _random_ids(layers))
 
 
-@pytest.fixture(scope="module", params=["rwkv", "transformers"])
+@pytest.fixture(scope="module", params=["rwkv", "hugging face"])
 def peer(request: pytest.FixtureRequest, case: Case) -> Peer:
     if request.param == "rwkv":
-        return Peer(case, rwkv_logits(case.pth, case.ids))
+        logits = rwkv7_logits if case.version == 7 else rwkv_logits
+        return Peer(case, logits(case.pth, case.ids))
+    if case.version == 7:
+        return Peer(case, rwkv7_hf_logits(case.folder, case.ids))
     return Peer(case, _transformers_logits(case))
 
 
@@ -139,3 +158,15 @@ def test_batch_equals_single_sequences(case: Case) -> None:
         together = engine.decode_batch(tokens, batch)
         alone = [engine.decode(t, s) for t, s in zip(tokens, single, strict=True)]
         np.testing.assert_allclose(together, np.stack(alone), rtol=0, atol=1e-5 * scale)
+
+
+def test_a_state_goes_on_from_a_file(case: Case, tmp_path: Path) -> None:
+    engine, ids = case.engine, case.ids
+    begun, loaded = engine.new_state(), engine.new_state()
+    engine.prefill(ids[:9], begun)
+    begun.save(tmp_path / "state")
+    expected = engine.prefill(ids[9:20], begun)
+    loaded.load(tmp_path / "state")
+    assert loaded.tokens_read == 9
+    np.testing.assert_array_equal(engine.prefill(ids[9:20], loaded), expected)
+    np.testing.assert_array_equal(loaded.numpy(), begun.numpy())

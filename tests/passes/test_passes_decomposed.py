@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 import pytest
-from support.modules import LAYERS, chosen, small_config, small_module
+from support.modules import LAYERS, RWKV7, chosen, small_config, small_module
 
 from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.arithmetic import resolve as resolve_arithmetic
@@ -31,18 +31,36 @@ PRODUCTS = {
 }
 WKV, MIX = {"rwkv4.wkv": LAYERS}, {"norm_mix": 2 * LAYERS}
 EVERYTHING = {**BRANCHES, **PRODUCTS, **WKV, **MIX}
+# RWKV-7's products, recurrence and norms of heads have kernels everywhere; these consist of them.
+BLOCKS_OF_7 = {"rwkv7.channel_mix": LAYERS, "rwkv7.time_mix": LAYERS, "rwkv7.wkv": LAYERS, **MIX}
+PRODUCTS_OF_7 = {"residual_product": 2 * LAYERS, "squared_relu_product": LAYERS}
 
 
-def _decomposed(quantization: str, target_text: str) -> Mapping[str, Mapping[str, int]]:
+def _decomposed(
+    quantization: str, target_text: str, version: int = 4
+) -> Mapping[str, Mapping[str, int]]:
     fmt, target = format_named(quantization), resolve(target_text)
     dtype = compute_dtype(fmt, target.kind)
-    mod = small_module(quantization, dtype, **WIDE)
+    changes = {**(RWKV7 if version == 7 else {}), **WIDE}
+    mod = small_module(quantization, dtype, **changes)
     if target.kind == "llvm":
-        names = [spec.name for spec in parameters(small_config(**WIDE), fmt)]
+        names = [spec.name for spec in parameters(small_config(**changes), fmt)]
         arithmetic = by_function(resolve_arithmetic("auto", target, fmt, dtype))
         mod = PackWeights(target.target, names, arithmetic)(mod)
-    found: dict[str, dict[str, int]] = json.loads(str(chosen(mod, target.target).attrs[DECOMPOSED]))
+    mod = chosen(mod, target.target, version)
+    found: dict[str, dict[str, int]] = json.loads(str(mod.attrs[DECOMPOSED]))
     return found
+
+
+@pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
+@pytest.mark.parametrize("target", ["llvm", "llvm -mcpu=x86-64", "metal", "opencl", CUDA])
+def test_rwkv7(quantization: str, target: str) -> None:
+    everything = {**BLOCKS_OF_7, **PRODUCTS_OF_7}
+    expected = dict.fromkeys((*OURS, *STOCK), everything)
+    if target == CUDA:
+        # Steps of one sequence, whoever calls, have products that add to the residual themselves.
+        expected |= dict.fromkeys(("rwkv_world_decode", "decode"), BLOCKS_OF_7)
+    assert _decomposed(quantization, target, 7) == expected
 
 
 @pytest.mark.parametrize("quantization", FORMATS)

@@ -21,10 +21,11 @@ from mlc_rwkv_world.compiler.passes.pack_weights import PackWeights
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError, UsageError
 from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32, INT8
+from mlc_rwkv_world.model.fields import initial_rows
 from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.tvm_names import name_of
-from mlc_rwkv_world.versions.rwkv4.model import INITIAL_ROWS
+from mlc_rwkv_world.versions.rwkv4.model import FIELDS
 from mlc_rwkv_world.versions.table import VERSIONS
 
 FUSED = {
@@ -192,7 +193,7 @@ class _Module:
         ends = np.cumsum([0, *lengths])
         heads = np.concatenate([ids[b : e - 1] for b, e in pairwise(ends)])
         offsets = np.cumsum([0, *(n - 1 for n in lengths)]).astype(np.int32)
-        fresh = np.array(INITIAL_ROWS, np.float32)[:, None]
+        fresh = np.array(initial_rows(FIELDS), np.float32)[:, None]
         # Slot 0 stays fresh; the others are not read before they are written.
         content = np.full((16, LAYERS, 5, 64), np.nan, np.float32)
         content[0] = fresh

@@ -129,7 +129,8 @@ class ConfigBase:
     @classmethod
     def from_dict(cls, source):
         names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{k: v for k, v in source.items() if k in names})
+        fields = {k: v for k, v in source.items() if k in names}
+        return cls(**fields, kwargs={k: v for k, v in source.items() if k not in names})
     def asdict(self):
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "kwargs"}
 """,

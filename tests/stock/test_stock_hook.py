@@ -18,6 +18,7 @@ from stand_in import (
     write_no_torch,
     write_version,
 )
+from support.checkpoints import fla_config, random_rwkv7
 
 OURS = ["rwkv", "rwkv_world"]
 BUILD_HELP = "usage: python -m mlc_llm.build"
@@ -49,8 +50,10 @@ def probe(path: list[Path], *options: str, **environment: str) -> tuple[dict[str
 
 def test_a_plain_command_of_the_host_sees_the_plugin(tvm: Path, host: Path, ours: Path) -> None:
     found, said = probe([tvm, host, ours, PACKAGE_ROOT])
-    assert found["models"] == {"llama": "llama", "rwkv_world": "rwkv_world", "rwkv": "rwkv_world"}
+    ours_too = dict.fromkeys(("rwkv_world", "rwkv", "rwkv7"), "rwkv_world")
+    assert found["models"] == {"llama": "llama", **ours_too}
     presets = [f"rwkv4_world_{size}" for size in ("0.1b", "0.4b", "1.5b", "3b", "7b")]
+    presets += [f"rwkv7_world_{size}" for size in ("0.1b", "0.4b", "1.5b", "2.9b", "7.2b")]
     assert found["presets"] == ["llama2_7b", *presets]
     assert {"q0f16", "q0f32", "q4f32_1", "q8f16_1", "q8f32_1"} <= set(found["formats"])
     assert found["template"] == ["\n\n"]
@@ -108,8 +111,39 @@ def test_register_without_an_entry_point(tvm: Path, host: Path, when: str) -> No
         "'rwkv_world'))"
     )
     result = run(["-c", code], [tvm, host, PACKAGE_ROOT])
-    assert result.stdout.strip() == "['llama', 'rwkv', 'rwkv_world'] True", result.stderr
+    assert result.stdout.strip() == "['llama', 'rwkv', 'rwkv7', 'rwkv_world'] True", result.stderr
     assert result.stderr == ""
+
+
+def test_configurations_of_rwkv7(host: Path) -> None:
+    """Named as fla names fields; what is no field of ours, the host keeps aside."""
+    theirs = fla_config(random_rwkv7(2, 128, 4), vocab_size=65536)
+    odd = {"head_dim": 32, "norm_eps": 1e-6, "rescale_every": 6, "num_heads": 64}
+    # A configuration that a build of ours wrote says the version, and not the type.
+    ours = {"model_type": "rwkv_world", "model_version": 7}
+    code = (
+        "import json, sys, mlc_rwkv_world as rwkv\n"
+        "rwkv.register()\n"
+        "from mlc_llm.model import MODELS\n"
+        "from mlc_rwkv_world.stock.models import model_config\n"
+        "from mlc_rwkv_world.storage import format_named\n"
+        "for given in json.loads(sys.argv[1]):\n"
+        "    config = MODELS[given['model_type']].config.from_dict(given)\n"
+        "    print(json.dumps(model_config(config, format_named('q4f16_1')).as_dict()))"
+    )
+    given = json.dumps([theirs, theirs | odd, theirs | ours])
+    # On the real TVM.
+    result = run(["-c", code, given], [host, PACKAGE_ROOT])
+    assert result.returncode == 0, result.stderr
+    plain, changed, built = map(json.loads, result.stdout.splitlines()[-3:])
+    assert plain == built
+    assert (plain["model_version"], plain["rescale_every"]) == (7, 0)
+    assert (plain["fp32_layers"], plain["intermediate_size"]) == ([], 512)
+    assert (plain["head_size"], plain["layer_norm_epsilon"]) == (64, 1e-5)
+    assert (plain["decay_low_rank_dim"], plain["gate_low_rank_dim"]) == (32, 128)
+    assert (plain["num_heads"], changed["num_heads"]) == (2, 4)
+    differs = {name for name, value in changed.items() if plain[name] != value}
+    assert differs == {"head_size", "num_heads", "layer_norm_epsilon"}
 
 
 @pytest.mark.parametrize("module", ["__init__", "model__model", "serve__config"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import checkpoints
 from support.modules import small_config
-from support.rwkv4_values import run
+from support.values import run
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.cli.bench import work

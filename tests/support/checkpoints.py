@@ -1,7 +1,7 @@
-"""Random RWKV-4 World checkpoints, and writers for every layout that they come in.
+"""Random World checkpoints, and writers for every layout that they come in.
 
-`random_world` gives float32 arrays under BlinkDL's names, in BlinkDL's shapes; the
-writers store such a dictionary with the real tools (torch, safetensors). torch is
+`random_world` (RWKV-4) and `random_rwkv7` give float32 arrays under BlinkDL's names, in BlinkDL's
+shapes; the writers store such a dictionary with the real tools (torch, safetensors). torch is
 imported only by the functions that write.
 """
 
@@ -89,6 +89,177 @@ def random_world(
     return tensors
 
 
+# Ranks of the small products of w, a, v and g, all different.
+RANKS = {"w": 32, "a": 64, "v": 96, "g": 128}
+
+
+def random_rwkv7(
+    num_hidden_layers: int = 2,
+    hidden_size: int = 128,
+    vocab_size: int = 65536,
+    seed: int = 0,
+    *,
+    head_size: int = 64,
+    ranks: Mapping[str, int] = RANKS,
+    own_value: bool = True,
+) -> Tensors:
+    """An RWKV-7 of random weights whose activations and logits stay O(1).
+
+    Spread as `random_world`'s; decays are between 0.55 and 0.998. `own_value` gives block 0 the
+    tensors v0, v1 and v2 that BlinkDL's files have there, and nothing uses.
+    """
+    rng = np.random.default_rng(seed)
+    layers, width, inner = num_hidden_layers, hidden_size, 4 * hidden_size
+    residual = (2 * layers) ** -0.5
+    tensors: Tensors = {}
+
+    def normal(name: str, rows: int, columns: int, std: float) -> None:
+        matrix = rng.standard_normal((rows, columns), dtype=np.float32)
+        tensors[name] = matrix * np.float32(std)
+
+    def uniform(name: str, low: float, high: float, *shape: int) -> None:
+        tensors[name] = rng.uniform(low, high, shape or (1, 1, width)).astype(np.float32)
+
+    def layer_norm(name: str) -> None:
+        uniform(f"{name}.weight", 0.8, 1.2, width)
+        uniform(f"{name}.bias", -0.1, 0.1, width)
+
+    normal("emb.weight", vocab_size, width, 0.5)
+    for i in range(layers):
+        block, att, ffn = f"blocks.{i}", f"blocks.{i}.att", f"blocks.{i}.ffn"
+        for ln in ("ln0", "ln1", "ln2") if i == 0 else ("ln1", "ln2"):
+            layer_norm(f"{block}.{ln}")
+        for part in "rwkvag":
+            uniform(f"{att}.x_{part}", 0, 1)
+        for part, rank in ranks.items():
+            if part == "v" and i == 0 and not own_value:
+                continue
+            if part != "g":
+                uniform(f"{att}.{part}0", *((-6, 2) if part == "w" else (-1, 1)))
+            normal(f"{att}.{part}1", width, rank, width**-0.5)
+            normal(f"{att}.{part}2", rank, width, rank**-0.5)
+        uniform(f"{att}.k_k", 0.7, 1)
+        uniform(f"{att}.k_a", 0.8, 1.2)
+        uniform(f"{att}.r_k", -0.2, 0.2, width // head_size, head_size)
+        for part in ("receptance", "key", "value"):
+            normal(f"{att}.{part}.weight", width, width, width**-0.5)
+        normal(f"{att}.output.weight", width, width, residual * width**-0.5)
+        layer_norm(f"{att}.ln_x")
+        uniform(f"{ffn}.x_k", 0, 1)
+        normal(f"{ffn}.key.weight", inner, width, width**-0.5)
+        normal(f"{ffn}.value.weight", width, inner, residual * inner**-0.5)
+    layer_norm("ln_out")
+    normal("head.weight", vocab_size, width, width**-0.5)
+    return tensors
+
+
+# fla's name for a part of a tensor's name in an RWKV-7.
+_FLA_PARTS = {
+    "emb": "embeddings",
+    "blocks": "layers",
+    "ln0": "pre_norm",
+    "ln1": "attn_norm",
+    "ln2": "ffn_norm",
+    "ln_out": "norm",
+    "att": "attn",
+    "receptance": "r_proj",
+    "ln_x": "g_norm",
+    "output": "o_proj",
+}
+
+
+def fla_tensors(tensors: Mapping[str, np.ndarray], *, one_mix: bool = False) -> Tensors:
+    """An RWKV-7 under fla's names and in its shapes; with `one_mix` as old conversions have it."""
+    found: Tensors = {}
+    for name, array in tensors.items():
+        if name == "head.weight":
+            found["lm_head.weight"] = array
+            continue
+        parts = [_FLA_PARTS.get(part, part) for part in name.split(".")]
+        last = parts[-1]
+        if parts[0] == "layers" and parts[2] == "attn":
+            if parts[3] in ("key", "value"):
+                parts[3] = f"{parts[3][0]}_proj"
+            elif re.fullmatch("[wavg][12]", last):
+                parts[3:] = [f"{last[0]}_lora", "lora", "0" if last[1] == "1" else "2", "weight"]
+                array = array.T
+            elif re.fullmatch("[wav]0", last):
+                parts[3:] = [f"{last[0]}_lora", "lora", "2", "bias"]
+        mixes = parts[2:3] == ["attn"] and last.startswith("x_")
+        found[".".join(["model", *parts])] = (
+            array if mixes or array.ndim == 2 else array.reshape(-1)
+        )
+    if one_mix:
+        for name in [name for name in found if name.endswith(".attn.x_r")]:
+            stem = name.removesuffix("x_r")
+            rows = [found.pop(f"{stem}x_{part}").reshape(-1) for part in "rwkvag"]
+            found[f"{stem}x_x"] = np.stack(rows)
+    return found
+
+
+def fla_config(tensors: Mapping[str, np.ndarray], **changes: Any) -> dict[str, Any]:
+    """A config.json as fla-hub's conversions have it, ids that are wrong for World among it."""
+    vocab_size, hidden_size = tensors["emb.weight"].shape
+    ranks = {part: tensors[f"blocks.1.att.{part}1"].shape[1] for part in "wavg"}
+    config: dict[str, Any] = {
+        "architectures": ["RWKV7ForCausalLM"],
+        "model_type": "rwkv7",
+        "attn": None,
+        "attn_mode": "chunk",
+        "a_low_rank_dim": ranks["a"],
+        "decay_low_rank_dim": ranks["w"],
+        "gate_low_rank_dim": ranks["g"],
+        "v_low_rank_dim": ranks["v"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "fuse_cross_entropy": True,
+        "fuse_norm": True,
+        "head_dim": tensors["blocks.0.att.r_k"].shape[1],
+        "hidden_act": "sqrelu",
+        "hidden_ratio": 4.0,
+        "hidden_size": hidden_size,
+        "initializer_range": 0.006,
+        "intermediate_size": 4 * hidden_size,
+        "max_position_embeddings": 2048,
+        "norm_bias": True,
+        "norm_eps": 1e-05,
+        "norm_first": True,
+        "num_heads": None,
+        "num_hidden_layers": sum(name.endswith(".ln1.weight") for name in tensors),
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "value_dim": [hidden_size] * sum(name.endswith(".ln1.weight") for name in tensors),
+        "vocab_size": vocab_size,
+    }
+    return config | changes
+
+
+def write_fla(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    dtype: str = "float32",
+    *,
+    shards: int = 1,
+    one_mix: bool = False,
+    **config: Any,
+) -> Path:
+    """An RWKV-7 as fla's conversions store it: config.json and safetensors."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    content = fla_config(tensors, torch_dtype=dtype, **config)
+    (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    kind: torch.dtype = getattr(torch, dtype)
+    stored = {
+        name: torch.from_numpy(np.array(array, order="C")).to(kind)
+        for name, array in fla_tensors(tensors, one_mix=one_mix).items()
+        # fla has nothing of the sort in block 0.
+        if not name.startswith("model.layers.0.attn.v_lora.")
+    }
+    return _write_safetensors(folder, stored, shards)
+
+
 def hf_name(name: str) -> str:
     """The Hugging Face name of a tensor: `emb.weight` is `rwkv.embeddings.weight`."""
     parts = [_HF_PARTS.get(part, part) for part in name.removeprefix("rwkv.").split(".")]
@@ -98,7 +269,8 @@ def hf_name(name: str) -> str:
 
 def canonical_name(name: str) -> str:
     """The name under which `open_checkpoint` offers a tensor, of either naming."""
-    return hf_name(name).removeprefix("rwkv.")
+    found = hf_name(name).removeprefix("rwkv.")
+    return re.sub(r"(attention\.[wavg][12])$", r"\1.weight", found)
 
 
 def hf_config(tensors: Mapping[str, np.ndarray], **changes: Any) -> dict[str, Any]:
@@ -224,10 +396,13 @@ def write_hf_safetensors(
     **config: Any,
 ) -> Path:
     """A folder with config.json and `model.safetensors`, or `shards` of it and an index."""
+    write_config(folder, tensors, torch_dtype=dtype, **config)
+    return _write_safetensors(folder, _to_torch(tensors, dtype, hf=True), shards)
+
+
+def _write_safetensors(folder: Path, stored: dict[str, torch.Tensor], shards: int) -> Path:
     from safetensors.torch import save_file
 
-    write_config(folder, tensors, torch_dtype=dtype, **config)
-    stored = _to_torch(tensors, dtype, hf=True)
     if shards == 1:
         save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
         return folder

@@ -20,6 +20,16 @@ from mlc_rwkv_world.tvm_names import name_of
 from mlc_rwkv_world.versions.table import VERSIONS
 
 LAYERS = 2
+# What makes `small_config` an RWKV-7 of two heads, with ranks that are all different.
+RWKV7 = {
+    "model_version": 7,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "decay_low_rank_dim": 32,
+    "a_low_rank_dim": 64,
+    "v_low_rank_dim": 96,
+    "gate_low_rank_dim": 160,
+}
 
 
 def small_config(**changes: Any) -> ModelConfig:
@@ -44,9 +54,9 @@ def small_module(
     return export(small_config(**changes), fmt, compute_dtype, STOCK if stock else None)
 
 
-def chosen(mod: IRModule, target: Target) -> IRModule:
-    """An RWKV-4 module with its kernels, as the pipeline chooses them."""
-    version = VERSIONS[4]
+def chosen(mod: IRModule, target: Target, number: int = 4) -> IRModule:
+    """A module of a version with its kernels, as the pipeline chooses them."""
+    version = VERSIONS[number]
     with target:
         chosen = ChooseKernels(
             target,

@@ -1,10 +1,14 @@
-"""Logits of BlinkDL's `rwkv`."""
+"""Logits of peers: BlinkDL's `rwkv`, and `rwkv7-hf` in PyTorch."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,3 +28,42 @@ def rwkv_logits(pth: Path, ids: Sequence[int], strategy: str = "cpu fp32") -> np
         out, state = model.forward([token], state)
         rows.append(out.float().numpy().copy())
     return np.stack(rows)
+
+
+# With RWKV_V7_ON the package holds RWKV-7 and no other, so that it wants a process of its own. It
+# changes the states that it is given.
+_RWKV7 = """
+import json, sys
+import numpy as np
+from rwkv.model import RWKV
+
+model, ids = RWKV(model=sys.argv[1], strategy=sys.argv[4]), json.loads(sys.argv[2])
+rows, state = [], None
+for token in ids:
+    out, state = model.forward([token], state)
+    rows.append(out.float().numpy().copy())
+np.save(sys.argv[3], np.stack(rows))
+"""
+
+
+def rwkv7_logits(pth: Path, ids: Sequence[int], strategy: str = "cpu fp32") -> np.ndarray:
+    """`rwkv_logits` of an RWKV-7, which should hold float32."""
+    environment = os.environ | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "logits.npy"
+        command = [sys.executable, "-c", _RWKV7, pth.with_suffix(""), str(list(ids)), found]
+        command.append(strategy)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        logits: np.ndarray = np.load(found)
+    return logits
+
+
+def rwkv7_hf_logits(folder: Path, ids: Sequence[int]) -> np.ndarray:
+    """The logits [T, V] of `rwkv7-hf` for a folder in fla's layout, all tokens in one call."""
+    import torch
+    from rwkv7_hf import RWKV7ForCausalLM
+
+    model: Any = RWKV7ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor([list(ids)])).logits[0].float().numpy())

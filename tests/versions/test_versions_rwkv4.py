@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import checkpoints
 from support.peers import rwkv_logits
-from support.rwkv4_values import fresh_state, model_config, model_weights, run
+from support.values import fresh_state, model_config, model_weights, run
 
 from mlc_rwkv_world.versions import references
 from mlc_rwkv_world.versions.precision import FLOAT16, FLOAT32, FLOAT64

@@ -6,6 +6,7 @@ given stays as it was; or are the same, where nobody needs that. A row is read b
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from tvm import tirx
@@ -26,19 +27,21 @@ def write_slot(slots: Any, sequence: Any) -> Any:
 
 
 def state_get(sig: Signature) -> tirx.PrimFunc:
-    """(pool, slots, layer, row) -> [B, D]."""
-    return _row(sig, write=False)
+    """(pool, slots, layer, row) -> [B, D], or some rows [B, N, D] from `row` on."""
+    return _rows(sig, sig.outs[0].shape[1:], write=False)
 
 
 def state_set(sig: Signature) -> tirx.PrimFunc:
-    """(pool, slots, layer, row, value [B, D]): writes the row of the new states."""
-    return _row(sig, write=True)
+    """(pool, slots, layer, row, value [B, D] or [B, N, D]): writes rows of the new states."""
+    return _rows(sig, sig.args[2].shape[1:], write=True)
 
 
-def _row(sig: Signature, *, write: bool) -> tirx.PrimFunc:
+def _rows(sig: Signature, shape: tuple[Any, ...], *, write: bool) -> tirx.PrimFunc:
     layers, rows, width = map(int, sig.args[0].shape[1:])
-    grid = Channels(width, sig, sig.args[1].shape[0])
-    lanes, blocks = grid.lanes, grid.blocks
+    height, single = prod(map(int, shape[:-1])), len(shape) == 1
+    batches = sig.args[1].shape[0]
+    grid = Channels(width, sig, batches * height if isinstance(batches, int) else None)
+    lanes, blocks = grid.lanes, height * grid.blocks
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -51,16 +54,21 @@ def _row(sig: Signature, *, write: bool) -> tirx.PrimFunc:
         batch, places = T.int64(), T.int64()
         pool = T.match_buffer(var_pool, (places, layers, rows, width), "float32")
         slots = T.match_buffer(var_slots, (batch, 2), "int32")
-        value = T.match_buffer(var_value, (batch, width), "float32")
+        value = T.match_buffer(var_value, (batch, *shape), "float32")
         for piece in grid.outer(batch * blocks):
             for thread in grid.threads():
-                s = T.meta_var(grid.row(piece))
+                s = T.meta_var(T.truncdiv(grid.row(piece), T.int64(height)))
+                n = T.meta_var(T.truncmod(grid.row(piece), T.int64(height)))
                 c = T.meta_var(grid.channel(piece, thread))
                 for i in T.vectorized(lanes):
-                    if write:
+                    if write and single:
                         pool[write_slot(slots, s), layer, row, c + i] = value[s, c + i]
-                    else:
+                    elif write:
+                        pool[write_slot(slots, s), layer, row + n, c + i] = value[s, n, c + i]
+                    elif single:
                         value[s, c + i] = pool[read_slot(slots, s), layer, row, c + i]
+                    else:
+                        value[s, n, c + i] = pool[read_slot(slots, s), layer, row + n, c + i]
 
     return kernel
 

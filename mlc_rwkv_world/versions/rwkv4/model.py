@@ -8,19 +8,23 @@ part, see `parts`.
 from __future__ import annotations
 
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.artifact.abi import OFFSETS
+from mlc_rwkv_world.model.backbone import Backbone, Carried
 from mlc_rwkv_world.model.config import ModelConfig
-from mlc_rwkv_world.model.layers import Embedding, LayerNorm, Linear
+from mlc_rwkv_world.model.fields import Field, spans
+from mlc_rwkv_world.model.layers import LayerNorm, Linear
 from mlc_rwkv_world.model.parts import make
 from mlc_rwkv_world.model.segments import Segments
 from mlc_rwkv_world.model.state import State
 from mlc_rwkv_world.storage import Format
 from mlc_rwkv_world.versions.rwkv4.reference import ATT_A, ATT_B, ATT_P, ATT_X, FFN_X
 
-# A fresh state is zero, but for the exponent, which stands for log(0).
-INITIAL_ROWS = (0.0, 0.0, 0.0, -1e30, 0.0)
+# Rows as the reference numbers them. A fresh state is zero, but for the exponent, which stands for
+# log(0).
+FIELDS = (Field("att_x"), Field("a"), Field("b"), Field("p", fresh=-1e30), Field("ffn_x"))
+_SPANS = spans(FIELDS)
 
 
 class TimeMix(nn.Module):  # type: ignore[misc]
@@ -32,7 +36,7 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         self.layer = layer
         self.dtype = dtype
         # These two leave float16's range in small models before the recurrence bounds them.
-        self.key_dtype = "float32" if config.float32_keys else dtype
+        self.float32_keys = config.float32_keys
         self.time_decay = nn.Parameter((size,), "float32")
         self.time_first = nn.Parameter((size,), "float32")
         self.time_mix_key = nn.Parameter((size,), "float32")
@@ -63,9 +67,11 @@ class TimeMix(nn.Module):  # type: ignore[misc]
             block=self.layer,
             compute=self.dtype,
             eps=norm.eps,
-            key_dtype=self.key_dtype,
+            float32_keys=self.float32_keys,
         )
-        return state.emit(part, self.layer, [ATT_X, ATT_A, ATT_B, ATT_P])[0]
+        return state.emit(part, self.layer, [_SPANS[row] for row in (ATT_X, ATT_A, ATT_B, ATT_P)])[
+            0
+        ]
 
 
 class ChannelMix(nn.Module):  # type: ignore[misc]
@@ -103,12 +109,7 @@ class ChannelMix(nn.Module):  # type: ignore[misc]
             hidden=self.key.shape[0],
             factor=self.factor,
         )
-        return state.emit(part, self.layer, [FFN_X])[0]
-
-
-def _epsilon(config: ModelConfig, block: int) -> float:
-    """What a normalization before a block adds to the variance, which each halving quarters."""
-    return config.layer_norm_epsilon * 0.25 ** config.halvings(block)
+        return state.emit(part, self.layer, [_SPANS[FFN_X]])[0]
 
 
 class Block(nn.Module):  # type: ignore[misc]
@@ -116,39 +117,21 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
         super().__init__()
-        epsilon = _epsilon(config, layer)
+        epsilon = config.epsilon(layer)
         self.ln1 = LayerNorm(config.hidden_size, epsilon)
         self.ln2 = LayerNorm(config.hidden_size, epsilon)
         self.attention = TimeMix(config, layer, fmt, dtype)
         self.feed_forward = ChannelMix(config, layer, fmt, dtype)
 
-    def forward(self, x: Tensor, segments: Segments, state: State) -> Tensor:
+    def forward(self, carried: Carried, segments: Segments, state: State) -> Carried:
         """The residual [T, D] of the compute type, before and after."""
+        (x,) = carried
         x = self.attention(x, self.ln1, segments, state)
-        return self.feed_forward(x, self.ln2, segments, state)
+        return (self.feed_forward(x, self.ln2, segments, state),)
 
 
-class RWKV4(nn.Module):  # type: ignore[misc]
-    """Embedding, normalization, blocks, normalization: everything below the head."""
+class RWKV4(Backbone):
+    """Everything below the head."""
 
     def __init__(self, config: ModelConfig, fmt: Format, dtype: str) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.embeddings = Embedding(config.vocab_size, config.hidden_size, fmt.matrix)
-        self.pre_ln = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.blocks = nn.ModuleList(
-            [Block(config, i, fmt, dtype) for i in range(config.num_hidden_layers)]
-        )
-        self.ln_out = LayerNorm(config.hidden_size, _epsilon(config, config.num_hidden_layers))
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """ids int32 [T] to the first residual [T, D] of the compute type."""
-        return op.astype(self.pre_ln(self.embeddings(ids)), self.dtype)
-
-    def forward(self, x: Tensor, segments: Segments, state: State) -> Tensor:
-        """The residual [T, D] to the head's input, the last token of each sequence, [B, D]."""
-        for block in self.blocks:
-            x = block(x, segments, state)
-        # Cast first: a last block that computes in float32 then hands over what float16 could not.
-        x = op.astype(x, "float32")
-        return op.astype(self.ln_out(segments.last(x)), self.dtype)
+        super().__init__(config, fmt, dtype, lambda i: Block(config, i, fmt, dtype))

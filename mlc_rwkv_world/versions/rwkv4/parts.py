@@ -34,7 +34,7 @@ def time_mix(part: Part) -> list[Tensor]:
         "rwkv4.wkv",
         {"blends": blends, **weights},
         [(x.shape, part.compute)],
-        key_dtype=part.attrs["key_dtype"],
+        float32_keys=part.attrs["float32_keys"],
     )
     (gated,) = state.emit(inner, [1, 2, 3])
     return [residual_product(part, gated, "output", x), *state.results()]
@@ -42,7 +42,8 @@ def time_mix(part: Part) -> list[Tensor]:
 
 def wkv(part: Part) -> list[Tensor]:
     """`sigmoid(Wr xr) * wkv(Wk xk, Wv xv)` of the compute type; rows a, b and p."""
-    state, dtype = PartState(part), part.attrs["key_dtype"]
+    state = PartState(part)
+    dtype = "float32" if part.attrs["float32_keys"] else part.compute
     xk, xv, xr = part.tensors("blends")
     width = xk.shape[1]
     k = op.astype(product(part, xk, "key", width, dtype), "float32")

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlc_rwkv_world.kernels.formulas import last_rows, sigmoid, token_shift
+from mlc_rwkv_world.versions import ends
 from mlc_rwkv_world.versions.precision import Precision
-from mlc_rwkv_world.versions.values import RESIDUAL, Carried, Value, Values
+from mlc_rwkv_world.versions.values import Carried, Value, Values
 from mlc_rwkv_world.versions.weights import Weights
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ Array = NDArray[Any]
 # Rows of the state of one layer: previous inputs of the two mixes, and the recurrence's
 # numerator a, denominator b and exponent p.
 ATT_X, ATT_A, ATT_B, ATT_P, FFN_X = range(5)
+
+first, last = ends.first, ends.last
 
 
 def wkv(
@@ -134,23 +137,6 @@ def channel_mix(
     return out
 
 
-def _epsilon(config: ModelConfig, block: int) -> float:
-    """What normalizations of a block add to the variance, which each halving quarters."""
-    return config.layer_norm_epsilon * 0.25 ** config.halvings(block)
-
-
-def first(
-    ids: Array, weights: Weights, config: ModelConfig, precision: Precision
-) -> Values[Carried]:
-    """Token ids [T] to the first residual [T, D]."""
-    x = precision.rows(weights, "model.embeddings.weight", ids)
-    yield Value("embeddings", x)
-    x = precision.layer_norm(x, weights, "model.pre_ln", config.layer_norm_epsilon)
-    x = x.astype(precision.narrow, copy=False)
-    yield Value("pre_ln", x)
-    return (x,)
-
-
 def block(
     number: int,
     carried: Carried,
@@ -164,7 +150,7 @@ def block(
 
     Also gives the rows after the last tokens; those given stay.
     """
-    name, eps, rows = f"model.blocks.{number}", _epsilon(config, number), rows.copy()
+    name, eps, rows = f"model.blocks.{number}", config.epsilon(number), rows.copy()
     x = carried[0].astype(precision.narrow, copy=False)
     normal = precision.layer_norm(x, weights, f"{name}.ln1", eps)
     yield Value("ln1", normal)
@@ -183,17 +169,3 @@ def block(
         # The second product of this name.
         yield Value("feed_forward.value multiply 2", x)
     return (x,), rows
-
-
-def last(
-    carried: Carried, weights: Weights, offsets: Array, config: ModelConfig, precision: Precision
-) -> Values[Array]:
-    """The last residual [T, D], of any type, to the logits [B, V] in `wide`."""
-    x = last_rows(carried[0], offsets).astype(precision.wide)
-    yield Value(f"{RESIDUAL} last_token", x)
-    eps = _epsilon(config, config.num_hidden_layers)
-    x = precision.layer_norm(x, weights, "model.ln_out", eps).astype(precision.narrow, copy=False)
-    yield Value("ln_out", x)
-    logits = precision.product(x, weights, "head.weight", precision.wide)
-    yield Value("head", logits)
-    return logits

@@ -9,10 +9,13 @@ from mlc_rwkv_world.versions.version import Version
 
 RWKV4 = Version(
     model=model.RWKV4,
-    initial_rows=model.INITIAL_ROWS,
+    fields=lambda config: model.FIELDS,
     halved_outputs=("attention.output.weight", "feed_forward.value.weight"),
+    # 1.5B leaves float16's range in its first block.
+    fp32_presets={(24, 2048): (0,)},
     parts=parts.DECOMPOSITIONS,
     operations=operations.KERNELS,
+    anywhere={},
     rules={"llvm": cpu.RULES, "cuda": cuda.RULES},
     reference=reference,
 )

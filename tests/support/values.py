@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.versions.precision import FLOAT64, Precision
-from mlc_rwkv_world.versions.rwkv4 import reference
 from mlc_rwkv_world.versions.table import version_of
 from mlc_rwkv_world.versions.values import Value, finish
 from mlc_rwkv_world.versions.weights import Dense
@@ -19,7 +19,14 @@ Block = dict[str, np.ndarray]
 
 def model_weights(tensors: Mapping[str, np.ndarray]) -> Dense:
     """Tensors under BlinkDL's names as the model names and shapes them."""
-    return Dense({_model_name(name): tensor.squeeze() for name, tensor in tensors.items()})
+    return Dense({_model_name(name): _shaped(name, tensor) for name, tensor in tensors.items()})
+
+
+def _shaped(name: str, tensor: np.ndarray) -> np.ndarray:
+    if name.endswith(".r_k"):
+        return tensor
+    # BlinkDL multiplies by these from the other side.
+    return tensor.T if re.search(r"\.att\.[wavg][12]$", name) else tensor.squeeze()
 
 
 def _model_name(name: str) -> str:
@@ -28,8 +35,16 @@ def _model_name(name: str) -> str:
 
 
 def model_config(tensors: Mapping[str, np.ndarray], *, float32_keys: bool = True) -> ModelConfig:
-    """The configuration of a checkpoint's model."""
+    """The configuration of a checkpoint's model, of either version."""
     vocab_size, width = tensors["emb.weight"].shape
+    heads: dict[str, int] = {}
+    if "blocks.0.att.r_k" in tensors:
+        fields = {"w": "decay", "a": "a", "v": "v", "g": "gate"}
+        heads = {
+            f"{field}_low_rank_dim": tensors[f"blocks.1.att.{part}1"].shape[1]
+            for part, field in fields.items()
+        }
+        heads |= {"model_version": 7, "head_size": tensors["blocks.0.att.r_k"].shape[1]}
     return ModelConfig(
         hidden_size=width,
         intermediate_size=len(tensors["blocks.0.ffn.key.weight"]),
@@ -37,6 +52,7 @@ def model_config(tensors: Mapping[str, np.ndarray], *, float32_keys: bool = True
         vocab_size=vocab_size,
         float32_keys=float32_keys,
         fp32_layers=(),
+        **heads,
     )
 
 
@@ -44,7 +60,7 @@ def fresh_state(
     config: ModelConfig, batch: int, dtype: type[np.floating] = np.float64
 ) -> np.ndarray:
     """[B, L, R, D]."""
-    initial = np.array(version_of(config.model_version).initial_rows, dtype)
+    initial = np.array(version_of(config.model_version).initial_rows(config), dtype)
     shape = (batch, config.num_hidden_layers, len(initial), config.hidden_size)
     return np.broadcast_to(initial[:, None], shape).copy()
 
@@ -62,6 +78,7 @@ def run(
     """
     weights = model_weights(tensors)
     config = model_config(tensors, float32_keys=float32_keys)
+    reference = version_of(config.model_version).reference
     offsets = np.array([0, len(ids)])
     state = fresh_state(config, 1, precision.wide)
     carried = finish(reference.first(np.array(ids), weights, config, precision))

@@ -1,0 +1,43 @@
+"""What the references of several versions have around their blocks, as `model.backbone` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from mlc_rwkv_world.kernels.formulas import last_rows
+from mlc_rwkv_world.versions.precision import Precision
+from mlc_rwkv_world.versions.values import RESIDUAL, Carried, Value, Values
+from mlc_rwkv_world.versions.weights import Weights
+
+if TYPE_CHECKING:
+    from mlc_rwkv_world.model.config import ModelConfig
+
+Array = NDArray[Any]
+
+
+def first(
+    ids: Array, weights: Weights, config: ModelConfig, precision: Precision
+) -> Values[Carried]:
+    """Token ids [T] to the first residual [T, D]."""
+    x = precision.rows(weights, "model.embeddings.weight", ids)
+    yield Value("embeddings", x)
+    x = precision.layer_norm(x, weights, "model.pre_ln", config.layer_norm_epsilon)
+    x = x.astype(precision.narrow, copy=False)
+    yield Value("pre_ln", x)
+    return (x,)
+
+
+def last(
+    carried: Carried, weights: Weights, offsets: Array, config: ModelConfig, precision: Precision
+) -> Values[Array]:
+    """The last residual [T, D], of any type, to the logits [B, V] in `wide`."""
+    x = last_rows(carried[0], offsets).astype(precision.wide)
+    yield Value(f"{RESIDUAL} last_token", x)
+    eps = config.epsilon(config.num_hidden_layers)
+    x = precision.layer_norm(x, weights, "model.ln_out", eps).astype(precision.narrow, copy=False)
+    yield Value("ln_out", x)
+    logits = precision.product(x, weights, "head.weight", precision.wide)
+    yield Value("head", logits)
+    return logits

@@ -1,0 +1,18 @@
+"""RWKV-7, as the table of versions lists it."""
+
+from __future__ import annotations
+
+from mlc_rwkv_world.versions.rwkv7 import model, parts, reference, rules
+from mlc_rwkv_world.versions.version import Version
+
+RWKV7 = Version(
+    model=model.RWKV7,
+    fields=model.fields,
+    halved_outputs=(),
+    fp32_presets={},
+    parts=parts.DECOMPOSITIONS,
+    operations={},
+    anywhere=rules.ANYWHERE,
+    rules={},
+    reference=reference,
+)
