@@ -51,10 +51,10 @@ def choose(
     think: str | None = None,
     system: str | None = None,
 ) -> Template:
-    """A template for a model, its own where none is given, with a mode of thinking and a System
-    text.
+    """The template that was asked for, by name too, or the model's own.
 
-    Raises UsageError for a template that does not exist, and for what it does not have.
+    `think` is one of its modes, `system` a System text. Raises UsageError for a template that does
+    not exist, and for a mode or a System text that it does not have.
     """
     own = configured(engine.config)
     if template is None or template == own.name:

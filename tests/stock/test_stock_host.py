@@ -17,8 +17,8 @@ from stand_in import HANG, run, with_path
 from support.checkpoints import read_hf, write_pth
 
 import mlc_rwkv_world as world
-from mlc_rwkv_world.artifact.conversation import OPENING_ANSWER
 from mlc_rwkv_world.artifact.metadata import REVISION
+from mlc_rwkv_world.artifact.templates import WORLD
 from mlc_rwkv_world.compiler.cache import digest_of_sources
 from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.tokenizer import WorldTokenizer
@@ -34,7 +34,7 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 24, 31, 33, 48, 64, 65, 80, 100, 
 LONG = (256, 300, 384, 450, 500, 511, 512, 513, 700, 1100)
 NEW_TOKENS = 16
 USED_IDS = 65529
-PRIMER = f"User: hi\n\nAssistant: {OPENING_ANSWER}\n\n"
+PRIMER = WORLD.primer
 STOP = "\n\n"
 # Where the reference's best two logits are closer, which one wins is nobody's mistake.
 TIE = 1e-3

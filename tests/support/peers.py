@@ -39,6 +39,13 @@ from rwkv.model import RWKV
 
 model, ids = RWKV(model=sys.argv[1], strategy=sys.argv[4]), json.loads(sys.argv[2])
 rows, state = [], None
+if len(sys.argv) > 5:
+    import torch
+
+    # As ChatRWKV's demo loads a tuned state, which RWKV-7 does not transpose.
+    tuned, state = torch.load(sys.argv[5]), model.generate_zero_state()
+    for i in range(len(tuned)):
+        state[3 * i + 1] = tuned[f"blocks.{i}.att.time_state"].float().contiguous()
 for token in ids:
     out, state = model.forward([token], state)
     rows.append(out.float().numpy().copy())
@@ -46,13 +53,15 @@ np.save(sys.argv[3], np.stack(rows))
 """
 
 
-def rwkv7_logits(pth: Path, ids: Sequence[int], strategy: str = "cpu fp32") -> np.ndarray:
-    """`rwkv_logits` of an RWKV-7, which should hold float32."""
+def rwkv7_logits(
+    pth: Path, ids: Sequence[int], strategy: str = "cpu fp32", tuned: Path | None = None
+) -> np.ndarray:
+    """`rwkv_logits` of an RWKV-7, which should hold float32, from a tuned state or a new one."""
     environment = os.environ | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1"}
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "logits.npy"
         command = [sys.executable, "-c", _RWKV7, pth.with_suffix(""), str(list(ids)), found]
-        command.append(strategy)
+        command += [strategy] if tuned is None else [strategy, tuned]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
         assert done.returncode == 0, done.stderr
         logits: np.ndarray = np.load(found)
