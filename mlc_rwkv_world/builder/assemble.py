@@ -119,7 +119,7 @@ def build(
         kept = kept_checksums(plan, built, weights=options.weights)
         write_checksums(folder, [path.name for path in built], kept)
         registry.register(plan.folder, folder)
-    return _artifact(plan, built, weights=options.weights)
+    return _artifact(plan, built)
 
 
 def _locate(options: Options, models_dir: Path, reporter: Reporter) -> Path:
@@ -207,7 +207,7 @@ def _left_out(found: Found) -> list[str]:
     return [f"{path} was not built here: it stays, but does not run." for path in found.unlisted]
 
 
-def _artifact(plan: Plan, built: list[Path], *, weights: bool) -> Artifact:
+def _artifact(plan: Plan, built: list[Path]) -> Artifact:
     params = plan.folder / PARAMS_DIR
     nbytes = ParameterIndex.read(params).nbytes if params.is_dir() else 0
     values = sum(prod(plan.checkpoint.shape(name)) for name in plan.checkpoint.names())
@@ -222,7 +222,7 @@ def _artifact(plan: Plan, built: list[Path], *, weights: bool) -> Artifact:
         fp32_layers=tuple(plan.config.fp32_layers or ()),
         nbytes=nbytes,
         bits_per_weight=8 * nbytes / values,
-        template=plan.template if weights else None,
+        template=plan.template if plan.choices.options.weights else None,
         notes=(
             *_precision_notes(plan.config),
             *plan.choices.target.notes,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc_rwkv_world.artifact.places import expanded
+from mlc_rwkv_world.artifact.templates import TEMPLATES, template_named
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.model.config import DEFAULT_MAX_BATCH, DEFAULT_PREFILL_CHUNK
 from mlc_rwkv_world.model.fp32_layers import parse
@@ -67,6 +68,11 @@ def _blocks(_: str, value: str | None) -> None:
 def _dtype(_: str, value: str) -> None:
     if value not in (AUTO, "float16", "float32"):
         raise UsageError(f"--compute-dtype {value!r}: give auto, float16 or float32.")
+
+
+def _template(_: str, value: str | None) -> None:
+    if value is not None:
+        template_named(value)
 
 
 # Groups of flags: a build has one source, and leaves out one part at most.
@@ -219,6 +225,16 @@ class Options:
         default=False,
         metadata=_flag("--system-lib", "objects to link into a program, as a .tar", sets=True),
     )
+    template: str | None = field(
+        default=None,
+        metadata=_flag(
+            "--template",
+            f"how conversations are written: {', '.join(TEMPLATES)} (default: what the checkpoint "
+            "was trained for, by its version and name)",
+            metavar="NAME",
+            check=_template,
+        ),
+    )
     stock: bool = field(
         default=True,
         metadata=_flag(
@@ -249,6 +265,11 @@ class Options:
     def __post_init__(self) -> None:
         if not (self.weights or self.library):
             raise UsageError("nothing to build: both the weights and the library were left out.")
+        if self.template is not None and not self.weights:
+            raise UsageError(
+                "--template is written beside the weights, which this build leaves out. Give it to "
+                "mlc_chat_cli, or build them too."
+            )
         for name, flag in flags():
             if flag.check is not None:
                 flag.check(name, getattr(self, name))

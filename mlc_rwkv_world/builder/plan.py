@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc_rwkv_world.artifact.template import Template
-from mlc_rwkv_world.artifact.templates import template_of
+from mlc_rwkv_world.artifact.templates import template_named, template_of
 from mlc_rwkv_world.builder.choices import Choices
 from mlc_rwkv_world.builder.options import AUTO
 from mlc_rwkv_world.checkpoint import Checkpoint
@@ -77,7 +77,10 @@ def make_plan(checkpoint: Checkpoint, choices: Choices, output: Path, reporter: 
         config = _measured(checkpoint, config, choices, reporter)
     folder = output / f"{checkpoint.name}-{choices.format.name}"
     _require_name(folder.name)
-    template = template_of(checkpoint.version, checkpoint.name)
+    if options.template is None:
+        template = template_of(checkpoint.version, checkpoint.name)
+    else:
+        template = template_named(options.template)
     return Plan(checkpoint, choices, config, parameters(config, choices.format), template, folder)
 
 

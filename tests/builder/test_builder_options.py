@@ -23,7 +23,7 @@ NAMES = [field.name for field in dataclasses.fields(Options)]
 # What is no option of a build: every command's own.
 EVERYWHERE = {"--help", "--debug", "--version"}
 # Values other than the default, where not any text will do.
-VALUES = {"use_cache": 0, "compute_dtype": "float32", "fp32_layers": "0,2-5"}
+VALUES = {"use_cache": 0, "compute_dtype": "float32", "fp32_layers": "0,2-5", "template": "qa"}
 
 
 @pytest.fixture
@@ -73,6 +73,13 @@ def test_nothing_else_is(capsys: pytest.CaptureFixture[str]) -> None:
 def test_defaults_are_those_of_options(heard: list[Options]) -> None:
     assert command.main(["--hf-path", "here"]) == UsageError.exit_status
     assert heard == [Options("here")]
+
+
+def test_templates_that_no_build_can_have() -> None:
+    with pytest.raises(UsageError, match="no template 'g2'; there are world, g1, instruction, qa"):
+        Options("here", template="g2")
+    with pytest.raises(UsageError, match="which this build leaves out"):
+        Options("here", template="qa", weights=False)
 
 
 def test_where_modules_are_written(tmp_path: Path) -> None:

@@ -112,6 +112,14 @@ def test_configuration(built: Artifact) -> None:
     assert str(built.template) == "world"
 
 
+def test_a_template_can_be_chosen(source: Path, tmp_path: Path) -> None:
+    artifact = build_tiny(source, tmp_path, library=False, template="qa")
+    config = json.loads((artifact.params / "mlc-chat-config.json").read_text())
+    assert config["rwkv_world"] == {"template": "qa"}
+    assert (config["conv_template"]["name"], config["top_p"]) == ("rwkv_qa", 0.2)
+    assert str(artifact.template) == "qa"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("library_first", [False, True])
 def test_parts_make_the_same_artifact(
