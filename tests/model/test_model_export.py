@@ -21,6 +21,7 @@ from tvm import IRModule, relax
 
 from mlc_rwkv_world.artifact.abi import OFFSETS, POOL, SLOTS
 from mlc_rwkv_world.compiler.export import parameters
+from mlc_rwkv_world.compiler.passes.fp32_layers import FP32Layers
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.model.parts import PREFIX, ROWS, read
@@ -128,16 +129,37 @@ def test_rwkv7_hands_block_0s_value_to_the_others() -> None:
         assert found["vm.builtin.rnn_state_get"] == found["vm.builtin.rnn_state_set"] == stock
 
 
+def _products(func: relax.Function) -> list[tuple[relax.Expr, relax.Var]]:
+    """Input and result of each product, in order."""
+    return [
+        (binding.value.args[1].fields[0], binding.var)
+        for binding in func.body.blocks[0].bindings
+        if isinstance(binding.value, relax.Call)
+        and callee(binding.value) == "relax.call_tir"
+        and name_of(binding.value.args[0]).startswith("linear")
+    ]
+
+
+# Of block 1, and changes of the configuration.
+@pytest.mark.parametrize("version, count, changes", [(4, 7, {}), (7, 14, RWKV7)])
+def test_no_product_of_a_block_in_float32_is_rounded(
+    version: int, count: int, changes: dict[str, int]
+) -> None:
+    """Not those either that round in the other blocks because the configuration asks for it."""
+    mod = small_module("q0f16", "float16", stock=False, float32_keys=False, **changes)
+    mod = chosen(FP32Layers((1,))(mod), resolve("metal").target, version)
+    for name in OURS:
+        products = _products(functions(mod)[name])
+        *before, head = [str(out.ty.dtype) for _, out in products]
+        assert head == "float32"
+        assert set(before[-count:]) == {"float32"}, name
+        assert before[:3] == ["float16"] * 3
+
+
 def test_products_that_leave_float16s_range_are_float32() -> None:
     mod = chosen(small_module("q4f16_1", "float16"), resolve("metal").target)
     for name in STEPS | RAGGED:
-        products = [
-            (binding.value.args[1].fields[0], binding.var)
-            for binding in functions(mod)[name].body.blocks[0].bindings
-            if isinstance(binding.value, relax.Call)
-            and callee(binding.value) == "relax.call_tir"
-            and name_of(binding.value.args[0]).startswith("linear")
-        ]
+        products = _products(functions(mod)[name])
         results = [str(out.ty.dtype) for _, out in products]
         # Key, value, receptance, output; receptance, key, value; and at the end the head.
         block = ["float32", "float32", "float16", "float16", "float16", "float16", "float16"]
