@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pytest
 import tvm
@@ -13,14 +15,17 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.tvm_script import quick_parsing
 
-PARSING = {"quick": quick_parsing, "plain": nullcontext}
+PARSING: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "quick": quick_parsing,
+    "plain": nullcontext,
+}
 
 
 def _function(width: int) -> tirx.PrimFunc:
     """Annotations that only the enclosing call knows, and a macro that is used twice."""
 
     @T.inline
-    def fill(x, out, factor):
+    def fill(x, out, factor):  # type: ignore[no-untyped-def]
         for i in T.serial(width):
             out[i] = out[i] + x[i] * T.float32(factor)
 
@@ -38,7 +43,7 @@ def _nested() -> tirx.PrimFunc:
     @T.prim_func(s_tir=True)
     def func(x: T.Buffer((4,), "float32")) -> None:
         @T.inline
-        def double(i):
+        def double(i):  # type: ignore[no-untyped-def]
             x[i] = x[i] * T.float32(2)
 
         double(0)
@@ -61,8 +66,8 @@ def _class() -> tvm.IRModule:
 @pytest.mark.parametrize(
     "make", [lambda: _function(3), _nested, _class], ids=["function", "nested", "class"]
 )
-def test_the_same_each_time(make) -> None:
-    found = {}
+def test_the_same_each_time(make: Callable[[], object]) -> None:
+    found: dict[str, Any] = {}
     for name, parsing in PARSING.items():
         with parsing():
             make()
@@ -84,7 +89,7 @@ def test_errors_name_the_same_place() -> None:
 
             @T.prim_func(s_tir=True)
             def func(x: T.Buffer((4,), "float32")) -> None:
-                x[0] = unknown  # noqa: F821
+                x[0] = unknown  # type: ignore[name-defined]  # noqa: F821
 
         said.append(str(info.value))
     assert said[0] == said[1] and f"{__file__}:" in said[0]
@@ -93,9 +98,12 @@ def test_errors_name_the_same_place() -> None:
 def test_sources_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[object] = []
     original = inspect.getframeinfo
-    monkeypatch.setattr(
-        inspect, "getframeinfo", lambda *a, **k: looked.append(a) or original(*a, **k)
-    )
+
+    def getframeinfo(*args: Any, **options: Any) -> inspect.Traceback:
+        looked.append(args)
+        return original(*args, **options)
+
+    monkeypatch.setattr(inspect, "getframeinfo", getframeinfo)
     with quick_parsing():
         _function(3)
     # For the function, and for its decorator, which TVM evaluates again.

@@ -59,8 +59,8 @@ def rwkv7_logits(pth: Path, ids: Sequence[int], tuned: Path | None = None) -> np
     environment = os.environ | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1"}
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "logits.npy"
-        command = [sys.executable, "-c", _RWKV7, str(pth.with_suffix("")), str(list(ids)), found]
-        command += [] if tuned is None else [tuned]
+        command: list[str | Path] = [sys.executable, "-c", _RWKV7, str(pth.with_suffix(""))]
+        command += [str(list(ids)), found, *([] if tuned is None else [tuned])]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
         assert done.returncode == 0, done.stderr
         logits: np.ndarray = np.load(found)
