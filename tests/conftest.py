@@ -42,7 +42,7 @@ def _own_place(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
 def demo_checkpoint(shared: Path) -> Path:
     """The trained model, unpacked as a Hugging Face folder by its own command."""
     folder = shared / "RWKV-4-World-Demo"
-    unpack = [sys.executable, ROOT / "demo" / "unpack.py", folder]
+    unpack = [sys.executable, str(ROOT / "demo" / "unpack.py"), str(folder)]
     return once(folder, lambda: subprocess.run(unpack, check=True))
 
 
