@@ -83,7 +83,7 @@ def train(
             apart = (torch.exp(goal + model.count) * (goal - four)).sum(-1).mean()
             loss = loss / 2 + arguments.pull * apart
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         shown = loss.item() if shown == 0 else 0.98 * shown + 0.02 * loss.item()

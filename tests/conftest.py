@@ -50,7 +50,7 @@ def _own_place(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def _unpacked(folder: Path, version: str) -> Path:
-    unpack = [sys.executable, ROOT / "demo" / "unpack.py", folder, "--version", version]
+    unpack = [sys.executable, str(ROOT / "demo" / "unpack.py"), str(folder), "--version", version]
     return once(folder, lambda: subprocess.run(unpack, check=True))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -192,7 +192,7 @@ class Engine:
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         state: State | None = None,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Read `prompt` and yield what follows, in pieces of whole characters.
 
         It ends at the end-of-text token, before the first of the `stop` strings, or after
@@ -337,7 +337,9 @@ def _unlisted(found: Found) -> str:
     return f" that {SHA256SUMS} lists ({names} is not listed and does not run)" if names else ""
 
 
-def _settled(generation: Generation, ids: npt.NDArray[np.int32], *, settle: bool) -> Iterator[str]:
+def _settled(
+    generation: Generation, ids: npt.NDArray[np.int32], *, settle: bool
+) -> Generator[str, None, None]:
     try:
         yield from generation.run(ids)
     finally:

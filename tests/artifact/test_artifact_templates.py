@@ -24,7 +24,11 @@ from mlc_rwkv_world.artifact.templates import G1, INSTRUCTION, QA, TEMPLATES, WO
 )
 def test_prompts(template: Template, prompt: str) -> None:
     assert template.prompt(" Hello\n") == prompt
-    assert (template.ending, template.stop, template.stop_ids) == ("\n\n", ("\n\n",), {0})
+    assert (template.ending, template.stop, template.stop_ids) == (
+        "\n\n",
+        ("\n\n",),
+        frozenset({0}),
+    )
 
 
 def test_world_begins_with_a_greeting_and_others_with_nothing() -> None:

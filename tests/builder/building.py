@@ -16,7 +16,12 @@ OPTIONS = ["--target", "llvm", "--prefill-chunk-size", str(CHUNK), "--no-stock"]
 
 def build_tiny(source: Path, output: Path, **options: Any) -> Artifact:
     """Builds for this CPU, with a small chunk and without stock's functions."""
-    usual = {"target": "llvm", "output": output, "prefill_chunk_size": CHUNK, "stock": False}
+    usual: dict[str, Any] = {
+        "target": "llvm",
+        "output": output,
+        "prefill_chunk_size": CHUNK,
+        "stock": False,
+    }
     return build(source, **usual | options)
 
 

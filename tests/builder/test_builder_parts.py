@@ -492,13 +492,15 @@ def test_wrong_options_are_refused_before_anything_is_looked_for(
         raise AssertionError("looked for the model")
 
     monkeypatch.setattr(assemble, "resolve_source", resolve_source)
+    usual: dict[str, Any] = {"target": "llvm", "output": tmp_path}
     with pytest.raises(error, match=message):
-        mlc_rwkv_world.build("owner/name", **{"target": "llvm", "output": tmp_path} | options)
+        mlc_rwkv_world.build("owner/name", **usual | options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_exactly_one_source(tmp_path: Path, source: Path) -> None:
-    for options in ({}, {"source": source, "model": "tiny"}):
+    both: dict[str, Any] = {"source": source, "model": "tiny"}
+    for options in ({}, both):
         with pytest.raises(UsageError, match="say which checkpoint to build"):
             mlc_rwkv_world.build(**options, target="llvm", output=tmp_path)
 

@@ -144,7 +144,7 @@ def test_statuses_of_failures(
     command: list[str], source: Path, broken: Path, tmp_path: Path
 ) -> None:
     dist = tmp_path / "dist"
-    cases = [
+    cases: list[tuple[int, str, list[str | Path]]] = [
         (2, "is not known", ["--hf-path", source, "--quantization", "q3f16_1"]),
         (3, "no checkpoint called 'nobody'", ["--model", "nobody"]),
         (4, "head.weight", ["--hf-path", broken, "--convert-weights-only"]),

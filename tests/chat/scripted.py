@@ -36,5 +36,5 @@ if __name__ == "__main__":
         time.sleep(_MOMENT)
         return next(tokens, 0)
 
-    Sampler.choose = choose  # type: ignore[method-assign]
+    Sampler.choose = choose  # type: ignore[assignment]
     sys.exit(main(sys.argv[2:]))

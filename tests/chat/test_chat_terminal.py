@@ -32,7 +32,7 @@ def model(demo_artifact: Callable[[str], Path]) -> str:
     return str(demo_artifact("q0f32"))
 
 
-def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[Any]:
     options = {"text": True, "encoding": "utf-8", "timeout": 60, **options}
     return subprocess.run([*CLI, *arguments], capture_output=True, check=False, **options)
 

@@ -63,7 +63,7 @@ class Terminal:
         """What is shown after a line up to the end of `last`; then the program waits again."""
         self.child.send(line.encode() + b"\r")
         self.child.expect_exact(last)
-        shown = (self.child.before + self.child.after).decode()
+        shown = str(self.child.before + self.child.after, "utf-8")
         self.ready()
         # The editor draws the line once more before it lets go of the terminal.
         return shown.rpartition("\x1b[?2004l")[2].replace("\r\n", "\n")

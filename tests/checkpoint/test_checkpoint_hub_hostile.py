@@ -105,13 +105,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.is_list:
             names = [path.name for path in self.hub.folder.iterdir()]
             siblings = [{"rfilename": name} for name in names]
-            return self.send(200, json.dumps({"sha": "a" * 40, "siblings": siblings}).encode())
+            self.send(200, json.dumps({"sha": "a" * 40, "siblings": siblings}).encode())
+            return
         data = (self.hub.folder / self.path.split("/")[-1]).read_bytes()
         begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
         if begin:
             headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-        return self.send(206 if begin else 200, data[begin:], **headers)
+        self.send(206 if begin else 200, data[begin:], **headers)
 
     @property
     def is_list(self) -> bool:
@@ -121,7 +122,8 @@ class Handler(BaseHTTPRequestHandler):
     def is_get(self) -> bool:
         return self.command == "GET"
 
-    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
+    def send(self, status: int, body: bytes = b"", **headers: str) -> bool:
+        """True: nothing else is to be answered."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -130,6 +132,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.is_get:
             self.wfile.write(body)
+        return True
 
     def flood(self, status: int, how: str, piece: bytes = b" " * (1 << 20), **headers: str) -> None:
         """A body of 600 MB."""
@@ -242,7 +245,7 @@ def test_no_other_answer_fills_memory(hub: Hub, tmp_path: Path, where: str) -> N
     ],
 )
 def test_lists_that_are_none(hub: Hub, tmp_path: Path, body: bytes) -> None:
-    hub.answer = lambda request: request.is_list and (request.send(200, body), True)[1]
+    hub.answer = lambda request: request.is_list and request.send(200, body)
     assert "something else than a model's list of files. That is not a hub" in refusal(tmp_path)
 
 
@@ -344,12 +347,10 @@ def test_lists_and_checksums_come_from_no_other_server(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    hub.answer = lambda r: r.is_list and (r.send(status, Location=hub.elsewhere + r.path), True)[1]
+    hub.answer = lambda r: r.is_list and r.send(status, Location=hub.elsewhere + r.path)
     assert "redirects to" in (message := refusal(tmp_path))
     assert "another server than the one that was asked: refused" in message
-    hub.answer = lambda r: (
-        not r.is_list and (r.send(status, Location=hub.elsewhere + r.path), True)[1]
-    )
+    hub.answer = lambda r: not r.is_list and r.send(status, Location=hub.elsewhere + r.path)
     assert "without an ETag and a size" in refusal(tmp_path)
     assert hub.tokens() == {("asked", "Bearer hf_secret")}
 

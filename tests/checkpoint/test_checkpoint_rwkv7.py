@@ -147,7 +147,7 @@ def test_what_configurations_say_wrong(
 def test_epsilon_and_divisor_by_either_name(tmp_path: Path, world: Tensors) -> None:
     found = open_checkpoint(write_fla(tmp_path / "a", world, norm_eps=1e-6)).config
     assert (found.layer_norm_epsilon, found.head_size_divisor) == (1e-6, 8)
-    more = {"norm_eps": None, "layer_norm_epsilon": 1e-4, "head_size_divisor": 4}
+    more: dict[str, Any] = {"norm_eps": None, "layer_norm_epsilon": 1e-4, "head_size_divisor": 4}
     found = open_checkpoint(write_fla(tmp_path / "b", world, **more)).config
     assert (found.layer_norm_epsilon, found.head_size_divisor) == (1e-4, 4)
 

@@ -66,14 +66,14 @@ def stepwise(name: str, arrays: Arrays, weight: np.ndarray) -> np.ndarray:
         if name == "sums":
             return x + y - z
         if name == "squares":
-            return np.square(np.maximum(x, zero)) * y - z
+            return np.asarray(np.square(np.maximum(x, zero)) * y - z)
         if name == "casts":
             wide = x.astype(np.float32) * y.astype(np.float32)
             return (wide.astype(np.float16).astype(np.float32) - wide).astype(np.float16) + z
         if name == "gates":
-            return one / (one + np.exp(-x)) * y + z
+            return np.asarray(one / (one + np.exp(-x)) * y + z)
         product = (x.astype(np.float64) @ weight.astype(np.float64).T).astype(np.float16)
-        return product + y + z
+        return np.asarray(product + y + z)
 
 
 @pytest.fixture(scope="module")

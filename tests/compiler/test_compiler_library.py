@@ -64,7 +64,7 @@ def test_a_system_library_runs_and_prefixes_its_symbols(
     assert f"__tvm_ffi_{PREFIX}linear" in " ".join(ours)
     assert all(PREFIX in name or name in ("_init", "_fini") for name in ours)
     code = "\n".join(line.strip() for line in _RUN_SYSTEM_LIB.splitlines())
-    command = [sys.executable, "-c", code, path, tmp_path / "logits.npy", PREFIX]
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "logits.npy"), PREFIX]
     subprocess.run(command, cwd=Path(__file__).parent, check=True)
     expected = logits(tvm.runtime.load_module(str(linked)))
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), expected)

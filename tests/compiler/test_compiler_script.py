@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pytest
 import tvm
@@ -24,14 +25,17 @@ from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.tvm_script import quick_parsing
 
-PARSING = {"quick": quick_parsing, "plain": nullcontext}
+PARSING: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "quick": quick_parsing,
+    "plain": nullcontext,
+}
 
 
 def _function(width: int) -> tirx.PrimFunc:
     """Annotations that only the enclosing call knows, and a macro that is used twice."""
 
     @T.inline
-    def fill(x, out, factor):
+    def fill(x, out, factor):  # type: ignore[no-untyped-def]
         for i in T.serial(width):
             out[i] = out[i] + x[i] * T.float32(factor)
 
@@ -49,7 +53,7 @@ def _nested() -> tirx.PrimFunc:
     @T.prim_func(s_tir=True)
     def func(x: T.Buffer((4,), "float32")) -> None:
         @T.inline
-        def double(i):
+        def double(i):  # type: ignore[no-untyped-def]
             x[i] = x[i] * T.float32(2)
 
         double(0)
@@ -94,8 +98,8 @@ def _expressions() -> tirx.PrimFunc:
     [lambda: _function(3), _nested, _class, _expressions],
     ids=["function", "nested", "class", "expressions"],
 )
-def test_the_same_each_time(make) -> None:
-    found = {}
+def test_the_same_each_time(make: Callable[[], object]) -> None:
+    found: dict[str, Any] = {}
     for name, parsing in PARSING.items():
         with parsing():
             make()
@@ -135,7 +139,7 @@ def test_macros_follow_what_they_are_called_with() -> None:
 def _unknown() -> None:
     @T.prim_func(s_tir=True)
     def func(x: T.Buffer((4,), "float32")) -> None:
-        x[0] = T.max(x[1], unknown)  # noqa: F821
+        x[0] = T.max(x[1], unknown)  # type: ignore[name-defined]  # noqa: F821
 
 
 def _no_attribute() -> None:
@@ -183,9 +187,12 @@ def test_errors_name_the_same_place(make: Callable[[], None]) -> None:
 def test_sources_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[object] = []
     original = inspect.getframeinfo
-    monkeypatch.setattr(
-        inspect, "getframeinfo", lambda *a, **k: looked.append(a) or original(*a, **k)
-    )
+
+    def getframeinfo(*args: Any, **options: Any) -> inspect.Traceback:
+        looked.append(args)
+        return original(*args, **options)
+
+    monkeypatch.setattr(inspect, "getframeinfo", getframeinfo)
     with quick_parsing():
         _function(3)
     # For the function, and for its decorator, which TVM evaluates again.

@@ -147,7 +147,7 @@ def _asking(answer: _Answer) -> HubClient:
     client = HubClient.__new__(HubClient)
     client._endpoint = "https://hub.example"
     client._token = "secret"
-    client._request = lambda *_: answer  # type: ignore[method-assign]
+    client._request = lambda *_: answer  # type: ignore[assignment]
     return client
 
 

@@ -129,7 +129,7 @@ class Kernels:
         tensor = tvm.runtime.tensor(array)
         rest = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in args]
         self._module[name](tensor, *rest)
-        return tensor.numpy()
+        return np.asarray(tensor.numpy())
 
 
 def poisoned(shape: tuple[int, ...], dtype: str) -> Array:

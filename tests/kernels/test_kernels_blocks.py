@@ -112,7 +112,8 @@ class _Pool:
 
     def read(self) -> Array:
         """What the layer's rows were, [B, R, D]."""
-        return self.before[self.slots[:, 0], LAYER]
+        rows: Array = self.before[self.slots[:, 0], LAYER]
+        return rows
 
     def written(self, *rows: int) -> list[Array]:
         """What these rows are now, [B, D] each; nothing else has changed."""
@@ -150,10 +151,10 @@ class _Bench:
         if self.arithmetic == BFLOAT16:
             bits = bfloat16.reference(dense)
             return reference_narrow(dense), bfloat16.widened(bits).astype(float)
-        tensors = quantize(dense, QUANTIZED)
+        words, scales = quantize(dense, QUANTIZED)
         target: Target = self.kernels.target
-        form = reference_grouped(*tensors, QUANTIZED.bits, lanes(target))
-        return form, dequantize(tensors, QUANTIZED).astype(float)
+        form = reference_grouped(words, scales, QUANTIZED.bits, lanes(target))
+        return form, dequantize([words, scales], QUANTIZED).astype(float)
 
     def given(self, rows: int, k: int) -> tuple[Array, Array]:
         """An input of a product, and its values."""
@@ -170,7 +171,7 @@ class _Bench:
         self, name: str, *args: Any, outs: Sequence[tuple[int, int]], floats: Sequence[int] = ()
     ) -> list[Array]:
         """The results, [rows, K] each: those of `floats` as such, others are inputs of products."""
-        given = {
+        given: dict[str, Callable[[int, int], tuple[tuple[int, ...], str]]] = {
             INT8: lambda rows, k: ((rows, k // 32, activation.RECORD), U32),
             BFLOAT16: lambda rows, k: ((rows, k), U16),
             FLOAT32: lambda rows, k: ((rows, k), F32),
@@ -180,7 +181,10 @@ class _Bench:
             for i, shape in enumerate(outs)
         ]
         found = self.kernels(f"{name}_{self.arithmetic}_{self.rows}", *args, outs=kinds)
-        values = {U32: activation.dequantized, U16: bfloat16.widened}
+        values: dict[str, Callable[[Array], Array]] = {
+            U32: activation.dequantized,
+            U16: bfloat16.widened,
+        }
         return [values.get(str(out.dtype), np.asarray)(out) for out in found]
 
     def close(self, found: Array, exact: Array, ratio: float | None = None) -> None:
@@ -247,8 +251,9 @@ def test_time_mix_of_a_step(bench: _Bench) -> None:
     k, v, r = (x @ w.T for (_, x), (_, w) in zip(inputs, weights, strict=True))
     rows = pool.read().astype(float)
     offsets = np.arange(bench.count + 1)
-    vectors = [-np.exp(decay.astype(float)), first.astype(float)]
-    y, *new = wkv(k, v, *vectors, *rows[:, 1:4].swapaxes(0, 1), offsets)
+    w, u = -np.exp(decay.astype(float)), first.astype(float)
+    a, b, p = rows[:, 1:4].swapaxes(0, 1)
+    y, *new = wkv(k, v, w, u, a, b, p, offsets)
     bench.close(gated, _sigmoid(r) * y)
     for found, exact in zip(pool.written(1, 2, 3), new, strict=True):
         bench.close(found, exact, 5e-6)
@@ -269,8 +274,9 @@ def test_products_and_recurrence_of_prompts(kernels: Kernels, arithmetic: str) -
     (gated,) = bench.run("recurrence", *args, outs=[(tokens, D)])
     k, v, r = (out.astype(float) for out in found)
     rows = pool.read().astype(float)
-    vectors = [-np.exp(decay.astype(float)), first.astype(float)]
-    y, *new = wkv(k, v, *vectors, *rows[:, 1:4].swapaxes(0, 1), _offsets())
+    w, u = -np.exp(decay.astype(float)), first.astype(float)
+    a, b, p = rows[:, 1:4].swapaxes(0, 1)
+    y, *new = wkv(k, v, w, u, a, b, p, _offsets())
     bench.close(gated, r * y)
     for out, wanted in zip(pool.written(1, 2, 3), new, strict=True):
         bench.close(out, wanted, 5e-6)

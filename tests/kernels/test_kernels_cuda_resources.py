@@ -19,6 +19,7 @@ from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
 from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.versions.rwkv4.cuda.time_mix import time_mix_step
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,8 +41,8 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
         return tensors if stored.bits else tensors * 2
 
     def sig(args: list[Any], outs: list[Any], *stored: Stored) -> Signature:
-        types = [[TensorType(*one) for one in given] for given in (args, outs)]
-        return Signature(*types, target, stored)
+        taken, given = ([TensorType(*one) for one in some] for some in (args, outs))
+        return Signature(taken, given, target, stored)
 
     kernels = {"norm_mix": norm_mix_step(sig([row, *[vector] * 5, *state], [row] * 3), eps=1e-5)}
     for stored in (Stored(0, "float16"), Stored.symmetric(4, "float16", group=32)):
@@ -56,7 +57,7 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
             f"value_{bits}": matvec_cuda.matvec_gated_add(
                 sig(gated, [row], stored, stored), factor=1.0
             ),
-            f"mix_{bits}": matvec_cuda.time_mix_step(sig(mixed, [row], *[stored] * 3)),
+            f"mix_{bits}": time_mix_step(sig(mixed, [row], *[stored] * 3)),
             f"rows_{bits}": matmul_cuda.matmul(
                 sig([many, *(square if bits else square[:1])], [many], stored)
             ),

@@ -122,7 +122,8 @@ def _weight(n: int, k: int, name: str, target: Target) -> tuple[list[Array], Arr
     stored = STORED[name]
     tensors = quantize(np.random.default_rng(n).standard_normal((n, k), np.float32), stored)
     if stored.bits:
-        form = reference_grouped(*tensors, stored.bits, lanes(target))
+        words, scales = tensors
+        form = reference_grouped(words, scales, stored.bits, lanes(target))
     else:
         form = reference_plain(tensors[0])
     return tensors, form, dequantize(tensors, stored)
@@ -139,7 +140,7 @@ def test_packing_is_exact(kernels: Kernels, name: str) -> None:
 @pytest.mark.parametrize("name", NARROWS)
 def test_packing_rounds_to_bfloat16(kernels: Kernels, name: str) -> None:
     _, stored, n, k = name.split("_")
-    weight = np.random.default_rng(0).standard_normal((int(n), int(k)), F32).astype(stored)
+    weight = np.random.default_rng(0).standard_normal((int(n), int(k)), np.float32).astype(stored)
     weight[0, :2], weight[1, :2] = [np.nan, np.inf], [6.1e-5, -6e-8]
     expected = reference_narrow(weight)
     (found,) = kernels(name, weight, outs=[(expected.shape, U16)])
@@ -181,7 +182,7 @@ def test_quantized_inputs(kernels: Kernels) -> None:
     x[1, :32] = 0
     x[2, 40], x[3, 2], x[4, 95] = np.nan, np.inf, 3e38
     (records,) = kernels("quantize", x, outs=[((5, 3, 10), U32)])
-    finite = np.isfinite(x.reshape(5, 3, 32)).all(axis=2)
+    finite: Array = np.all(np.isfinite(x.reshape(5, 3, 32)), axis=2)
     expected = activation.reference(np.where(np.isfinite(x), x, np.float32(0)))
     np.testing.assert_array_equal(records[finite], expected[finite])
     values = activation.dequantized(records).reshape(5, 3, 32)
@@ -242,11 +243,11 @@ def test_the_largest_values_do_not_overflow(byte_kernels: Kernels, stored: str) 
     """Every pair of products at once at its bound, of either sign."""
     dense = np.ones((70, 96), np.float32)
     dense[::2] = -1
-    tensors = quantize(dense, STORED[stored])
-    form = reference_grouped(*tensors, STORED[stored].bits, lanes(byte_kernels.target))
+    words, scales = quantize(dense, STORED[stored])
+    form = reference_grouped(words, scales, STORED[stored].bits, lanes(byte_kernels.target))
     x = np.full((3, 96), 2.0, F32)
     x[1] *= -1
     (y,) = byte_kernels(
         f"m_{stored}_int8_70_96", activation.reference(x), form, outs=[((3, 70), F32)]
     )
-    np.testing.assert_allclose(y, x @ dequantize(tensors, STORED[stored]).T, rtol=1e-6)
+    np.testing.assert_allclose(y, x @ dequantize([words, scales], STORED[stored]).T, rtol=1e-6)

@@ -77,7 +77,7 @@ def _inputs(width: int, size: int) -> tuple[list[Array], Array]:
 
 
 def _exact(inputs: list[Array], state: Array, offsets: Array) -> tuple[Array, Array]:
-    return reference.wkv(*(x.astype(np.float64) for x in (*inputs, state)), offsets)
+    return reference.wkv(*[*(x.astype(np.float64) for x in (*inputs, state)), offsets])
 
 
 @pytest.mark.parametrize("width, size", SHAPES)
@@ -134,7 +134,9 @@ def test_keys(kernels: Kernels, width: int, size: int) -> None:
     k[3, :size] = 0
     k_k, k_a = rng.normal(0.9, 0.2, (2, width)).astype(np.float32)
     found = kernels(f"keys_{width}", k, a, k_k, k_a, outs=[(k.shape, F32)] * 3)
-    exact = reference.keys(*(x.astype(np.float64) for x in (k, a, k_k, k_a)), size)
+    exact = partial(reference.keys, head_size=size)(
+        *(x.astype(np.float64) for x in (k, a, k_k, k_a))
+    )
     for result, expected in zip(found, exact, strict=True):
         assert error_ratio(result, expected) < RATIO
     np.testing.assert_array_equal(found[1][3, :size], 0)
@@ -151,6 +153,6 @@ def test_head_norm(kernels: Kernels, width: int, size: int) -> None:
     weight, bias = rng.normal(1, 0.2, (2, width)).astype(np.float32)
     args = (y, r, k, v, r_k, weight, bias)
     (found,) = kernels(f"head_norm_{width}", *args, outs=[(y.shape, F32)])
-    exact = reference.head_norm(*(x.astype(np.float64) for x in args), EPS)
+    exact = partial(reference.head_norm, eps=EPS)(*(x.astype(np.float64) for x in args))
     # The inputs themselves are known to float32's step at 300.
     assert error_ratio(found, exact) < 3e-5

@@ -67,7 +67,8 @@ def test_recurrence(kernels: Kernels, width: int, scale: float) -> None:
     row = ((len(LENGTHS), width), F32)
     outs = [((int(offsets[-1]), width), F32), row, row, row]
     actual = kernels(f"wkv_{width}", *inputs, offsets, outs=outs)
-    expected = reference.wkv(*(x.astype(np.float64) for x in inputs), offsets)
+    given: list[Array] = [*(x.astype(np.float64) for x in inputs), offsets]
+    expected = reference.wkv(*given)
     for result, exact in zip(actual, expected, strict=True):
         assert error_ratio(result, exact) < RATIO[scale]
 
@@ -85,7 +86,7 @@ def test_recurrence(kernels: Kernels, width: int, scale: float) -> None:
 @pytest.mark.parametrize("name", ["wkv_64", "steps_64"])
 def test_first_token_of_a_fresh_state_is_its_value(kernels: Kernels, name: str) -> None:
     """Even where e^k would be infinite in float32, or zero."""
-    k = np.repeat(np.float32([[-300.0], [0.0], [300.0]]), 64, axis=1)
+    k = np.repeat(np.array([[-300.0], [0.0], [300.0]], np.float32), 64, axis=1)
     v = np.random.default_rng(0).standard_normal((3, 64), np.float32)
     w, u = np.full(64, -0.5, F32), np.full(64, 3.0, F32)
     zero, p = np.zeros((3, 64), F32), np.full((3, 64), -1e30, F32)

@@ -37,7 +37,8 @@ STATE_ROWS = 5
 @pytest.fixture(scope="module", params=[("q4f16_1", "float16"), ("q0f16", "float32")], ids="-".join)
 def dtype(request: pytest.FixtureRequest) -> tuple[str, str]:
     """A format, and a type to compute in."""
-    return request.param
+    chosen: tuple[str, str] = request.param
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,9 @@ def test_parts_say_what_they_are(mod: IRModule, dtype: tuple[str, str], function
         # The pool, or each row, comes back.
         rows = len(part.attrs["rows"])
         assert len(part.outs) == 1 + (1 if ours else rows)
-        tvm.ir.assert_structural_equal(read(part.call()).call(), part.call())
+        again = read(part.call())
+        assert again is not None
+        tvm.ir.assert_structural_equal(again.call(), part.call())
     assert sorted(row for part in found[:2] for row in part.attrs["rows"]) == list(range(5))
 
 
@@ -112,7 +115,7 @@ def test_rwkv7_hands_block_0s_value_to_the_others() -> None:
         mixes = [part for part in parts if part.name == "rwkv7.time_mix"]
         assert [part.block for part in mixes] == list(range(LAYERS))
         for part in mixes:
-            assert ("value_first" in part) == (part.block > 0)
+            assert ("value_first" in part) == bool(part.block)
             assert (part.attrs["rows"], part.attrs["heights"]) == ([0, 1], [1, 64])
             types = [str(ty.dtype) for ty in part.outs]
             states = 1 if name in OURS else 2

@@ -170,10 +170,11 @@ def test_library_of_an_artifact(
 ) -> None:
     """The compiled library computes what the steps do, rounding included."""
     subject = open_subject(planted_params("square", 0, "q0f16"), fp32_layers="0")
-    assert subject.found is not None
+    found = subject.found
+    assert found is not None
 
     def with_library(precision: Precision) -> Subject:
-        chosen = dataclasses.replace(subject.found, chosen=library(precision))
+        chosen = dataclasses.replace(found, chosen=library(precision))
         return dataclasses.replace(subject, found=chosen)
 
     report = inspect(with_library(Precision("q0f16", "0")), texts=TEXTS)
@@ -203,9 +204,9 @@ def test_library_that_cannot_be_asked(
     (library,) = artifact.glob("*.so")
     code = library.read_bytes()
     if fault == "older":
-        said = f'"revision": {REVISION}'.encode()
-        assert said in code
-        code = code.replace(said, b'"revision": 1')
+        revision = f'"revision": {REVISION}'.encode()
+        assert revision in code
+        code = code.replace(revision, b'"revision": 1')
     elif fault == "damaged":
         code = code[:5000]
     (folder / library.name).write_bytes(code)

@@ -101,7 +101,7 @@ def engine(
 
     def loaded(case: str, options: dict[str, Any]) -> world.Engine:
         weights = shared / "converted7" / case
-        build = {"target": "llvm", "quantization": "q0f16", "stock": False}
+        build: dict[str, Any] = {"target": "llvm", "quantization": "q0f16", "stock": False}
         once(weights, lambda: world.build(planted(case), output=weights, library=False, **build))
         (params,) = weights.iterdir()
         output = shared / "libraries7" / "-".join(map(str, options.values()))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 import pytest
-from support.modules import LAYERS, RWKV7, chosen, small_config, small_module
+from support.modules import LAYERS, RWKV7, applied, chosen, small_config, small_module
 
 from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.arithmetic import resolve as resolve_arithmetic
@@ -46,7 +46,7 @@ def _decomposed(
     if target.kind == "llvm":
         names = [spec.name for spec in parameters(small_config(**changes), fmt)]
         arithmetic = by_function(resolve_arithmetic("auto", target, fmt, dtype))
-        mod = PackWeights(target.target, names, arithmetic)(mod)
+        mod = applied(PackWeights(target.target, names, arithmetic), mod)
     mod = chosen(mod, target.target, version)
     found: dict[str, dict[str, int]] = json.loads(str(mod.attrs[DECOMPOSED]))
     return found

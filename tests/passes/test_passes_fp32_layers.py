@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import tvm
-from support.modules import callee, chosen, functions, small_module
+from support.modules import applied, callee, chosen, functions, small_module
 from tvm import IRModule, relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
@@ -40,7 +40,7 @@ def module(quantization: str) -> IRModule:
 
 @cache
 def widened(quantization: str, *blocks: int) -> IRModule:
-    return FP32Layers(blocks)(module(quantization))
+    return applied(FP32Layers(blocks), module(quantization))
 
 
 def dtypes(ty: object) -> tuple[str, ...]:
@@ -128,12 +128,12 @@ def test_residual_between_chosen_blocks_stays_float32() -> None:
 @pytest.mark.parametrize("quantization", FORMATS)
 def test_no_block_changes_nothing(quantization: str) -> None:
     mod = module(quantization)
-    tvm.ir.assert_structural_equal(FP32Layers(())(mod), mod)
+    tvm.ir.assert_structural_equal(applied(FP32Layers(()), mod), mod)
 
 
 def test_float32_model_keeps_its_operations() -> None:
     mod = small_module("q4f32_1", "float32")
-    assert forward(FP32Layers([0, 1])(mod)) == forward(mod)
+    assert forward(applied(FP32Layers([0, 1]), mod)) == forward(mod)
 
 
 def test_functions_signatures_stay() -> None:
@@ -147,7 +147,7 @@ def test_functions_signatures_stay() -> None:
 
 def test_unknown_block() -> None:
     with pytest.raises(ValueError, match="no block 3"):
-        FP32Layers([0, 3])(module("q0f16"))
+        applied(FP32Layers([0, 3]), module("q0f16"))
 
 
 class Strange(nn.Module):  # type: ignore[misc]
@@ -168,13 +168,14 @@ def _strange(part: Part) -> list[Tensor]:
 def test_any_model_in_parts() -> None:
     spec = {"forward": {"x": nn.spec.Tensor(["n", 8], "float16")}}
     mod, _ = Strange().export_tvm(spec)
-    changed = FP32Layers([1])(mod)
+    changed = applied(FP32Layers([1]), mod)
     assert relax.analysis.check_well_formed(changed)
     (found,) = forward(changed).values()
     assert [o.gives for o in found if o.block == 1] == [("float32",)]
     assert [o.gives for o in found if o.block == 0] == [("float16",)]
     assert found[-1].gives == ("float16",)
-    lowered = ChooseKernels(resolve("metal").target, {"strange": _strange}, {}, {})(changed)
+    choose = ChooseKernels(resolve("metal").target, {"strange": _strange}, {}, {})
+    lowered = applied(choose, changed)
     softmax = [o for o in operations(functions(lowered)["forward"]) if o.name == "relax.nn.softmax"]
     assert [o.gives for o in softmax] == [("float16",), ("float32",)]
 
@@ -183,14 +184,15 @@ def test_a_part_that_nobody_knows() -> None:
     spec = {"forward": {"x": nn.spec.Tensor(["n", 8], "float16")}}
     mod, _ = Strange().export_tvm(spec)
     with pytest.raises(ValueError, match="part strange has neither kernels nor a decomposition"):
-        ChooseKernels(resolve("metal").target, {}, {}, {})(mod)
+        applied(ChooseKernels(resolve("metal").target, {}, {}, {}), mod)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["llvm", "cuda -arch=sm_90"])
 def test_kernels_of_a_chosen_block(target: str) -> None:
     """Weights are read as they are stored, by kernels that take and give float32."""
-    mod = chosen(FP32Layers([0])(small_module("q4f16_1", "float16")), resolve(target).target)
+    mod = applied(FP32Layers([0]), small_module("q4f16_1", "float16"))
+    mod = chosen(mod, resolve(target).target)
     results = []
     for binding in functions(mod)["rwkv_world_decode"].body.blocks[0].bindings:
         call = binding.value

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from support.modules import LAYERS, callee, calls, chosen, functions, small_config, small_module
+from support.modules import (
+    LAYERS,
+    applied,
+    callee,
+    calls,
+    chosen,
+    functions,
+    small_config,
+    small_module,
+)
 from tvm import IRModule, relax
 
 from mlc_rwkv_world.compiler import arithmetic, metadata, pipeline
@@ -45,7 +54,7 @@ def _fused(
 ) -> IRModule:
     target = resolve("llvm").target
     pack = PackWeights(target, _names(quantization), dict.fromkeys(FUSED, arithmetic), exact)
-    return chosen(pack(small_module(quantization, dtype)), target)
+    return chosen(applied(pack, small_module(quantization, dtype)), target)
 
 
 def _called(mod: IRModule, function: str) -> list[str]:
@@ -99,9 +108,10 @@ def test_arithmetic_without_fusion(function: str) -> None:
     target, version = resolve("llvm").target, VERSIONS[4]
     pack = PackWeights(target, _names("q8f16_1"), {function: INT8}, [1])
     shared = {name: rule for name, rule in version.all_rules("llvm").items() if "." not in name}
-    mod = pack(small_module("q8f16_1", "float32"))
+    mod = applied(pack, small_module("q8f16_1", "float32"))
     operations = {**version.all_operations(), **STOCK.operations}
-    mod = ChooseKernels(target, version.all_parts(), operations, shared)(mod)
+    choose = ChooseKernels(target, version.all_parts(), operations, shared)
+    mod = applied(choose, mod)
     for name in FUSED:
         called = _called(mod, name)
         # Seven products in each block, and the head.

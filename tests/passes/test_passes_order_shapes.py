@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tvm_ffi
+from support.modules import applied
 from tvm import IRModule, tirx
 from tvm.script import tirx as T
 
@@ -28,7 +29,7 @@ def _twice(places: T.Buffer((4,), "int64")) -> None:
 
 
 def _ordered(name: str, func: tirx.PrimFunc) -> tirx.PrimFunc:
-    return OrderShapes()(IRModule({name: func}))[name]
+    return applied(OrderShapes(), IRModule({name: func}))[name]
 
 
 def test_stores_are_sorted() -> None:

@@ -119,7 +119,7 @@ def test_same_result(libraries: list[Any], name: str) -> None:
 
 def test_loops_are_cut_as_they_should_be(scheduled: IRModule) -> None:
     def loops(name: str) -> str:
-        return scheduled[name].script()
+        return str(scheduled[name].script())
 
     assert "T.vectorized(16)" in loops("chain_one_row")
     assert "T.parallel" not in loops("chain_one_row")

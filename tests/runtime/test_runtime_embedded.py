@@ -178,7 +178,7 @@ print(refused)
 def test_flipped_bits_in_what_a_library_says(artifact: Path) -> None:
     """A named error each, or a model that runs: no crash, no allocation without measure."""
     flips = 40
-    command = [sys.executable, "-c", FLIPPER, artifact, str(flips)]
+    command = [sys.executable, "-c", FLIPPER, str(artifact), str(flips)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert flips // 2 < int(done.stdout) <= flips

@@ -22,6 +22,7 @@ def text_of(engine: Engine, **options: Any) -> str:
 def expect_read(state: State, text: str) -> None:
     """The state is that of a sequence which has read `text`, in tokens of its own."""
     engine = state.engine
+    assert isinstance(engine, Engine)
     other = engine.new_state()
     ids = engine.encode(text)
     engine.prefill(ids, other)

@@ -18,7 +18,7 @@ from mlc_rwkv_world.errors import ArtifactError, StateError, UsageError
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling, choose_all, score
 
 USABLE = 65530
-PLAIN = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+PLAIN: dict[str, Any] = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 Logits = npt.NDArray[np.float32]
 
@@ -30,12 +30,13 @@ def random_logits(seed: int, spread: float = 3.0, size: int = 65536) -> Logits:
 def nucleus(logits: Logits, temperature: float, top_p: float) -> npt.NDArray[np.float64]:
     """The distribution by the book: softmax, a full sort, what is left over put to zero."""
     scores = logits[:USABLE].astype(np.float64) / temperature
-    probabilities = np.exp(scores - scores.max())
+    probabilities: npt.NDArray[np.float64] = np.exp(scores - scores.max())
     probabilities /= probabilities.sum()
     falling = np.sort(probabilities)[::-1]
     bound = falling[np.argmax(np.cumsum(falling) >= top_p)] if top_p < 1 else 0
     probabilities[probabilities < bound] = 0
-    return probabilities / probabilities.sum()
+    probabilities /= probabilities.sum()
+    return probabilities
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -308,7 +309,7 @@ def test_masks_that_leave_nothing_or_do_not_fit() -> None:
         sampler.choose(logits, mask_of([7]))
     for wrong in (np.ones(65536, bool), np.ones(2047, np.uint32), np.ones((2, 2048), np.uint32)):
         with pytest.raises(UsageError, match="2048 words of uint32"):
-            sampler.choose(logits, wrong)  # type: ignore[arg-type]
+            sampler.choose(logits, wrong)
 
 
 def test_choosing_changes_nothing() -> None:
@@ -393,8 +394,13 @@ def test_other_threads_run_meanwhile(call: str) -> None:
         "score": lambda: score(range(8), rows, [0] * 8, USABLE),
     }
     gate, ran = threading.Lock(), []
+
+    def run() -> None:
+        gate.acquire()
+        ran.append(True)
+
     gate.acquire()
-    other = threading.Thread(target=lambda: gate.acquire() and ran.append(True))
+    other = threading.Thread(target=run)
     other.start()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1000)

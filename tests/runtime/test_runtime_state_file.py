@@ -19,7 +19,10 @@ MODEL = "ab" * 32
 
 def example() -> StateFile:
     state = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    extra = {"ids": np.arange(3, dtype=np.int32), "none": np.empty(0, np.float64)}
+    extra: dict[str, np.ndarray] = {
+        "ids": np.arange(3, dtype=np.int32),
+        "none": np.empty(0, np.float64),
+    }
     return StateFile(MODEL, state, extra, {"turns": "2"})
 
 

@@ -205,6 +205,6 @@ def test_doctor_shows_where_an_artifact_stands_and_whether_its_name_runs_it(
         (line,) = [x for x in said if x.startswith(place)]
         assert "only its path" not in line
     (artifact / "params/mlc-chat-config.json").unlink()
-    said = run("doctor").stdout
-    assert f"artifact {artifact}: {artifact / 'params/mlc-chat-config.json'} is missing" in said
+    missing = artifact / "params/mlc-chat-config.json"
+    assert f"artifact {artifact}: {missing} is missing" in run("doctor").stdout
     assert run("doctor", "no-such-model").returncode == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,7 @@ def write(path: Path, tensors: Mapping[str, npt.NDArray[np.float32]], dtype: str
     return path
 
 
-def names(values: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+def names(values: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float32]]:
     return {f"blocks.{i}.att.time_state": value for i, value in enumerate(values)}
 
 

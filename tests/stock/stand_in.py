@@ -223,7 +223,7 @@ def with_path(path: Sequence[Path], **environment: str) -> dict[str, str]:
 
 
 def run(
-    arguments: Sequence[str | Path], path: Sequence[Path], **environment: str
+    arguments: Sequence[object], path: Sequence[Path], **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """An interpreter with these arguments, and these folders in front of its path."""
     return subprocess.run(

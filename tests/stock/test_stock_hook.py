@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stand_in import (
@@ -41,7 +42,7 @@ def ours(tmp_path: Path) -> Path:
     return write_metadata(tmp_path / "our-site")
 
 
-def probe(path: list[Path], *options: str, **environment: str) -> tuple[dict[str, object], str]:
+def probe(path: list[Path], *options: str, **environment: str) -> tuple[dict[str, Any], str]:
     """What `python -m mlc_llm` finds in its own tables, and what was said on stderr."""
     result = run([*options, "-m", "mlc_llm"], path, **environment)
     assert result.returncode == 0, result.stderr

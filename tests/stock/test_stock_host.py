@@ -102,7 +102,7 @@ def in_our_command(
     """`mlc_chat_cli`, given the messages twice, each in a new conversation."""
     command = "import sys; from mlc_rwkv_world.cli.chat import main; sys.exit(main())"
     greedy = ["--temperature=0", "--presence-penalty=0", "--frequency-penalty=0"]
-    place = ["--model", folder, "--model-lib", library, "--device", "cpu"]
+    place = ["--model", str(folder), "--model-lib", str(library), "--device", "cpu"]
     result = subprocess.run(
         [sys.executable, "-c", command, *place, *greedy, "--max-tokens", str(NEW_TOKENS)],
         input="".join(f"{message}\n/reset\n" for message in messages * 2),

@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def make(hook: str) -> Path:
         place = tmp_path_factory.mktemp(hook)
-        command = [sys.executable, "-c", BACKEND, hook, place]
+        command = [sys.executable, "-c", BACKEND, hook, str(place)]
         subprocess.run(command, cwd=source, check=True, capture_output=True)
         (built,) = place.glob("*.whl")
         return built

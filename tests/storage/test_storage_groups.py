@@ -21,7 +21,7 @@ def how(bits: int, scale_dtype: str) -> Stored:
 
 @pytest.fixture(params=[4, 8])
 def bits(request: pytest.FixtureRequest) -> int:
-    return request.param
+    return int(request.param)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def naive(weight: Array, bits: int, scale_dtype: str) -> tuple[list[list[int]], 
 @pytest.mark.parametrize("scale_dtype", SCALES)
 def test_layout_is_the_naive_one(weight: Array, bits: int, scale_dtype: str) -> None:
     words, scales = quantize(weight, how(bits, scale_dtype))
-    assert (words.dtype, scales.dtype) == (np.uint32, scale_dtype)
+    assert (words.dtype, scales.dtype) == (np.dtype(np.uint32), np.dtype(scale_dtype))
     assert (words.tolist(), scales.tolist()) == naive(weight, bits, scale_dtype)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tvm import IRModule, relax
 from tvm.target import Target
+from tvm.transform import Pass
 
 from mlc_rwkv_world.compiler.export import export
 from mlc_rwkv_world.compiler.passes.calls import packed_name
@@ -64,7 +65,12 @@ def chosen(mod: IRModule, target: Target, number: int = 4) -> IRModule:
             {**version.all_operations(), **STOCK.operations},
             version.all_rules(target.kind.name),
         )
-        return chosen(mod)
+        return applied(chosen, mod)
+
+
+def applied(change: Pass, mod: IRModule) -> IRModule:
+    """What a pass makes of a module. What `module_pass` makes of a class has no type."""
+    return change(mod)
 
 
 def functions(mod: IRModule) -> dict[str, relax.Function]:

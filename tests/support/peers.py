@@ -61,8 +61,8 @@ def rwkv7_logits(
     environment = os.environ | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1"}
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "logits.npy"
-        command = [sys.executable, "-c", _RWKV7, str(pth.with_suffix("")), str(list(ids)), found]
-        command += [strategy] if tuned is None else [strategy, tuned]
+        command: list[str | Path] = [sys.executable, "-c", _RWKV7, str(pth.with_suffix(""))]
+        command += [str(list(ids)), found, strategy, *([] if tuned is None else [tuned])]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
         assert done.returncode == 0, done.stderr
         logits: np.ndarray = np.load(found)

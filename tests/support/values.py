@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def _model_name(name: str) -> str:
 def model_config(tensors: Mapping[str, np.ndarray], *, float32_keys: bool = True) -> ModelConfig:
     """The configuration of a checkpoint's model, of either version."""
     vocab_size, width = tensors["emb.weight"].shape
-    heads: dict[str, int] = {}
+    heads: dict[str, Any] = {}
     if "blocks.0.att.r_k" in tensors:
         fields = {"w": "decay", "a": "a", "v": "v", "g": "gate"}
         heads = {
@@ -62,7 +63,8 @@ def fresh_state(
     """[B, L, R, D]."""
     initial = np.array(version_of(config.model_version).initial_rows(config), dtype)
     shape = (batch, config.num_hidden_layers, len(initial), config.hidden_size)
-    return np.broadcast_to(initial[:, None], shape).copy()
+    state: np.ndarray = np.broadcast_to(initial[:, None], shape).copy()
+    return state
 
 
 def run(
