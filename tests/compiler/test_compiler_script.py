@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tvm
-from support.modules import chosen, small_config, small_module
+from support.modules import applied, chosen, small_config, small_module
 from tvm import tirx
 from tvm.script import ir as I
 from tvm.script import tirx as T
@@ -121,7 +121,7 @@ def test_all_kernels_of_a_model_are_the_same(target: str, monkeypatch: pytest.Mo
         fmt = format_named("q4f16_1")
         names = [spec.name for spec in parameters(small_config(num_hidden_layers=1), fmt)]
         arithmetic = by_function(resolve_arithmetic("auto", wanted, fmt, "float32"))
-        mod = PackWeights(wanted.target, names, arithmetic)(mod)
+        mod = applied(PackWeights(wanted.target, names, arithmetic), mod)
     with quick_parsing():
         found = [chosen(mod, wanted.target)]
         with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +161,7 @@ def _refused_operator() -> None:
 
     @T.prim_func(s_tir=True)
     def func(x: T.Buffer((4,), "float32")) -> None:
-        x[0] = T.max(x[1], -unknown)
+        x[0] = T.max(x[1], -unknown)  # type: ignore[operator]
 
 
 def _refused_item() -> None:

@@ -9,6 +9,7 @@ import tvm
 from support.modules import (
     LAYERS,
     RWKV7,
+    applied,
     callee,
     callees,
     calls,
@@ -150,7 +151,7 @@ def test_no_product_of_a_block_in_float32_is_rounded(
 ) -> None:
     """Not those either that round in the other blocks because the configuration asks for it."""
     mod = small_module("q0f16", "float16", stock=False, float32_keys=False, **changes)
-    mod = chosen(FP32Layers((1,))(mod), resolve("metal").target, version)
+    mod = chosen(applied(FP32Layers((1,)), mod), resolve("metal").target, version)
     for name in OURS:
         products = _products(functions(mod)[name])
         *before, head = [str(out.ty.dtype) for _, out in products]

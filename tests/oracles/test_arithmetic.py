@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Model]:
     """`model(format)`, of one version."""
+    logits: Callable[[Path, Sequence[int]], np.ndarray]
     if request.param == 7:
         tensors, logits = checkpoints.random_rwkv7(3, WIDTH, seed=3, head_size=32), rwkv7_logits
     else:
@@ -69,7 +70,8 @@ def _kept(name: str, tensor: np.ndarray, fmt: Format) -> np.ndarray:
     if re.search(r"\.att\.[wavg][12]$", name):
         # BlinkDL multiplies by these from the other side.
         turned = np.ascontiguousarray(tensor.T)
-        return dequantize(quantize(turned, fmt.low_rank), fmt.low_rank).T
+        kept = dequantize(quantize(turned, fmt.low_rank), fmt.low_rank)
+        return np.asarray(kept.T)
     if not name.endswith("weight") or tensor.ndim != 2:
         return tensor
     return dequantize(quantize(tensor, fmt.matrix), fmt.matrix)
