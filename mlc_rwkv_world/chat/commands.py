@@ -83,7 +83,7 @@ class Commands:
         from difflib import get_close_matches
 
         near = get_close_matches(name.lower(), [*self._with_argument, *self._alone], n=1)
-        suggestion = f" Did you mean /{near[0]}?" if near else ""
+        suggestion = f" The nearest is /{near[0]}." if near else ""
         return UsageError(
             f"There is no command /{name}.{suggestion} /help lists them; to say this to the "
             "model, begin with two slashes."

@@ -60,7 +60,7 @@ SLIPS = {"HELP": "help", "help?": "help", "exti": "exit", "Save": "save", "stat"
 def test_a_slip_is_told_what_was_meant(commands: Commands, name: str) -> None:
     with pytest.raises(UsageError) as error:
         commands.run(name, "")
-    assert f"There is no command /{name}. Did you mean /{SLIPS[name]}?" in str(error.value)
+    assert f"There is no command /{name}. The nearest is /{SLIPS[name]}." in str(error.value)
     assert "two slashes" in str(error.value)
 
 

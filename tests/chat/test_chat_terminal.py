@@ -277,8 +277,8 @@ def test_slips_in_a_pipe(model: str) -> None:
     lines = f"/HELP\n/help?\n//{FRANCE}\n"
     result = run("--model", model, *GREEDY, "--max-tokens", "8", input=lines)
     first, second = result.stderr.splitlines()
-    assert "no command /HELP. Did you mean /help?" in first
-    assert "no command /help?. Did you mean /help?" in second
+    assert "no command /HELP. The nearest is /help." in first
+    assert "no command /help?. The nearest is /help." in second
     assert len(result.stdout.splitlines()) == 1
 
 
