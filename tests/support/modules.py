@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 
 from tvm import IRModule, relax
+from tvm.ir.transform import Pass
 from tvm.target import Target
-from tvm.transform import Pass
 
 from mlc_rwkv_world.compiler.export import export
 from mlc_rwkv_world.compiler.passes.calls import packed_name
