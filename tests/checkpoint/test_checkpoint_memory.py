@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints import random_world, write_hf_bin, write_hf_safetensors, write_pth
+from support.checkpoints import (
+    random_rwkv7,
+    random_world,
+    write_fla,
+    write_hf_bin,
+    write_hf_safetensors,
+    write_pth,
+)
 
 _MEASURE = """
     import json, sys
@@ -35,10 +42,13 @@ _MEASURE = """
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_reading_300_mb(tmp_path: Path) -> None:
     model = random_world(num_hidden_layers=50, hidden_size=256)
+    seventh = random_rwkv7(num_hidden_layers=50, hidden_size=256)
     writers: list[Any] = [
         lambda path: write_pth(path / "w.pth", model),
         lambda path: write_hf_safetensors(path, model),
         lambda path: write_hf_bin(path, model, shards=2),
+        lambda path: write_pth(path / "w.pth", seventh),
+        lambda path: write_fla(path, seventh, one_mix=True),
     ]
     for number, write in enumerate(writers):
         path = write(tmp_path / str(number))
