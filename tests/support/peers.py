@@ -85,7 +85,7 @@ import json, sys
 from rwkv.model import RWKV
 from support.greedy import greedy
 
-model, prompts = RWKV(model=sys.argv[1], strategy="cpu fp32", verbose=False), json.load(sys.stdin)
+model, prompts = RWKV(model=sys.argv[1], strategy="cpu fp32"), json.load(sys.stdin)
 print(json.dumps([greedy(model.forward, prompt) for prompt in prompts]))
 """
 
