@@ -141,6 +141,12 @@ def _convert_weight(arguments: dict[str, Any]) -> None:
     output = Path(arguments["output"])
     config = model_config(arguments["model"].config.from_file(Path(arguments["config"])), fmt)
     checkpoint = open_checkpoint(_checkpoint_path(Path(arguments["source"])))
+    if checkpoint.version != config.model_version:
+        raise UsageError(
+            f"{arguments['config']} is the configuration of an RWKV-{config.model_version}, and "
+            f"{checkpoint.path} holds an RWKV-{checkpoint.version}. Give the checkpoint's own "
+            "configuration, or a preset of its version."
+        )
     # A conversion that is killed must not look like the whole of an older one.
     for name in (TENSOR_CACHE, NDARRAY_CACHE):
         (output / name).unlink(missing_ok=True)

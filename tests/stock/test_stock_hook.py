@@ -19,7 +19,7 @@ from stand_in import (
     write_no_torch,
     write_version,
 )
-from support.checkpoints import fla_config, random_rwkv7
+from support.checkpoints import fla_config, random_rwkv7, write_fla
 
 OURS = ["rwkv", "rwkv_world"]
 BUILD_HELP = "usage: python -m mlc_llm.build"
@@ -114,6 +114,27 @@ def test_register_without_an_entry_point(tvm: Path, host: Path, when: str) -> No
     result = run(["-c", code], [tvm, host, PACKAGE_ROOT])
     assert result.stdout.strip() == "['llama', 'rwkv', 'rwkv7', 'rwkv_world'] True", result.stderr
     assert result.stderr == ""
+
+
+def test_a_configuration_of_another_version(host: Path, tmp_path: Path) -> None:
+    """The host reads a configuration and a checkpoint from wherever it is told to."""
+    checkpoint = write_fla(tmp_path / "RWKV7", random_rwkv7(2, 64, 65536))
+    code = (
+        "import sys, mlc_rwkv_world as rwkv\n"
+        "rwkv.register()\n"
+        "from types import SimpleNamespace as Some\n"
+        "from mlc_llm.model import MODELS, MODEL_PRESETS\n"
+        "from mlc_rwkv_world.stock.commands import _convert_weight\n"
+        "config = MODELS['rwkv_world'].config.from_dict(MODEL_PRESETS['rwkv4_world_0.1b'])\n"
+        "model = Some(config=Some(from_file=lambda path: config))\n"
+        "given = {'config': 'config.json', 'model': model, 'source': sys.argv[1]}\n"
+        "_convert_weight({**given, 'quantization': Some(name='q0f32'), 'output': sys.argv[2]})"
+    )
+    result = run(["-c", code, checkpoint, tmp_path / "out"], [host, PACKAGE_ROOT])
+    last = result.stderr.splitlines()[-1]
+    assert "config.json is the configuration of an RWKV-4, and" in last
+    assert f"{checkpoint} holds an RWKV-7." in last
+    assert not (tmp_path / "out").exists()
 
 
 def test_configurations_of_rwkv7(host: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
@@ -39,23 +38,20 @@ def expected(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory)
     return found
 
 
-@pytest.mark.parametrize("model_type", ["rwkv7", "rwkv_world"])
+@pytest.mark.parametrize("chosen", [[], ["--model-type", "rwkv_world"]], ids=["rwkv7", "named"])
 def test_the_hosts_commands_and_engine(
     host_path: list[Path],
     prompts: list[list[int]],
     expected: Expected,
     tmp_path: Path,
-    model_type: str,
+    chosen: list[str],
 ) -> None:
     """Each prompt alone, twice in a row, and eight at a time; and one that is too long."""
     checkpoint = write_fla(tmp_path / "RWKV7-World", random_rwkv7())
-    config = checkpoint / "config.json"
-    content = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps(content | {"model_type": model_type}), encoding="utf-8")
-    folder, chosen = tmp_path / "model", ["--quantization", "q0f32"]
+    folder, given = tmp_path / "model", [checkpoint, *chosen, "--quantization", "q0f32"]
     for command in (
-        ["gen_config", checkpoint, *chosen, "--conv-template", "rwkv_world", "-o", folder],
-        ["convert_weight", checkpoint, *chosen, "--device", "cpu", "-o", folder],
+        ["gen_config", *given, "--conv-template", "rwkv_world", "-o", folder],
+        ["convert_weight", *given, "--device", "cpu", "-o", folder],
         ["compile", folder, "--device", "cpu", "-o", folder / "lib.so"],
     ):
         result = run(["-m", "mlc_llm", *command], host_path)
