@@ -15,7 +15,8 @@ from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.model.config import ModelConfig
-from mlc_rwkv_world.storage import format_named
+from mlc_rwkv_world.storage import Stored, format_named
+from mlc_rwkv_world.versions.table import version_of
 
 Array = np.ndarray
 Answers = dict[str, list[Array]]
@@ -43,9 +44,12 @@ def random_parameters(model: Model, seed: int = 0) -> list[Array]:
     values = []
     for spec in parameters(model.config, format_named(model.quantization)):
         if spec.dtype == "uint32":
-            value = rng.integers(0, 1 << 32, spec.shape, np.uint32)
+            assert spec.stored is not None
+            value = _words(rng, spec.shape, spec.stored)
         elif spec.name.endswith("q_scale"):
-            value = rng.uniform(0.002, 0.02, spec.shape)
+            assert spec.stored is not None
+            # Values up to 0.014 to 0.14, whatever their bits.
+            value = rng.uniform(0.014, 0.14, spec.shape) / spec.stored.largest
         elif len(spec.shape) == 2:
             value = rng.standard_normal(spec.shape) * spec.shape[1] ** -0.5
         elif spec.name.endswith("time_decay"):
@@ -56,6 +60,15 @@ def random_parameters(model: Model, seed: int = 0) -> list[Array]:
             value = rng.uniform(0, 1, spec.shape)
         values.append(value.astype(spec.dtype))
     return values
+
+
+def _words(rng: np.random.Generator, shape: tuple[int, ...], stored: Stored) -> Array:
+    """Random integers that a quantized weight can have, side by side in words of 32 bits."""
+    shifts = np.arange(0, 32, stored.bits, dtype=np.uint32)
+    low, high = stored.offset - stored.largest, stored.offset + stored.largest
+    values = rng.integers(low, high + 1, (*shape, len(shifts)), np.uint32)
+    words: Array = np.bitwise_or.reduce(values << shifts, axis=-1)
+    return words
 
 
 def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, dict[str, Any]]:
@@ -119,10 +132,10 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
 
 def _fresh_pool(model: Model) -> Array:
     """Slot 0 is a state that has read nothing; nobody may read the others before writing them."""
-    shape = (SLOTS, model.config.num_hidden_layers, 5, model.config.hidden_size)
+    fresh = version_of(model.config.model_version).initial_rows(model.config)
+    shape = (SLOTS, model.config.num_hidden_layers, len(fresh), model.config.hidden_size)
     pool = np.full(shape, np.nan, np.float32)
-    pool[0] = 0
-    pool[0, :, 3] = -1e30
+    pool[0] = np.array(fresh)[:, None]
     return pool
 
 

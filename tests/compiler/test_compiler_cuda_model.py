@@ -8,6 +8,7 @@ from emulated_model import STEPS, Model, random_parameters, run
 from support import cuda_emulation
 
 from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.versions.table import settled
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +36,26 @@ def model() -> Model:
     return Model(config, "q4f16_1", "float16")
 
 
-def test_model_on_an_emulated_gpu(model: Model) -> None:
+@pytest.fixture(scope="module")
+def rwkv7() -> Model:
+    config = ModelConfig(
+        model_version=7,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=LAYERS,
+        vocab_size=512,
+        prefill_chunk_size=160,
+        decay_low_rank_dim=32,
+        a_low_rank_dim=64,
+        v_low_rank_dim=32,
+        gate_low_rank_dim=96,
+        fp32_layers=(0,),
+    )
+    return Model(settled(config), "q4f16_1", "float16")
+
+
+def _compared(model: Model) -> dict[str, list[list[int]]]:
+    """The GPU's answers are those of this CPU; what was launched for them, by function."""
     weights = random_parameters(model)
     exact, _ = run(Model(model.config, model.quantization, "float32"), "llvm", weights)
     target = "cuda -arch=sm_90"
@@ -52,6 +72,20 @@ def test_model_on_an_emulated_gpu(model: Model) -> None:
             error = np.square(got - wanted)[known].mean() / np.square(wanted)[known].mean()
             # float16 activations through two blocks.
             assert error**0.5 < 3e-3, name
+    found: dict[str, list[list[int]]] = launches
+    return found
+
+
+def test_rwkv7_on_an_emulated_gpu(rwkv7: Model) -> None:
+    launches = _compared(rwkv7)
+    # Captured once, and replayed from then on.
+    first, *others = launches["rwkv_world_decode"]
+    assert first[2] == 0 and first[1] > 0
+    assert all(other == [OUTSIDE, 0, 1] for other in others)
+
+
+def test_model_on_an_emulated_gpu(model: Model) -> None:
+    launches = _compared(model)
     # The first step runs the kernels once and captures them; every other one replays the graph.
     first, *others = launches["rwkv_world_decode"]
     captured = first[1]
