@@ -7,11 +7,13 @@ State tuning trains what a model begins with: for each block and head a matrix S
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+    Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

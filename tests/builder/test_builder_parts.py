@@ -439,9 +439,11 @@ def test_kept_modules_are_used_unless_told_otherwise(
 
 
 @pytest.mark.slow
-def test_debug_dump_and_system_library(source: Path, built: Artifact, tmp_path: Path) -> None:
-    before = kept_modules()
-    assert before
+def test_debug_dump_and_system_library(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A home of its own: other tests keep modules in the shared one at the same time.
+    monkeypatch.setenv("MLC_RWKV_WORLD_HOME", str(tmp_path / "home"))
     artifact = build_tiny(
         source,
         tmp_path / "dist",
@@ -450,7 +452,7 @@ def test_debug_dump_and_system_library(source: Path, built: Artifact, tmp_path: 
         use_cache=False,
         debug_dump=tmp_path / "dump",
     )
-    assert kept_modules() == before
+    assert not (tmp_path / "home" / "cache").exists()
     pipeline.prepare_dump(tmp_path / "dump")
     phases = sorted(path.name for path in (tmp_path / "dump").iterdir())
     assert [name.partition("-")[0] for name in phases] == [str(i) for i in range(len(phases))]

@@ -70,5 +70,5 @@ def test_every_kind_of_error_has_a_status_of_its_own() -> None:
 
 
 def test_messages_cannot_steer_a_terminal() -> None:
-    error = RwkvWorldError("a\x1b[2J\x07\u202e\udcff\x7f é 日\nb")
-    assert str(error) == "a\\x1b[2J\\x07\\u202e\\udcff\\x7f é 日\nb"
+    error = RwkvWorldError("a\x1b[2J\x07\u202e\udcff\x7f é 日\nb", lines=["c\nd"])
+    assert str(error) == "a\\x1b[2J\\x07\\u202e\\udcff\\x7f é 日\\nb\nc\\nd"

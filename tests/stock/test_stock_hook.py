@@ -267,7 +267,7 @@ def test_a_host_of_an_unknown_version(tvm: Path, host: Path) -> None:
     for version, lines in (("0.20.0.dev0", 0), ("7.5", 1)):
         known = write_version(host.with_name(f"site-{version}"), version)
         result = run(["-c", code], [known, tvm, host, PACKAGE_ROOT])
-        assert result.stdout.strip() == "['llama', 'rwkv', 'rwkv_world']", result.stderr
+        assert result.stdout.strip() == "['llama', 'rwkv', 'rwkv7', 'rwkv_world']", result.stderr
         assert len(result.stderr.splitlines()) == lines
     assert "mlc_llm 7.5 is unknown to this package (tested: 0.20)" in result.stderr
 
@@ -293,7 +293,7 @@ def test_interpreters_with_less(tvm: Path, host: Path, ours: Path, option: str) 
         "import mlc_llm.model; print(sorted(mlc_llm.model.MODELS))"
     )
     result = run([option, "-c", code], [])
-    assert result.stdout.strip() == "['llama', 'rwkv', 'rwkv_world']", result.stderr
+    assert result.stdout.strip() == "['llama', 'rwkv', 'rwkv7', 'rwkv_world']", result.stderr
 
 
 def test_uninstalled(tvm: Path, host: Path, ours: Path) -> None:

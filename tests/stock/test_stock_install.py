@@ -117,7 +117,7 @@ def test_install_and_uninstall(wheel: Callable[[str], Path], environment: Enviro
     assert not [name for name in added if name.endswith(".pth")]
     assert before.items() <= environment.files().items()
 
-    assert environment.models() == ["llama", "rwkv", "rwkv_world"] and environment.builds()
+    assert environment.models() == ["llama", "rwkv", "rwkv7", "rwkv_world"] and environment.builds()
     told = environment.run("-m", "mlc_rwkv_world", "doctor").stdout
     assert "TVM 9.9, compiler and runtime, of mlc-ai-cpu 0.20" in told
     assert "entry point tvm.backends: mlc_rwkv_world.stock.autoload:autoload" in told
@@ -155,4 +155,4 @@ def test_editable(
         result = environment.run("-c", "import tvm, mlc_llm; print(mlc_llm.__file__)")
         assert (result.stdout, result.stderr) == ("None\n", "")
     else:
-        assert environment.models(path) == ["llama", "rwkv", "rwkv_world"]
+        assert environment.models(path) == ["llama", "rwkv", "rwkv7", "rwkv_world"]
