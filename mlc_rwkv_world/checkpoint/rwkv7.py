@@ -11,7 +11,8 @@ from mlc_rwkv_world.checkpoint.stored import StoredTensor
 MODEL_TYPES: tuple[str, ...] = ("rwkv7", "rwkv7_fla", "rwkv_world")
 # The residual fits into float16.
 RESCALE_EVERY = 0
-_RANKS = {
+# Fields of the ranks of the small products, by the letter that their names begin with.
+RANKS = {
     "w": "decay_low_rank_dim",
     "a": "a_low_rank_dim",
     "v": "v_low_rank_dim",
@@ -28,7 +29,7 @@ UNUSED: tuple[str, ...] = tuple(
 def measured(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
     """The size of a head, and the ranks of the small products; configurations may be wrong."""
     found = {"head_size": tensors["blocks.0.attention.r_k"].shape[1]}
-    for letter, field in _RANKS.items():
+    for letter, field in RANKS.items():
         block = 1 if letter == "v" else 0
         tensor = tensors.get(f"blocks.{block}.attention.{letter}1.weight")
         # Nothing uses it in a model of one block.
@@ -41,7 +42,7 @@ def block_shapes(sizes: Sizes, number: int) -> dict[str, tuple[int, ...]]:
     width, inner, head = sizes.hidden_size, sizes.intermediate_size, sizes.head_size
     vector = (width,)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(MIXES, vector)
-    for letter, field in _RANKS.items():
+    for letter, field in RANKS.items():
         rank = getattr(sizes, field)
         if letter == "v" and number == 0:
             continue

@@ -1,9 +1,10 @@
-"""What the references of several versions have around their blocks, as `model.backbone` does."""
+"""What the references of several versions share: both ends of a model, and of a channel mix."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mlc_rwkv_world.kernels.formulas import last_rows
@@ -27,6 +28,20 @@ def first(
     x = x.astype(precision.narrow, copy=False)
     yield Value("pre_ln", x)
     return (x,)
+
+
+def squared_relu(x: Array, weights: Weights, layer: str, precision: Precision) -> Values[Array]:
+    """`Wv relu(Wk x)^2` of the channel mix `layer`: x [T, D] to [T, D]."""
+    k = precision.product(x, weights, f"{layer}.key.weight")
+    yield Value("feed_forward.key", k)
+    # As compiled code does it: what is no number becomes zero.
+    k = np.fmax(k, 0)
+    yield Value("feed_forward.key relu", k)
+    k = np.square(k)
+    yield Value("feed_forward.key square", k)
+    out = precision.product(k, weights, f"{layer}.value.weight")
+    yield Value("feed_forward.value", out)
+    return out
 
 
 def last(

@@ -123,16 +123,7 @@ def channel_mix(
     yield Value("feed_forward.receptance", r)
     r = sigmoid(r)
     yield Value("feed_forward.receptance sigmoid", r)
-    k = precision.product(xk, weights, f"{layer}.key.weight")
-    yield Value("feed_forward.key", k)
-    # As compiled code does it: what is no number becomes zero.
-    k = np.fmax(k, 0)
-    yield Value("feed_forward.key relu", k)
-    k = np.square(k)
-    yield Value("feed_forward.key square", k)
-    v = precision.product(k, weights, f"{layer}.value.weight")
-    yield Value("feed_forward.value", v)
-    out = r * v
+    out = r * (yield from ends.squared_relu(xk, weights, layer, precision))
     yield Value("feed_forward.value multiply", out)
     return out
 

@@ -13,6 +13,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.artifact.abi import OFFSETS
+from mlc_rwkv_world.checkpoint.rwkv7 import RANKS
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.model.backbone import Backbone, Carried
 from mlc_rwkv_world.model.config import ModelConfig
@@ -48,12 +49,7 @@ def _checked(config: ModelConfig) -> ModelConfig:
 
 def ranks(config: ModelConfig) -> dict[str, int]:
     """The ranks of the small products, by the letter that their names begin with."""
-    return {
-        "w": config.decay_low_rank_dim,
-        "a": config.a_low_rank_dim,
-        "v": config.v_low_rank_dim,
-        "g": config.gate_low_rank_dim,
-    }
+    return {letter: getattr(config, field) for letter, field in RANKS.items()}
 
 
 class TimeMix(nn.Module):  # type: ignore[misc]

@@ -197,16 +197,7 @@ def channel_mix(
     rows[:, -1] = last_rows(x, offsets)
     xk = shifted(x, previous, precision.vector(weights, f"{layer}.x_k"), precision)
     yield Value("feed_forward.x_k", xk)
-    k = precision.product(xk, weights, f"{layer}.key.weight")
-    yield Value("feed_forward.key", k)
-    # As compiled code does it: what is no number becomes zero.
-    k = np.fmax(k, 0)
-    yield Value("feed_forward.key relu", k)
-    k = np.square(k)
-    yield Value("feed_forward.key square", k)
-    out = precision.product(k, weights, f"{layer}.value.weight")
-    yield Value("feed_forward.value", out)
-    return out
+    return (yield from ends.squared_relu(xk, weights, layer, precision))
 
 
 def block(
