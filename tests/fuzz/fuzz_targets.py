@@ -10,6 +10,7 @@ import http.client
 import io
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +40,24 @@ from mlc_rwkv_world.checkpoint.shape import ModelShape, apply_config, shape_of_t
 from mlc_rwkv_world.checkpoint.stored import FLOAT_WORDS, Region, StoredTensor
 from mlc_rwkv_world.checkpoint.torch_file import read_torch_file
 from mlc_rwkv_world.checkpoint.training_file import weights_of
-from mlc_rwkv_world.errors import ArtifactError, DownloadError, RwkvWorldError, VocabularyError
+from mlc_rwkv_world.errors import (
+    ArtifactError,
+    DownloadError,
+    RwkvWorldError,
+    StateError,
+    VocabularyError,
+)
 from mlc_rwkv_world.runtime import state_file
 from mlc_rwkv_world.runtime.elf import check_library
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
 from mlc_rwkv_world.runtime.state_file import StateFile
+from mlc_rwkv_world.runtime.tuned_file import is_torch_file, read_tuned
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
 SEEDS = Path(__file__).parent / "seeds"
 STATE_SHAPE = (2, 5, 8)
+# Blocks, heads, and the sides of a head's matrix.
+TUNED_SHAPE = (2, 2, 4, 4)
 STATE_MODEL = "ab" * 32
 STATE_SHA256 = "cd" * 32
 SHAPE = ModelShape(2, 4, 4, 16, 65536)
@@ -223,6 +233,23 @@ def _signed_state(data: bytes) -> None:
     assert 0 <= sampler.sample(np.zeros(65536, np.float32)) < 65530
 
 
+def _tuned_state(data: bytes) -> None:
+    """A `.pth` file, or the pickle in one, whose storages 0 and 1 suit a model's two blocks."""
+    if not data.startswith(b"PK"):
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("state/data.pkl", data)
+            for key in "01":
+                file.writestr(f"state/data/{key}", np.ones(TUNED_SHAPE[1:], np.float32).tobytes())
+        data = archive.getvalue()
+    path = _write("state.pth", data)
+    if not is_torch_file(path):
+        raise StateError("the file was not written by torch")
+    matrices = read_tuned(path, TUNED_SHAPE)
+    assert matrices.shape == TUNED_SHAPE and matrices.dtype == np.float32
+    assert np.isfinite(matrices).all()
+
+
 def _artifact_index(data: bytes) -> None:
     for name, size in (("params_shard_0.bin", 256), ("params_shard_1.bin", 16)):
         _write(name, bytes(size))
@@ -319,6 +346,7 @@ TARGETS = {
         Target("model-config", _model_config),
         Target("state-file", _state_file),
         Target("state-file-signed", _signed_state),
+        Target("tuned-state", _tuned_state),
         Target("artifact-index", _artifact_index),
         Target("artifact-list", _artifact_list),
         Target("artifact-record", _artifact_record),
