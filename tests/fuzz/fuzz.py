@@ -2,16 +2,18 @@
 
     python tests/fuzz/fuzz.py checkpoint-torch --seconds 900
 
-Guided by coverage where atheris is installed (`pip install atheris`, Linux), else by seeded
-mutations alone. Prints what it did; an input that breaks a promise is written to the current
-folder and ends the run with its traceback.
+Guided by coverage where atheris is installed (`pip install atheris`, Linux) and this package too,
+not as an editable one, else by seeded mutations alone. Prints what it did; an input that breaks a
+promise is written to the current folder and ends the run with its traceback.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 from mutation import mutations
@@ -33,6 +35,9 @@ def main() -> int:
         import atheris
     except ImportError:
         return _by_mutations(options)
+    if _is_editable():
+        print("atheris sees no branch of an editable install: give this environment a usual one.")
+        return 2
     with atheris.instrument_imports(include=["mlc_rwkv_world"]):
         from fuzz_targets import SEEDS, TARGETS
 
@@ -59,6 +64,12 @@ def main() -> int:
     atheris.Setup(arguments, once)
     atheris.Fuzz()
     return 0
+
+
+def _is_editable() -> bool:
+    """Whether the package comes by a loader of its own, past which atheris adds its counters."""
+    text = metadata.distribution("mlc_rwkv_world").read_text("direct_url.json")
+    return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
 
 
 def _by_mutations(options: argparse.Namespace) -> int:
