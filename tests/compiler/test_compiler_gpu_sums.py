@@ -81,6 +81,7 @@ def sums(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "version, quantization", [*((4, fmt) for fmt in FORMATS), (7, "q0f16"), (7, "q4f16_1")]
 )
@@ -100,6 +101,7 @@ def test_nothing_is_summed_in_float16(kind: str, quantization: str, version: int
 _WEBGPU_BUFFERS = 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", FORMATS)
 def test_what_webgpu_lacks(quantization: str) -> None:
     """Arrays of booleans; and buffers, of which the recurrence binds more than browsers give."""
