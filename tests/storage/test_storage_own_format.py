@@ -63,6 +63,7 @@ def built(
     return world.build(source, target="llvm", quantization=fmt.name, output=folder / "built")
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_same_weights(
     fmt: Format, built: world.Artifact, tensors: checkpoints.Tensors
 ) -> None:
