@@ -23,6 +23,8 @@ from mlc_rwkv_world.numerics.subject import open_subject
 from mlc_rwkv_world.storage import FORMATS, Format, Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 OWN = {
     fmt.name: fmt
     for fmt in (
@@ -63,7 +65,6 @@ def built(
     return world.build(source, target="llvm", quantization=fmt.name, output=folder / "built")
 
 
-@pytest.mark.slow
 def test_logits_are_those_of_the_same_weights(
     fmt: Format, built: world.Artifact, tensors: checkpoints.Tensors
 ) -> None:
