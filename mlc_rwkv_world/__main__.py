@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 from mlc_rwkv_world.cli.start import start
+from mlc_rwkv_world.stock.host import find_host
 
 COMMANDS = {
     "bench": "measure a model's speed beside this machine's limits",
@@ -18,7 +19,7 @@ COMMANDS = {
     "doctor": "show TVM, mlc_llm, and what is registered with it",
 }
 PROGRAM = "python -m mlc_rwkv_world"
-# It looks at mlc_llm, which needs PyTorch.
+# It looks at mlc_llm, where there is one, which needs PyTorch.
 _LOOKS_AT_OTHERS = "doctor"
 
 
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
-        if name != _LOOKS_AT_OTHERS:
+        if name != _LOOKS_AT_OTHERS or find_host() is None:
             start()
         module = import_module(f"mlc_rwkv_world.cli.{name}")
         return int(module.main(arguments[1:], program=f"{PROGRAM} {name}"))

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from support.once import once
 
-# numpy's threads for linear algebra spin, and there is a worker for each core.
+# Threads for the linear algebra of numpy and PyTorch spin, and there is a worker for each core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# tvm_ffi imports PyTorch where it can, for seconds. The few tests that need it do so themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# TVM imports PyTorch where it can, for seconds. The few tests that need it do so themselves.
 if "torch" not in sys.modules:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch", None)
-        import tvm_ffi  # noqa: F401
+        import tvm.relax  # noqa: F401
 # Whatever tests import stays, and most of what they make is no garbage either.
 gc.set_threshold(50_000)
 

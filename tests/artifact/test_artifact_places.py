@@ -75,6 +75,8 @@ def test_a_record_that_fails_fails_no_build(
 def test_without_a_home(tmp_path: Path) -> None:
     """Neither importing TVM nor looking for a name needs one."""
     code = f"""{HOMELESS}
+from mlc_rwkv_world.cli.start import start
+start()
 import mlc_rwkv_world, tvm
 from mlc_rwkv_world.cli import chat, doctor
 print(doctor.main([]), chat.main(["--model", "nothing-here", "--prompt", "x"]))

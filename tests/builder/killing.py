@@ -19,7 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from building import NAME, build_tiny, contents
+from mlc_rwkv_world.cli.start import start as without_torch
+
+without_torch()
+
+from building import NAME, build_tiny, contents  # noqa: E402
 
 PARTS: dict[str, dict[str, Any]] = {
     "weights": {"library": False},

@@ -93,6 +93,8 @@ def test_where_modules_are_written(tmp_path: Path) -> None:
 def test_no_stock_imports_nothing_of_it(source: Path, tmp_path: Path, stock: bool) -> None:
     code = (
         "import sys, mlc_rwkv_world\n"
+        "from mlc_rwkv_world.cli.start import start\n"
+        "start()\n"
         "mlc_rwkv_world.build(sys.argv[1], output=sys.argv[2], target='llvm', use_cache=False,\n"
         f"    stock={stock}, system_lib=True)\n"
         "print([name for name in sys.modules if name.startswith('mlc_rwkv_world.stock')])"

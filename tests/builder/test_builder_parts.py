@@ -272,6 +272,7 @@ def test_what_a_build_does_not_write_stays(source: Path, dist: Path, older: Path
     assert not (older / "params" / "stale.bin").exists()
 
 
+@pytest.mark.slow
 def test_a_build_lists_its_own_libraries_and_no_others(
     source: Path, dist: Path, older: Path
 ) -> None:
@@ -355,6 +356,7 @@ def test_a_folder_that_is_no_artifact_is_not_built_into(
     assert {path.name for path in dist.iterdir()} == {NAME}
 
 
+@pytest.mark.slow
 def test_modules_that_lie_beside_an_artifact_become_no_code(
     source: Path, built: Artifact, dist: Path, no_lowering: None
 ) -> None:

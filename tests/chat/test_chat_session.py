@@ -142,6 +142,7 @@ def test_interruption_at_every_call(
     expect_read(chat, *turns, (JAPAN, " " + second))
 
 
+@pytest.mark.slow
 def test_real_signals_at_any_moment(engine: Engine) -> None:
     """Whenever a signal comes, the state has read just what was shown, or not even the prompt."""
     answer = say(chat_with(engine), FRANCE)

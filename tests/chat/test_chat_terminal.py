@@ -159,6 +159,7 @@ def test_interrupt_stops_the_answer_and_not_the_program(
     assert chat.ends() == 0
 
 
+@pytest.mark.slow
 def test_impatient_interrupts(terminal: Callable[..., Terminal], model: str) -> None:
     chat = terminal("--model", model, *RAVING)
     chat.ready()
@@ -178,6 +179,7 @@ def test_end_of_input_ends_it(terminal: Callable[..., Terminal], model: str) -> 
     assert chat.ends() == 0
 
 
+@pytest.mark.slow
 def test_a_paste_of_several_lines_is_one_message(
     terminal: Callable[..., Terminal], model: str
 ) -> None:
@@ -192,6 +194,7 @@ def test_a_paste_of_several_lines_is_one_message(
     assert chat.ends() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirection", ["| cat > {}", "> {}", "> {} 2> /dev/null"])
 def test_results_elsewhere_leave_the_talk_on_the_terminal(
     redirection: str, model: str, tmp_path: Path
@@ -220,6 +223,7 @@ def test_results_elsewhere_leave_the_talk_on_the_terminal(
     assert file.read_text() == f"{PARIS}\n"
 
 
+@pytest.mark.slow
 def test_raving_never_shows_half_a_character(model: str) -> None:
     """Random tokens by the hundred: what is shown is valid UTF-8, without control characters."""
     shown = 0
@@ -320,6 +324,7 @@ def test_interrupt_ends_a_single_answer(model: str) -> None:
     assert (process.returncode, errors) == (128 + signal.SIGINT, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -376,6 +381,7 @@ def runtime_only(tmp_path: Path) -> dict[str, str]:
     return dict(os.environ) | {"PYTHONPATH": path}
 
 
+@pytest.mark.slow
 def test_first_token_within_two_seconds_without_the_compiler(
     model: str, runtime_only: dict[str, str]
 ) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPTED = [sys.executable, str(Path(__file__).with_name("scripted.py"))]
 THINKING = ">\nOne step.\n\nAnother.\n</think>\n\nIt is so.\n\n"
 ANSWER = ">\nNo.\n\n"

@@ -169,6 +169,7 @@ class Oracle:
         return np.array_equal(array.ravel(), loaded[name].float().numpy().ravel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [*WEIGHTS, index, config])
 def test_cut_anywhere(tmp_path: Path, world: Tensors, make: Maker) -> None:
     path = make(tmp_path, world)
@@ -224,6 +225,7 @@ def test_flipped_bits_in_weight_files(tmp_path: Path, world: Tensors, make: Make
     assert refused > (0.7 if has_checksums else 0.1) * FLIPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [index, config])
 def test_flipped_bits_in_json(tmp_path: Path, world: Tensors, make: Maker) -> None:
     path = make(tmp_path, world)

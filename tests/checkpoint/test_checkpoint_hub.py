@@ -211,6 +211,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_download_goes_on_where_it_stopped(
     hub: HubServer, models: Path, large: Tensors, tmp_path: Path
 ) -> None:

@@ -202,6 +202,7 @@ def test_files_are_cut_off_at_their_declared_size(
     open_checkpoint(fetch(REPO, tmp_path / "models"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("where", ["list", "error", "redirect", "head", "list, compressed"])
 def test_no_other_answer_fills_memory(hub: Hub, tmp_path: Path, where: str) -> None:

@@ -139,6 +139,7 @@ def test_weights_beside_a_real_optimizers_state(tmp_path: Path, world: Tensors) 
     assert_holds(open_checkpoint(tmp_path / "w.pth"), world)
 
 
+@pytest.mark.slow
 def test_several_models_are_named_with_the_command_that_saves_one(
     tmp_path: Path, world: Tensors
 ) -> None:

@@ -169,6 +169,7 @@ def test_nest_of_tuples_that_takes_for_ever_to_hash_or_print(tmp_path: Path) -> 
     refused(torch_archive(tmp_path / "w.pth", as_value), "'a' is a tuple, expected a tensor")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "instruction",
     [b"}", b"]", b"(", b")", b"]]\x86", b"]\x94", b"J\xff\xff\xff\x7f", b"ctorch\nFloatStorage\n"],

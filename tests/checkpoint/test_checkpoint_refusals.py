@@ -86,6 +86,7 @@ def test_files_that_are_something_else(tmp_path: Path, content: bytes, message: 
     assert re.search(message, refusal(path))
 
 
+@pytest.mark.slow
 def test_old_torch_layout_says_how_to_save_it_again(tmp_path: Path, world: Tensors) -> None:
     folder = tmp_path / "it's a folder"
     folder.mkdir()

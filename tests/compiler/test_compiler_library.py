@@ -44,6 +44,8 @@ def test_objects_can_be_linked_later(lowered: Lowered, linked: Path, tmp_path: P
 
 _RUN_SYSTEM_LIB = """
     import ctypes, sys
+    from mlc_rwkv_world.cli.start import start
+    start()
     import numpy, tvm
     from running import logits
     ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)

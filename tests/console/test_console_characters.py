@@ -39,6 +39,7 @@ def steers(character: str) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_nothing_that_steers_passes() -> None:
     assert {c for c in prose(EVERY) if steers(c)} == {"\n", "\t"}
     assert not {c for c in printable(EVERY) if steers(c)}

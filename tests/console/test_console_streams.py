@@ -94,6 +94,7 @@ def test_a_build_that_cannot_tell_blames_no_disk_of_its_own(
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_build_whose_reader_goes_away(demo_checkpoint: Path, tmp_path: Path) -> None:
     options = ["--convert-weights-only", "--artifact-path", str(tmp_path)]
     line = '"$@" | exec true; exit ${PIPESTATUS[0]}'

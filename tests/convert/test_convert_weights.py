@@ -75,6 +75,7 @@ def rwkv7() -> Tensors:
     return {name: array.astype(np.float16).astype(np.float32) for name, array in world.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
 def test_rwkv7s_shards_are_the_same_bytes_from_every_layout(
     rwkv7: Tensors, tmp_path: Path, quantization: str

@@ -56,6 +56,12 @@ def signature(case: Case, target: Target) -> Signature:
     return Signature([tensor(arg) for arg in args], [tensor(out) for out in outs], target)
 
 
+def kernel(case: Case, target: Target, name: str) -> tirx.PrimFunc:
+    """The kernel that a case builds for a target, as builds of libraries parse and name it."""
+    with quick_parsing():
+        return finished(case[0](signature(case, target))).with_attr("global_symbol", name)
+
+
 def told(build: Build, *stored: Stored, inputs: Inputs = Inputs.FLOAT32) -> Build:
     """A builder that is told how the weights lie, and what inputs of products are."""
     return partial(_told, build, stored, inputs)
@@ -80,14 +86,7 @@ class Kernels:
         if missing := missing_features(chosen.cpu_features()):
             pytest.skip(f"this CPU lacks {', '.join(missing)}")
         self.target = chosen.target
-        with quick_parsing():
-            kernels = {
-                name: finished(case[0](signature(case, chosen.target)))
-                for name, case in cases.items()
-            }
-        functions = {
-            name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()
-        }
+        functions = {name: kernel(case, chosen.target, name) for name, case in cases.items()}
         with chosen.target:
             mod = dlight.ApplyDefaultSchedule(Elementwise())(IRModule(functions))
         library = folder / "kernels.so"

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import tvm
-from compiling import Array, Case, poisoned, signature
+from compiling import Array, Case, kernel, poisoned
 from tvm import IRModule
 from tvm.s_tir import dlight
 
 from mlc_rwkv_world.compiler.passes import schedule_gpu
 from mlc_rwkv_world.compiler.target import resolve
-from mlc_rwkv_world.kernels.finished import finished
-from mlc_rwkv_world.tvm_script import quick_parsing
 
 ARCH = "cuda -arch=sm_90"
 # Inputs, and shape and dtype of each result.
@@ -24,11 +22,7 @@ Call = tuple[Sequence[Any], Sequence[tuple[tuple[int, ...], str]]]
 def build(cases: Mapping[str, Case], target: str = ARCH, general: bool = False) -> Any:
     """The kernels of some cases, compiled for CUDA; `general` ones have dlight's schedules."""
     chosen = resolve(target).target
-    with quick_parsing():
-        functions = {
-            name: finished(case[0](signature(case, chosen))).with_attr("global_symbol", name)
-            for name, case in cases.items()
-        }
+    functions = {name: kernel(case, chosen, name) for name, case in cases.items()}
     for name, func in functions.items():
         assert bool(func.attrs.get("tirx.is_scheduled")) is not general, name
     mod = IRModule(functions)

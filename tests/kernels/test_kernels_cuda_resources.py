@@ -19,6 +19,7 @@ from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
 from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
+from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.rwkv4.cuda.time_mix import time_mix_step
 
 pytestmark = [
@@ -66,10 +67,11 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
 
 
 def _source(target: Any) -> str:
-    functions = {
-        name: finished(func).with_attr("global_symbol", name)
-        for name, func in _kernels(target).items()
-    }
+    with quick_parsing():
+        functions = {
+            name: finished(func).with_attr("global_symbol", name)
+            for name, func in _kernels(target).items()
+        }
     # Whether TVM compiles its source depends on what this process has loaded before.
     with compiling(target):
         module = tvm.tirx.build(IRModule(functions), target=target)

@@ -6,14 +6,13 @@ import re
 
 import pytest
 import tvm
-from compiling import signature, specs, told
+from compiling import kernel, specs, told
 from tvm import IRModule
 
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu import product as product_cpu
 from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, INT8, input_type, inputs_of
 from mlc_rwkv_world.kernels.cpu.packed_weight import packed
-from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.storage import Stored
 
 BYTES = {
@@ -39,9 +38,8 @@ def _assembly(text: str, stored: Stored, arithmetic: str, rows: int | str) -> st
     x = input_type(rows, K, inputs)
     build = told(product_cpu.linear_packed, form, inputs=inputs)
     case = (build, [(*x.shape, x.dtype), *specs(form, N, K)], [(rows, N, "float32")])
-    kernel = finished(build(signature(case, target))).with_attr("global_symbol", "product")
     with target:
-        module = tvm.compile(IRModule({"product": kernel}), target=target).mod
+        module = tvm.compile(IRModule({"product": kernel(case, target, "product")}), target).mod
     modules = [module, *module.imports]
     return "\n".join(m.inspect_source("s") for m in modules if m.kind == "llvm")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from compiling import Array, signature, specs, told
+from compiling import Array, kernel, specs, told
 from support.metal_emulation import MetalKernel
 from tvm import IRModule
 from tvm.s_tir import dlight
@@ -33,14 +33,15 @@ def metal_source(stored: Stored, out_type: str) -> str:
     build, target = told(linear, stored), resolve("metal").target
     args = [("m", INNER, "float16"), *specs(stored, OUTER, INNER)]
     case = (build, args, [("m", OUTER, out_type)])
-    kernel = build(signature(case, target)).with_attr("global_symbol", "product")
+    mod = IRModule({"product": kernel(case, target, "product")})
     with target:
-        mod = dlight.ApplyDefaultSchedule(*schedule_gpu.rules())(IRModule({"product": kernel}))
+        mod = dlight.ApplyDefaultSchedule(*schedule_gpu.rules())(mod)
     built = tvm.compile(mod, target=target)
     (shader,) = getattr(built, "mod", built).imports
     return str(shader.inspect_source())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "out_type"), [(16, "float16"), (8, "float16"), (4, "float16"), (4, "float32")]
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,47 @@ from mlc_rwkv_world.runtime.cpu import missing_features
 pytestmark = pytest.mark.slow
 
 POSITIONS = 64
+CHUNKS = (1, 7, 64)
+# After the token at each position, [V].
+Logits = dict[int, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One checkpoint in the layouts that the peers read, and our engine on it in q0f32."""
+    """One checkpoint in the layouts that the peers read, and our engine on it in q0f32.
+
+    What the engine gives is computed once, for both peers.
+    """
 
     version: int
     pth: Path
     folder: Path
     engine: world.Engine
     ids: list[int]
+
+    @cached_property
+    def whole(self) -> Logits:
+        """Of prompts of several lengths, each in one prefill."""
+        lengths = (1, 2, 3, 7, 16, 17, 33, POSITIONS)
+        return {n - 1: self.engine.prefill(self.ids[:n], self.engine.new_state()) for n in lengths}
+
+    @cached_property
+    def chunks(self) -> dict[int, Logits]:
+        """Of a prompt in chunks, by their size."""
+        return {size: self._in_chunks(size) for size in CHUNKS}
+
+    def _in_chunks(self, size: int) -> Logits:
+        state, found = self.engine.new_state(), {}
+        for begin in range(0, POSITIONS, size):
+            chunk = self.ids[begin : begin + size]
+            found[begin + len(chunk) - 1] = self.engine.prefill(chunk, state)
+        return found
+
+    @cached_property
+    def steps(self) -> Logits:
+        """Of one token after another."""
+        state = self.engine.new_state()
+        return {at: self.engine.decode(token, state) for at, token in enumerate(self.ids)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +78,10 @@ class Peer:
     def tolerance(self) -> float:
         return 1e-4 * max(1.0, float(np.abs(self.logits).max()))
 
-    def check(self, position: int, ours: np.ndarray) -> None:
-        error = float(np.abs(ours - self.logits[position]).max())
-        assert error <= self.tolerance, f"token {position}: off by {error}"
+    def check(self, ours: Logits) -> None:
+        for position, logits in ours.items():
+            error = float(np.abs(logits - self.logits[position]).max())
+            assert error <= self.tolerance, f"token {position}: off by {error}"
 
 
 def _random_ids(seed: int, count: int = POSITIONS) -> list[int]:
@@ -122,25 +154,16 @@ def _transformers_logits(case: Case) -> np.ndarray:
 
 
 def test_whole_prompts(peer: Peer) -> None:
-    """Prompts of several lengths, each in one prefill."""
-    engine, ids = peer.case.engine, peer.case.ids
-    for length in (1, 2, 3, 7, 16, 17, 33, POSITIONS):
-        peer.check(length - 1, engine.prefill(ids[:length], engine.new_state()))
+    peer.check(peer.case.whole)
 
 
-@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("size", CHUNKS)
 def test_chunks(peer: Peer, size: int) -> None:
-    engine, ids = peer.case.engine, peer.case.ids
-    state = engine.new_state()
-    for begin in range(0, POSITIONS, size):
-        chunk = ids[begin : begin + size]
-        peer.check(begin + len(chunk) - 1, engine.prefill(chunk, state))
+    peer.check(peer.case.chunks[size])
 
 
 def test_step_by_step(peer: Peer) -> None:
-    engine, state = peer.case.engine, peer.case.engine.new_state()
-    for position, token in enumerate(peer.case.ids):
-        peer.check(position, engine.decode(token, state))
+    peer.check(peer.case.steps)
 
 
 def test_batch_equals_single_sequences(case: Case) -> None:

@@ -52,6 +52,7 @@ def _decomposed(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
 @pytest.mark.parametrize("target", ["llvm", "llvm -mcpu=x86-64", "metal", "opencl", CUDA])
 def test_rwkv7(quantization: str, target: str) -> None:
@@ -63,6 +64,7 @@ def test_rwkv7(quantization: str, target: str) -> None:
     assert _decomposed(quantization, target, 7) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", FORMATS)
 @pytest.mark.parametrize("target", ["llvm", "llvm -mcpu=x86-64"])
 def test_on_a_cpu(quantization: str, target: str) -> None:

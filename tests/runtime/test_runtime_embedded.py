@@ -142,6 +142,8 @@ def test_verify_compares_library_and_weights(
 FLIPPER = """
 import random, sys
 from pathlib import Path
+from mlc_rwkv_world.cli.start import start
+start()
 from mlc_rwkv_world.artifact.checksums import write_checksums
 from mlc_rwkv_world.artifact.embedded import read_embedded
 from mlc_rwkv_world.errors import RwkvWorldError

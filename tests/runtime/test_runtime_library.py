@@ -92,6 +92,7 @@ def test_a_pipe_or_a_device_in_place_of_a_library(
     assert {v.path for v in verify(find(artifact)) if v.fault is not None} == {path}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
 def test_a_truncated_library(artifact: Path) -> None:
     """The system's loader would die of it."""

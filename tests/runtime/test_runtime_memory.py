@@ -55,6 +55,8 @@ def test_a_model_that_is_gone_leaves_no_memory(demo_artifact: Callable[[str], Pa
     """Loading a second model, whose tensors have other sizes, takes back what the first left."""
     child = """
 import json, sys
+from mlc_rwkv_world.cli.start import start_light
+start_light()
 import mlc_rwkv_world
 from mlc_rwkv_world.runtime.device import release_unused
 status = lambda: open("/proc/self/status").read()

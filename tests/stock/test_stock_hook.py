@@ -130,14 +130,17 @@ def test_a_configuration_of_another_version(host: Path, tmp_path: Path) -> None:
         "given = {'config': 'config.json', 'model': model, 'source': sys.argv[1]}\n"
         "_convert_weight({**given, 'quantization': Some(name='q0f32'), 'output': sys.argv[2]})"
     )
-    result = run(["-c", code, checkpoint, tmp_path / "out"], [host, PACKAGE_ROOT])
+    result = run(
+        ["-c", code, checkpoint, tmp_path / "out"],
+        [write_no_torch(tmp_path / "no-torch"), host, PACKAGE_ROOT],
+    )
     last = result.stderr.splitlines()[-1]
     assert "config.json is the configuration of an RWKV-4, and" in last
     assert f"{checkpoint} holds an RWKV-7." in last
     assert not (tmp_path / "out").exists()
 
 
-def test_configurations_of_rwkv7(host: Path) -> None:
+def test_configurations_of_rwkv7(host: Path, tmp_path: Path) -> None:
     """Named as fla names fields; what is no field of ours, the host keeps aside."""
     theirs = fla_config(random_rwkv7(2, 128, 4), vocab_size=65536)
     odd = {"head_dim": 32, "norm_eps": 1e-6, "rescale_every": 6, "num_heads": 64}
@@ -155,7 +158,7 @@ def test_configurations_of_rwkv7(host: Path) -> None:
     )
     given = json.dumps([theirs, theirs | odd, theirs | ours])
     # On the real TVM.
-    result = run(["-c", code, given], [host, PACKAGE_ROOT])
+    result = run(["-c", code, given], [write_no_torch(tmp_path / "no-torch"), host, PACKAGE_ROOT])
     assert result.returncode == 0, result.stderr
     plain, changed, built = map(json.loads, result.stdout.splitlines()[-3:])
     assert plain == built

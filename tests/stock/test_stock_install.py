@@ -140,6 +140,7 @@ def test_what_the_wheel_holds(wheel: Callable[[str], Path]) -> None:
     assert not [name for name in names if name.startswith(("tvm", "tests", "demo"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["none", "site", "elsewhere"])
 def test_editable(
     wheel: Callable[[str], Path], environment: Environment, tmp_path: Path, where: str

@@ -15,6 +15,7 @@ from mlc_rwkv_world.compiler.cuda import compiling
 from mlc_rwkv_world.compiler.passes import schedule_gpu
 from mlc_rwkv_world.stock.kernels.sampling import reference_sample
 from mlc_rwkv_world.stock.passes.add_sampling_functions import AddSamplingFunctions
+from mlc_rwkv_world.tvm_script import quick_parsing
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ NAMES = {
 def machine() -> Any:
     """All five with code for a CPU; TVM draws without top_p otherwise there than on a GPU."""
     target = Target("llvm")
-    with target:
+    with target, quick_parsing():
         passes = [AddSamplingFunctions(target, VOCAB), backend.DispatchSampling()]
         mod = tvm.transform.Sequential(passes)(tvm.IRModule())
     return relax.VirtualMachine(relax.build(mod, target), tvm.cpu())
@@ -140,7 +141,7 @@ def test_code_for_cuda() -> None:
         relax.transform.LegalizeOps(),
         tvm.s_tir.dlight.ApplyDefaultSchedule(*schedule_gpu.rules()),
     ]
-    with target:
+    with target, quick_parsing():
         mod = tvm.transform.Sequential(passes)(tvm.IRModule())
     # Its own pipeline goes on from there, nvcc included.
     with compiling(target):

@@ -23,6 +23,8 @@ from mlc_rwkv_world.numerics.subject import open_subject
 from mlc_rwkv_world.storage import FORMATS, Format, Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 OWN = {
     fmt.name: fmt
     for fmt in (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -18,9 +19,11 @@ from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.tvm_names import name_of
+from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.table import VERSIONS
 
 LAYERS = 2
+Parsing = Callable[[], AbstractContextManager[None]]
 # What makes `small_config` an RWKV-7 of two heads, with ranks that are all different.
 RWKV7 = {
     "model_version": 7,
@@ -55,7 +58,9 @@ def small_module(
     return export(small_config(**changes), fmt, compute_dtype, STOCK if stock else None)
 
 
-def chosen(mod: IRModule, target: Target, number: int = 4) -> IRModule:
+def chosen(
+    mod: IRModule, target: Target, number: int = 4, *, parsing: Parsing = quick_parsing
+) -> IRModule:
     """A module of a version with its kernels, as the pipeline chooses them."""
     version = VERSIONS[number]
     with target:
@@ -65,12 +70,15 @@ def chosen(mod: IRModule, target: Target, number: int = 4) -> IRModule:
             {**version.all_operations(), **STOCK.operations},
             version.all_rules(target.kind.name),
         )
-        return applied(chosen, mod)
+        return applied(chosen, mod, parsing)
 
 
-def applied(change: Pass, mod: IRModule) -> IRModule:
-    """What a pass makes of a module. What `module_pass` makes of a class has no type."""
-    return change(mod)
+def applied(change: Pass, mod: IRModule, parsing: Parsing = quick_parsing) -> IRModule:
+    """What a pass makes of a module, its kernels parsed as the pipeline parses them."""
+    with parsing():
+        # What `module_pass` makes of a class has no type.
+        lowered: IRModule = change(mod)
+    return lowered
 
 
 def functions(mod: IRModule) -> dict[str, relax.Function]:

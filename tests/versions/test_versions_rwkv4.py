@@ -41,6 +41,7 @@ def test_logits_are_those_of_rwkv(tensors: Tensors, ids: list[int], tmp_path: Pa
     np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_layers_are_those_of_transformers(tensors: Tensors, ids: list[int], tmp_path: Path) -> None:
     """What each product and normalization of a block gives, by the layer's name."""
     import torch

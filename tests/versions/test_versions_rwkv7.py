@@ -34,6 +34,7 @@ def ids() -> list[int]:
     return [int(i) for i in np.random.default_rng(12).integers(1, VOCABULARY, POSITIONS)]
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_rwkv(tensors: Tensors, ids: list[int], tmp_path: Path) -> None:
     expected = rwkv7_logits(checkpoints.write_pth(tmp_path / "random.pth", tensors), ids)
     _, logits = run(tensors, ids)
