@@ -1,4 +1,7 @@
-"""Layer normalization over channels, in float32, with the variance of the centred values."""
+"""LayerNorm on a CPU, in one order of sums wherever it stands.
+
+A row's values are summed by their number modulo 32, and these sums in turn.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,69 @@ from tvm.script import tirx as T
 from mlc_rwkv_world.kernels import formulas
 from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
 
-_LANES = 16
+# Lanes of a vector, and how many sums there are of a row.
+LANES, SUMS = 8, 32
 
 reference = formulas.layer_norm
 
 
-def _square(value: Any) -> Any:
-    return value * value
+def _vector(first: Any) -> Any:
+    return T.Ramp(first, 1, LANES)
+
+
+@T.inline
+def moments(x: Any, row: Any, width: Any, eps: Any, stat: Any, part: Any) -> None:
+    """Mean and inverse deviation of a row to stat[0] and stat[1]; `part` is room, [SUMS]."""
+    for j in T.unroll(SUMS // LANES):
+        part[_vector(j * LANES)] = T.Broadcast(T.float32(0), LANES)
+    for step in range(width // SUMS):
+        for j in T.unroll(SUMS // LANES):
+            part[_vector(j * LANES)] = (
+                part[_vector(j * LANES)] + x[row, _vector(step * SUMS + j * LANES)]
+            )
+    for i in range(width % SUMS):
+        part[i] = part[i] + x[row, width // SUMS * SUMS + i]
+    stat[0] = T.float32(0)
+    for i in range(SUMS):
+        stat[0] = stat[0] + part[i]
+    stat[0] = stat[0] * T.float32(1 / width)
+    for j in T.unroll(SUMS // LANES):
+        part[_vector(j * LANES)] = T.Broadcast(T.float32(0), LANES)
+    for step in range(width // SUMS):
+        for j in T.unroll(SUMS // LANES):
+            part[_vector(j * LANES)] = T.fma(
+                x[row, _vector(step * SUMS + j * LANES)] - T.Broadcast(stat[0], LANES),
+                x[row, _vector(step * SUMS + j * LANES)] - T.Broadcast(stat[0], LANES),
+                part[_vector(j * LANES)],
+            )
+    for i in range(width % SUMS):
+        part[i] = T.fma(
+            x[row, width // SUMS * SUMS + i] - stat[0],
+            x[row, width // SUMS * SUMS + i] - stat[0],
+            part[i],
+        )
+    stat[1] = T.float32(0)
+    for i in range(SUMS):
+        stat[1] = stat[1] + part[i]
+    stat[1] = T.float32(1) / T.sqrt(T.fma(stat[1], T.float32(1 / width), T.float32(eps)))
+
+
+@T.inline
+def normalized(x: Any, row: Any, base: Any, stat: Any, weight: Any, bias: Any, now: Any) -> None:
+    """SUMS values of a row from `base` on, normalized, to the local `now`."""
+    for j in T.unroll(SUMS // LANES):
+        now[_vector(j * LANES)] = T.fma(
+            (x[row, _vector(base + j * LANES)] - T.Broadcast(stat[0], LANES))
+            * T.Broadcast(stat[1], LANES),
+            weight[_vector(base + j * LANES)],
+            bias[_vector(base + j * LANES)],
+        )
 
 
 def layer_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
     """(x, weight, bias) -> normalized, for a CPU."""
     width = sig.args[0].static(1)
-    steps, tail = divmod(width, _LANES)
-    body = steps * _LANES
-    inverse = 1.0 / width
+    body = width // SUMS * SUMS
     known = sig.args[0].shape[0]
     tasks = parallel_if_worth(known * width if isinstance(known, int) else None)
 
@@ -39,38 +90,17 @@ def layer_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
         x = T.match_buffer(var_x, (rows, width), "float32")
         out = T.match_buffer(var_out, (rows, width), "float32")
         for row in tasks(rows):
-            part = T.alloc_buffer((_LANES,), "float32", scope=STACK)
+            part = T.alloc_buffer((SUMS,), "float32", scope=STACK)
             stat = T.alloc_buffer((2,), "float32", scope=STACK)
-            for i in T.vectorized(_LANES):
-                part[i] = T.float32(0)
-            for step in range(steps):
-                for i in T.vectorized(_LANES):
-                    part[i] = part[i] + x[row, step * _LANES + i]
-            stat[0] = T.float32(0)
-            for i in range(tail):
-                stat[0] = stat[0] + x[row, body + i]
-            for i in range(_LANES):
-                stat[0] = stat[0] + part[i]
-            stat[0] = stat[0] * T.float32(inverse)
-            for i in T.vectorized(_LANES):
-                part[i] = T.float32(0)
-            for step in range(steps):
-                for i in T.vectorized(_LANES):
-                    part[i] = part[i] + _square(x[row, step * _LANES + i] - stat[0])
-            stat[1] = T.float32(0)
-            for i in range(tail):
-                stat[1] = stat[1] + _square(x[row, body + i] - stat[0])
-            for i in range(_LANES):
-                stat[1] = stat[1] + part[i]
-            stat[1] = T.float32(1) / T.sqrt(stat[1] * T.float32(inverse) + T.float32(eps))
-            for step in range(steps):
-                for i in T.vectorized(_LANES):
-                    out[row, step * _LANES + i] = (x[row, step * _LANES + i] - stat[0]) * stat[
-                        1
-                    ] * weight[step * _LANES + i] + bias[step * _LANES + i]
-            for i in range(tail):
-                out[row, body + i] = (x[row, body + i] - stat[0]) * stat[1] * weight[
-                    body + i
-                ] + bias[body + i]
+            now = T.alloc_buffer((SUMS,), "float32", scope=STACK)
+            moments(x, row, width, eps, stat, part)
+            for group in range(body // SUMS):
+                normalized(x, row, group * SUMS, stat, weight, bias, now)
+                for j in T.unroll(SUMS // LANES):
+                    out[row, _vector(group * SUMS + j * LANES)] = now[_vector(j * LANES)]
+            for i in range(width - body):
+                out[row, body + i] = T.fma(
+                    (x[row, body + i] - stat[0]) * stat[1], weight[body + i], bias[body + i]
+                )
 
     return kernel

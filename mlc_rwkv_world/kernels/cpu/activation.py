@@ -72,8 +72,8 @@ def store_group(values: Any, out: Any, row: Any, group: Any) -> None:
     # Comparing loses what is not a number; a product with zero keeps it.
     peak[_vector(_LANES)] = T.Broadcast(T.float32(0), _LANES)
     for j in T.unroll(GROUP // _LANES):
-        peak[_vector(_LANES)] = peak[_vector(_LANES)] + values[_vector(j * _LANES)] * T.Broadcast(
-            T.float32(0), _LANES
+        peak[_vector(_LANES)] = T.fma(
+            values[_vector(j * _LANES)], T.Broadcast(T.float32(0), _LANES), peak[_vector(_LANES)]
         )
     for i in T.unroll(_LANES - 1):
         peak[0] = T.max(peak[0], peak[i + 1])
@@ -84,8 +84,11 @@ def store_group(values: Any, out: Any, row: Any, group: Any) -> None:
     for j in T.unroll(GROUP // _LANES):
         byte[_vector(j * _LANES)] = T.reinterpret(
             "int32x8",
-            values[_vector(j * _LANES)] * T.Broadcast(peak[1], _LANES)
-            + T.Broadcast(T.float32(_MAGIC), _LANES),
+            T.fma(
+                values[_vector(j * _LANES)],
+                T.Broadcast(peak[1], _LANES),
+                T.Broadcast(T.float32(_MAGIC), _LANES),
+            ),
         ) - T.Broadcast(T.reinterpret("int32", T.float32(_MAGIC)), _LANES)
         total[_vector(0)] = total[_vector(0)] + byte[_vector(j * _LANES)]
         out[row, group, T.Ramp(2 * j, 1, 2)] = T.reinterpret(
@@ -94,7 +97,7 @@ def store_group(values: Any, out: Any, row: Any, group: Any) -> None:
     for i in T.unroll(_LANES - 1):
         total[0] = total[0] + total[i + 1]
     out[row, group, SCALE] = T.reinterpret(
-        "uint32", peak[0] * T.float32(1 / _LARGEST) + peak[_LANES]
+        "uint32", T.fma(peak[0], T.float32(1 / _LARGEST), peak[_LANES])
     )
     out[row, group, SUM] = T.reinterpret("uint32", total[0])
 

@@ -29,7 +29,8 @@ class _Bytes(Grouped, abc.ABC):
         """`total` and a group's exact sums by the scales of both sides."""
         n = self.lanes
         scale = T.Broadcast(T.reinterpret("float32", x[token, step, SCALE]), n)
-        return total + T.Cast(f"float32x{n}", whole) * (self.scale(w, block, step, row) * scale)
+        both = self.scale(w, block, step, row) * scale
+        return T.fma(T.Cast(f"float32x{n}", whole), both, total)
 
     @abc.abstractmethod
     def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:

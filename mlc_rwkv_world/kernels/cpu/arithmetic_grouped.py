@@ -89,20 +89,20 @@ class Unpacked(Grouped):
                             )
                         for t in T.unroll(tokens):
                             for v in T.unroll(side):
-                                sums[T.Ramp((v * tokens + t) * n, 1, n)] = (
-                                    sums[T.Ramp((v * tokens + t) * n, 1, n)]
-                                    + T.Broadcast(
+                                sums[T.Ramp((v * tokens + t) * n, 1, n)] = T.fma(
+                                    T.Broadcast(
                                         x[T.min(first + t, last), step * group + j * each + i],
                                         n,
-                                    )
-                                    * value[T.Ramp(v * n, 1, n)]
+                                    ),
+                                    value[T.Ramp(v * n, 1, n)],
+                                    sums[T.Ramp((v * tokens + t) * n, 1, n)],
                                 )
                 for v in T.unroll(side):
                     for t in T.unroll(tokens):
-                        total[T.Ramp(at + t * ROWS + (side * part + v) * n, 1, n)] = total[
-                            T.Ramp(at + t * ROWS + (side * part + v) * n, 1, n)
-                        ] + sums[T.Ramp((v * tokens + t) * n, 1, n)] * self.scale(
-                            w, block, step, (side * part + v) * n
+                        total[T.Ramp(at + t * ROWS + (side * part + v) * n, 1, n)] = T.fma(
+                            sums[T.Ramp((v * tokens + t) * n, 1, n)],
+                            self.scale(w, block, step, (side * part + v) * n),
+                            total[T.Ramp(at + t * ROWS + (side * part + v) * n, 1, n)],
                         )
 
         chosen: Callable[..., None] = add_group

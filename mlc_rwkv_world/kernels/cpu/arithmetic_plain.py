@@ -38,7 +38,7 @@ class Plain:
     def add(self, total: Any, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
         n = self.lanes
         rows = T.Cast(f"float32x{n}", w[block, step, T.Ramp(row, 1, n)])
-        return total + T.Broadcast(x[token, step], n) * rows
+        return T.fma(T.Broadcast(x[token, step], n), rows, total)
 
 
 class Bfloat16(Plain):
@@ -57,9 +57,6 @@ class Bfloat16(Plain):
         upper = T.uint32(0xFFFF0000)
         first = T.reinterpret("float32", pair << T.uint32(16))
         second = T.reinterpret("float32", pair & upper)
-        total = total + T.Broadcast(first, n) * T.reinterpret(
-            f"float32x{n}", rows << T.Broadcast(T.uint32(16), n)
-        )
-        return total + T.Broadcast(second, n) * T.reinterpret(
-            f"float32x{n}", rows & T.Broadcast(upper, n)
-        )
+        even = T.reinterpret(f"float32x{n}", rows << T.Broadcast(T.uint32(16), n))
+        odd = T.reinterpret(f"float32x{n}", rows & T.Broadcast(upper, n))
+        return T.fma(T.Broadcast(second, n), odd, T.fma(T.Broadcast(first, n), even, total))

@@ -23,7 +23,7 @@ def _at(block: Any, j: Any) -> Any:
 def _squared_relu(value: Any) -> Any:
     positive = T.max(value, T.Broadcast(T.float32(0), LANES))
     # A maximum forgets what is not a number; a product with zero keeps it.
-    return positive * positive + value * T.Broadcast(T.float32(0), LANES)
+    return T.fma(positive, positive, value * T.Broadcast(T.float32(0), LANES))
 
 
 def key_receptance(sig: Signature) -> tirx.PrimFunc:
@@ -117,10 +117,10 @@ def _residual(sig: Signature, gated: bool, factor: float) -> tirx.PrimFunc:
                     for t in range(T.min(tokens, rows - tile * tokens)):
                         for j in T.unroll(ROWS // LANES):
                             if gated:
-                                after[tile * tokens + t, _at(task + s * tasks, j)] = (
-                                    before[tile * tokens + t, _at(task + s * tasks, j)]
-                                    + gate[tile * tokens + t, _at(task + s * tasks, j)]
-                                    * total[_at(s * tokens + t, j)]
+                                after[tile * tokens + t, _at(task + s * tasks, j)] = T.fma(
+                                    gate[tile * tokens + t, _at(task + s * tasks, j)],
+                                    total[_at(s * tokens + t, j)],
+                                    before[tile * tokens + t, _at(task + s * tasks, j)],
                                 ) * T.Broadcast(T.float32(factor), LANES)
                             else:
                                 after[tile * tokens + t, _at(task + s * tasks, j)] = (

@@ -38,17 +38,17 @@ def exp(x: Any, count: int) -> Any:
 
     kept = T.max(constant(_LOW), T.min(constant(_HIGH), x))
     # The rounded number as an integer: adding and subtracting would be simplified away.
-    n = T.reinterpret(f"int32x{count}", kept * constant(_LOG2_E) + constant(_MAGIC)) - T.Broadcast(
-        T.reinterpret("int32", T.float32(_MAGIC)), count
-    )
+    n = T.reinterpret(
+        f"int32x{count}", T.fma(kept, constant(_LOG2_E), constant(_MAGIC))
+    ) - T.Broadcast(T.reinterpret("int32", T.float32(_MAGIC)), count)
     whole = T.Cast(f"float32x{count}", n)
-    f = kept - whole * constant(_LN2_HIGH) - whole * constant(_LN2_LOW)
+    f = T.fma(whole, constant(-_LN2_LOW), T.fma(whole, constant(-_LN2_HIGH), kept))
     value = constant(_SERIES[0])
     for coefficient in _SERIES[1:]:
-        value = value * f + constant(coefficient)
+        value = T.fma(value, f, constant(coefficient))
     power = (n + T.Broadcast(T.int32(127), count)) << T.Broadcast(T.int32(23), count)
     # A minimum forgets what is not a number; a product with zero keeps it.
-    return value * T.reinterpret(f"float32x{count}", power) + x * constant(0.0)
+    return T.fma(value, T.reinterpret(f"float32x{count}", power), x * constant(0.0))
 
 
 def sigmoid(x: Any, count: int) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.kernels.common.layer_norm import moments, normalized
 from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
 from mlc_rwkv_world.kernels.cpu import activation, bfloat16
 from mlc_rwkv_world.kernels.inputs import Inputs
@@ -49,49 +50,12 @@ def _step(x: Any, row: Any, base: Any, now: Any) -> None:
 @T.inline
 def _blend(now: Any, before: Any, ratio: Any, base: Any, values: Any) -> None:
     for j in T.unroll(ROWS // LANES):
-        values[T.Ramp(j * LANES, 1, LANES)] = now[T.Ramp(j * LANES, 1, LANES)] * ratio[
-            T.Ramp(base + j * LANES, 1, LANES)
-        ] + before[T.Ramp(j * LANES, 1, LANES)] * (
-            T.Broadcast(T.float32(1), LANES) - ratio[T.Ramp(base + j * LANES, 1, LANES)]
+        values[T.Ramp(j * LANES, 1, LANES)] = T.fma(
+            now[T.Ramp(j * LANES, 1, LANES)],
+            ratio[T.Ramp(base + j * LANES, 1, LANES)],
+            before[T.Ramp(j * LANES, 1, LANES)]
+            * (T.Broadcast(T.float32(1), LANES) - ratio[T.Ramp(base + j * LANES, 1, LANES)]),
         )
-
-
-@T.inline
-def _moments(x: Any, row: Any, width: Any, eps: Any, stat: Any, part: Any) -> None:
-    """Mean and inverse deviation of a row to stat[0] and stat[1]."""
-    for j in T.unroll(4):
-        part[T.Ramp(j * LANES, 1, LANES)] = T.Broadcast(T.float32(0), LANES)
-    for step in range(width // ROWS):
-        for j in T.unroll(4):
-            part[T.Ramp(j * LANES, 1, LANES)] = (
-                part[T.Ramp(j * LANES, 1, LANES)]
-                + x[row, T.Ramp(step * ROWS + j * LANES, 1, LANES)]
-            )
-    stat[0] = T.float32(0)
-    for i in range(ROWS):
-        stat[0] = stat[0] + part[i]
-    stat[0] = stat[0] * T.float32(1 / width)
-    for j in T.unroll(4):
-        part[T.Ramp(j * LANES, 1, LANES)] = T.Broadcast(T.float32(0), LANES)
-    for step in range(width // ROWS):
-        for j in T.unroll(4):
-            part[T.Ramp(j * LANES, 1, LANES)] = part[T.Ramp(j * LANES, 1, LANES)] + (
-                x[row, T.Ramp(step * ROWS + j * LANES, 1, LANES)] - T.Broadcast(stat[0], LANES)
-            ) * (x[row, T.Ramp(step * ROWS + j * LANES, 1, LANES)] - T.Broadcast(stat[0], LANES))
-    stat[1] = T.float32(0)
-    for i in range(ROWS):
-        stat[1] = stat[1] + part[i]
-    stat[1] = T.float32(1) / T.sqrt(stat[1] * T.float32(1 / width) + T.float32(eps))
-
-
-@T.inline
-def _normalized(x: Any, row: Any, base: Any, stat: Any, weight: Any, bias: Any, now: Any) -> None:
-    for j in T.unroll(ROWS // LANES):
-        now[T.Ramp(j * LANES, 1, LANES)] = (
-            x[row, T.Ramp(base + j * LANES, 1, LANES)] - T.Broadcast(stat[0], LANES)
-        ) * T.Broadcast(stat[1], LANES) * weight[T.Ramp(base + j * LANES, 1, LANES)] + bias[
-            T.Ramp(base + j * LANES, 1, LANES)
-        ]
 
 
 def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
@@ -136,9 +100,9 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
             now = T.alloc_buffer((ROWS,), "float32", scope=STACK)
             before = T.alloc_buffer((ROWS,), "float32", scope=STACK)
             values = T.alloc_buffer((ROWS,), "float32", scope=STACK)
-            _moments(x, row, width, eps, stat, part)
+            moments(x, row, width, eps, stat, part)
             for group in range(width // ROWS):
-                _normalized(x, row, group * ROWS, stat, weight, bias, now)
+                normalized(x, row, group * ROWS, stat, weight, bias, now)
                 for j in T.unroll(ROWS // LANES):
                     before[T.Ramp(j * LANES, 1, LANES)] = state[
                         read_slot(slots, row),

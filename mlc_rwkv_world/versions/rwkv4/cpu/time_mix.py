@@ -33,7 +33,7 @@ def _weights(old: Any, new: Any) -> tuple[Any, Any]:
 
 def _output(a: Any, b: Any, p: Any, first: Any, k: Any, v: Any) -> Any:
     past, now = _weights(p, first + k)
-    return (past * a + now * v) / (past * b + now)
+    return T.fma(past, a, now * v) / T.fma(past, b, now)
 
 
 def _decay(time_decay: Any) -> Any:
@@ -79,12 +79,13 @@ def _advance(
         weights[_vector(LANES)] = _weights(
             past[_vector(2 * ROWS + j * LANES)], k[_vector(at + j * LANES)]
         )[1]
-        past[_vector(j * LANES)] = (
-            weights[_vector(0)] * past[_vector(j * LANES)]
-            + weights[_vector(LANES)] * v[_vector(at + j * LANES)]
+        past[_vector(j * LANES)] = T.fma(
+            weights[_vector(0)],
+            past[_vector(j * LANES)],
+            weights[_vector(LANES)] * v[_vector(at + j * LANES)],
         )
-        past[_vector(ROWS + j * LANES)] = (
-            weights[_vector(0)] * past[_vector(ROWS + j * LANES)] + weights[_vector(LANES)]
+        past[_vector(ROWS + j * LANES)] = T.fma(
+            weights[_vector(0)], past[_vector(ROWS + j * LANES)], weights[_vector(LANES)]
         )
         past[_vector(2 * ROWS + j * LANES)] = T.max(
             past[_vector(2 * ROWS + j * LANES)], k[_vector(at + j * LANES)]
