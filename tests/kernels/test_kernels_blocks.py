@@ -7,25 +7,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import packing
 import pytest
 import tvm
 from compiling import Array, Case, Kernels, error_ratio, specs, told
-from tvm.target import Target
 
 from mlc_rwkv_world.kernels.common.layer_norm import reference as layer_norm
-from mlc_rwkv_world.kernels.cpu import activation, bfloat16
+from mlc_rwkv_world.kernels.cpu import activation
 from mlc_rwkv_world.kernels.cpu import channel_mix as channel_mix_cpu
 from mlc_rwkv_world.kernels.cpu import mix as mix_cpu
 from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32, INT8, input_type, inputs_of
-from mlc_rwkv_world.kernels.cpu.features import lanes
-from mlc_rwkv_world.kernels.cpu.packed_weight import (
-    packed,
-    reference_grouped,
-    reference_narrow,
-    reference_plain,
-)
+from mlc_rwkv_world.kernels.cpu.packed_weight import packed
 from mlc_rwkv_world.storage import Stored
-from mlc_rwkv_world.storage.groups import dequantize, quantize
 from mlc_rwkv_world.versions.rwkv4.cpu import time_mix as time_mix_cpu
 from mlc_rwkv_world.versions.rwkv4.reference import wkv
 
@@ -46,10 +39,16 @@ Spec = tuple[Any, ...]
 QUANTIZED = Stored.symmetric(4, "float16", group=32)
 
 
-def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
+def _form(arithmetic: str) -> Stored:
+    """How the weights lie."""
     stored = QUANTIZED if arithmetic == INT8 else Stored(0, "float16")
     form = packed(stored, narrow=arithmetic == BFLOAT16)
     assert form is not None
+    return form
+
+
+def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
+    form = _form(arithmetic)
     kind = inputs_of(form, arithmetic)
 
     def weight(n: int, k: int) -> Spec:
@@ -146,26 +145,12 @@ class _Bench:
     def weight(self, n: int, k: int) -> tuple[Array, Array]:
         """A packed weight, and its values."""
         dense = self.floats(n, k) / np.float32(k**0.5)
-        if self.arithmetic == FLOAT32:
-            return reference_plain(dense.astype("float16")), dense.astype("float16").astype(float)
-        if self.arithmetic == BFLOAT16:
-            bits = bfloat16.reference(dense)
-            return reference_narrow(dense), bfloat16.widened(bits).astype(float)
-        words, scales = quantize(dense, QUANTIZED)
-        target: Target = self.kernels.target
-        form = reference_grouped(words, scales, QUANTIZED.bits, lanes(target))
-        return form, dequantize([words, scales], QUANTIZED).astype(float)
+        return packing.weight(dense, _form(self.arithmetic), self.kernels.target)
 
     def given(self, rows: int, k: int) -> tuple[Array, Array]:
         """An input of a product, and its values."""
-        x = self.floats(rows, k)
-        if self.arithmetic == FLOAT32:
-            return x, x.astype(float)
-        if self.arithmetic == BFLOAT16:
-            bits = bfloat16.reference(x)
-            return bits, bfloat16.widened(bits).astype(float)
-        records = activation.reference(x)
-        return records, activation.dequantized(records).astype(float)
+        inputs = inputs_of(_form(self.arithmetic), self.arithmetic)
+        return packing.given(self.floats(rows, k), inputs)
 
     def run(
         self, name: str, *args: Any, outs: Sequence[tuple[int, int]], floats: Sequence[int] = ()
@@ -181,11 +166,7 @@ class _Bench:
             for i, shape in enumerate(outs)
         ]
         found = self.kernels(f"{name}_{self.arithmetic}_{self.rows}", *args, outs=kinds)
-        values: dict[str, Callable[[Array], Array]] = {
-            U32: activation.dequantized,
-            U16: bfloat16.widened,
-        }
-        return [values.get(str(out.dtype), np.asarray)(out) for out in found]
+        return [packing.values(out) for out in found]
 
     def close(self, found: Array, exact: Array, ratio: float | None = None) -> None:
         assert error_ratio(found, exact) < (ratio or RATIO[self.arithmetic])
