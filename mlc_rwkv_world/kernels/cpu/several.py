@@ -69,15 +69,16 @@ class Several:
         many = _in_turn(self.many, 0)
         if not self.few:
             return many
-        few, count, tasks = _in_turn(self.few, len(self.many)), self._few, self.tasks
+        few, count = _in_turn(self.few, len(self.many)), self._few
+        # One of the few, and then so many of the many.
+        turn = (self.tasks - count) // count + 1
 
         @T.inline
         def run(task: Any, given: Any, rows: Any) -> None:
-            before = T.meta_var(task * count // tasks)
-            if (task + 1) * count // tasks > before:
-                few(before, given, rows)
+            if task % turn == 0 and task // turn < count:
+                few(task // turn, given, rows)
             else:
-                many(task - before, given, rows)
+                many(task - T.min(task // turn + 1, count), given, rows)
 
         chosen: Callable[..., None] = run
         return chosen
