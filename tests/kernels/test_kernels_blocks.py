@@ -7,25 +7,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import packing
 import pytest
 import tvm
 from compiling import Array, Case, Kernels, error_ratio, specs, told
-from tvm.target import Target
 
 from mlc_rwkv_world.kernels.common.layer_norm import reference as layer_norm
-from mlc_rwkv_world.kernels.cpu import activation, bfloat16
+from mlc_rwkv_world.kernels.cpu import activation
 from mlc_rwkv_world.kernels.cpu import channel_mix as channel_mix_cpu
 from mlc_rwkv_world.kernels.cpu import mix as mix_cpu
 from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, FLOAT32, INT8, input_type, inputs_of
-from mlc_rwkv_world.kernels.cpu.features import lanes
-from mlc_rwkv_world.kernels.cpu.packed_weight import (
-    packed,
-    reference_grouped,
-    reference_narrow,
-    reference_plain,
-)
+from mlc_rwkv_world.kernels.cpu.packed_weight import packed
 from mlc_rwkv_world.storage import Stored
-from mlc_rwkv_world.storage.groups import dequantize, quantize
 from mlc_rwkv_world.versions.rwkv4.cpu import time_mix as time_mix_cpu
 from mlc_rwkv_world.versions.rwkv4.reference import wkv
 
@@ -37,6 +30,8 @@ D, HIDDEN, LAYERS, LAYER, EPS, FACTOR = 512, 1024, 2, 1, 1e-5, 0.5
 # Rows of a layer's state: previous x, a, b, p, previous x.
 ROWS_OF_STATE, ROW = 5, 4
 ROWS, LENGTHS = 5, [3, 1, 7]
+# How many blends kernels are tried for.
+BLENDS = (1, 2, 3, 6)
 # By arithmetic, of root mean squares: float32's rounding, and results rounded to 8 bits each or
 # to bfloat16.
 RATIO = {FLOAT32: 2e-6, INT8: 8e-3, BFLOAT16: 2e-3}
@@ -46,10 +41,26 @@ Spec = tuple[Any, ...]
 QUANTIZED = Stored.symmetric(4, "float16", group=32)
 
 
-def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
+def _of_previous(count: int) -> bool:
+    """Whether so many ratios are those of the previous row, as RWKV-7's are."""
+    return count in (1, 6)
+
+
+def _blend(now: Array, before: Array, ratio: Array, count: int) -> Array:
+    one, other = (before, now) if _of_previous(count) else (now, before)
+    return np.asarray(one * ratio.astype(float) + other * (1 - ratio.astype(float)))
+
+
+def _form(arithmetic: str) -> Stored:
+    """How the weights lie."""
     stored = QUANTIZED if arithmetic == INT8 else Stored(0, "float16")
     form = packed(stored, narrow=arithmetic == BFLOAT16)
     assert form is not None
+    return form
+
+
+def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
+    form = _form(arithmetic)
     kind = inputs_of(form, arithmetic)
 
     def weight(n: int, k: int) -> Spec:
@@ -66,8 +77,14 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
     offsets, square = ("o", "int32"), weight(D, D)
     norm, inputs = partial(mix_cpu.norm_mix, eps=EPS), [given(D)] * 3
     cases: dict[str, Case] = {
-        "norm2": (norm, [row, *[vector] * 4, *state], inputs[:2]),
-        "norm3": (norm, [row, *[vector] * 5, *state], inputs),
+        f"norm{count}": (
+            partial(norm, of_previous=_of_previous(count)),
+            [row, *[vector] * (2 + count), *state],
+            [given(D)] * count,
+        )
+        for count in BLENDS
+    }
+    cases |= {
         "step": (
             time_mix_cpu.time_mix,
             [*inputs, *[square] * 3, vector, vector, *state],
@@ -78,6 +95,7 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
             [*inputs[:2], weight(HIDDEN, D), square],
             [given(HIDDEN), row],
         ),
+        "only_key": (channel_mix_cpu.key, [given(D), weight(HIDDEN, D)], [given(HIDDEN)]),
         "residual": (channel_mix_cpu.residual, [given(D), square, row], [row]),
         "gated": (
             partial(channel_mix_cpu.gated_residual, factor=FACTOR),
@@ -87,8 +105,14 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
     }
     if rows != 1:
         cases |= {
-            "shift2": (mix_cpu.shift_mix, [row, offsets, vector, vector, *batch], inputs[:2]),
-            "shift3": (mix_cpu.shift_mix, [row, offsets, *[vector] * 3, *batch], inputs),
+            f"shift{count}": (
+                partial(mix_cpu.shift_mix, of_previous=_of_previous(count)),
+                [row, offsets, *[vector] * count, *batch],
+                [given(D)] * count,
+            )
+            for count in BLENDS
+        }
+        cases |= {
             "products": (time_mix_cpu.products, [*inputs, *[square] * 3], [row] * 3),
             "recurrence": (
                 time_mix_cpu.recurrence,
@@ -146,26 +170,12 @@ class _Bench:
     def weight(self, n: int, k: int) -> tuple[Array, Array]:
         """A packed weight, and its values."""
         dense = self.floats(n, k) / np.float32(k**0.5)
-        if self.arithmetic == FLOAT32:
-            return reference_plain(dense.astype("float16")), dense.astype("float16").astype(float)
-        if self.arithmetic == BFLOAT16:
-            bits = bfloat16.reference(dense)
-            return reference_narrow(dense), bfloat16.widened(bits).astype(float)
-        words, scales = quantize(dense, QUANTIZED)
-        target: Target = self.kernels.target
-        form = reference_grouped(words, scales, QUANTIZED.bits, lanes(target))
-        return form, dequantize([words, scales], QUANTIZED).astype(float)
+        return packing.weight(dense, _form(self.arithmetic), self.kernels.target)
 
     def given(self, rows: int, k: int) -> tuple[Array, Array]:
         """An input of a product, and its values."""
-        x = self.floats(rows, k)
-        if self.arithmetic == FLOAT32:
-            return x, x.astype(float)
-        if self.arithmetic == BFLOAT16:
-            bits = bfloat16.reference(x)
-            return bits, bfloat16.widened(bits).astype(float)
-        records = activation.reference(x)
-        return records, activation.dequantized(records).astype(float)
+        inputs = inputs_of(_form(self.arithmetic), self.arithmetic)
+        return packing.given(self.floats(rows, k), inputs)
 
     def run(
         self, name: str, *args: Any, outs: Sequence[tuple[int, int]], floats: Sequence[int] = ()
@@ -181,11 +191,7 @@ class _Bench:
             for i, shape in enumerate(outs)
         ]
         found = self.kernels(f"{name}_{self.arithmetic}_{self.rows}", *args, outs=kinds)
-        values: dict[str, Callable[[Array], Array]] = {
-            U32: activation.dequantized,
-            U16: bfloat16.widened,
-        }
-        return [values.get(str(out.dtype), np.asarray)(out) for out in found]
+        return [packing.values(out) for out in found]
 
     def close(self, found: Array, exact: Array, ratio: float | None = None) -> None:
         assert error_ratio(found, exact) < (ratio or RATIO[self.arithmetic])
@@ -216,7 +222,7 @@ def _offsets() -> Array:
     return np.cumsum([0, *LENGTHS]).astype(np.int32)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", BLENDS)
 def test_norm_mix(bench: _Bench, count: int) -> None:
     x, weight, bias = bench.floats(bench.count, D) + 3, bench.floats(D), bench.floats(D)
     ratios, pool = bench.ratios(count), bench.pool(bench.count)
@@ -224,11 +230,11 @@ def test_norm_mix(bench: _Bench, count: int) -> None:
     outs = bench.run(f"norm{count}", *args, outs=[(bench.count, D)] * count)
     normal = layer_norm(x.astype(float), weight.astype(float), bias.astype(float), EPS)
     for out, ratio in zip(outs, ratios, strict=True):
-        bench.close(out, normal * ratio + pool.read()[:, ROW] * (1 - ratio.astype(float)))
+        bench.close(out, _blend(normal, pool.read()[:, ROW], ratio, count))
     bench.close(pool.written(ROW)[0], normal, RATIO[FLOAT32])
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", BLENDS)
 def test_shift_mix(kernels: Kernels, arithmetic: str, count: int) -> None:
     bench, tokens = _Bench(kernels, arithmetic, "m"), sum(LENGTHS)
     x, ratios, pool = bench.floats(tokens, D), bench.ratios(count), bench.pool(len(LENGTHS))
@@ -237,7 +243,7 @@ def test_shift_mix(kernels: Kernels, arithmetic: str, count: int) -> None:
     before = np.roll(x, 1, axis=0)
     before[_offsets()[:-1]] = pool.read()[:, ROW]
     for out, ratio in zip(outs, ratios, strict=True):
-        bench.close(out, x.astype(float) * ratio + before * (1 - ratio.astype(float)))
+        bench.close(out, _blend(x.astype(float), before, ratio, count))
     np.testing.assert_array_equal(pool.written(ROW)[0], x[_offsets()[1:] - 1])
 
 
@@ -290,6 +296,12 @@ def test_key_and_receptance(bench: _Bench) -> None:
     )
     bench.close(outs[0], np.square(np.maximum(k @ key.T, 0)))
     bench.close(outs[1], _sigmoid(r @ gate.T), RATIO[FLOAT32])
+
+
+def test_key_alone(bench: _Bench) -> None:
+    (x, exact), (weight, values) = bench.given(bench.count, D), bench.weight(HIDDEN, D)
+    (out,) = bench.run("only_key", x, weight, outs=[(bench.count, HIDDEN)])
+    bench.close(out, np.square(np.maximum(exact @ values.T, 0)))
 
 
 def test_residual_products(bench: _Bench) -> None:

@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from mlc_rwkv_world.kernels.cpu.exp import sigmoid
 from mlc_rwkv_world.kernels.cpu.mix import LANES, storing
 from mlc_rwkv_world.kernels.cpu.product import Product
+from mlc_rwkv_world.kernels.cpu.several import Ended, Several
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import STACK, Signature
 from mlc_rwkv_world.storage.stored import ROWS
@@ -20,7 +21,7 @@ def _at(block: Any, j: Any) -> Any:
     return T.Ramp(block * ROWS + j * LANES, 1, LANES)
 
 
-def _squared_relu(value: Any) -> Any:
+def _squared_relu(value: Any, _lanes: int = LANES) -> Any:
     positive = T.max(value, T.Broadcast(T.float32(0), LANES))
     # A maximum forgets what is not a number; a product with zero keeps it.
     return T.fma(positive, positive, value * T.Broadcast(T.float32(0), LANES))
@@ -74,6 +75,25 @@ def key_receptance(sig: Signature) -> tirx.PrimFunc:
                                 r[tile * tokens + t, _at(task - key_tasks + s * gate_tasks, j)] = (
                                     sigmoid(total[_at(s * tokens + t, j)], LANES)
                                 )
+
+    return kernel
+
+
+def key(sig: Signature) -> tirx.PrimFunc:
+    """(x, W) -> relu(W x)^2 as a product's input."""
+    x_type, w_type, out_type = *sig.args, *sig.outs
+    product = Product(x_type, w_type, sig.stored[0], sig)
+    several = Several([Ended(product, _squared_relu, storing(sig.inputs))])
+    run, tasks = several.task(), several.tasks
+    x_shape, w_shape, out_shape = x_type.shape[1:], w_type.shape, out_type.shape[1:]
+
+    @T.prim_func(s_tir=True)
+    def kernel(var_x: T.handle, w: T.Buffer(w_shape, w_type.dtype), var_out: T.handle) -> None:
+        rows = T.int64()
+        x = T.match_buffer(var_x, (rows, *x_shape), x_type.dtype)
+        out = T.match_buffer(var_out, (rows, *out_shape), out_type.dtype)
+        for task in T.parallel(tasks):
+            run(task, [(x, w, out)], rows)
 
     return kernel
 

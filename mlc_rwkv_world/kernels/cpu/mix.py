@@ -1,7 +1,8 @@
 """The inputs of a mix on a CPU: normalization, the previous token, and their blends, in one pass.
 
-A blend is x m + x' (1 - m), x' being the normalized row before x; it is written as the input of a
-packed product. The last row of each sequence stays behind in the state.
+A blend is x m + x' (1 - m), x' being the normalized row before x, or the other way round where a
+ratio is that of the previous row; it is written as the input of a packed product. The last row of
+each sequence stays behind in the state.
 """
 
 from __future__ import annotations
@@ -58,16 +59,48 @@ def _blend(now: Any, before: Any, ratio: Any, base: Any, values: Any) -> None:
         )
 
 
-def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
+def _blends(count: int, store: Callable[..., None], of_previous: bool) -> Callable[..., None]:
+    """`blend(now, before, ratios, outs, row, group, values)`: `count` blends of 32 channels."""
+
+    number = count - 1
+    others: Any = _blends(number, store, of_previous) if number else None
+
+    @T.inline
+    def blend(
+        now: Any, before: Any, ratios: Any, outs: Any, row: Any, group: Any, values: Any
+    ) -> None:
+        if number > 0:
+            others(now, before, ratios, outs, row, group, values)
+        if of_previous:
+            _blend(before, now, ratios[number], group * ROWS, values)
+        else:
+            _blend(now, before, ratios[number], group * ROWS, values)
+        store(values, outs[number], row, group)
+
+    chosen: Callable[..., None] = blend
+    return chosen
+
+
+# The parameters of the most blends that there are.
+_RATIOS = tuple(f"ratio_{letter}" for letter in "abcdef")
+_OUTS = tuple(f"out_{letter}" for letter in "abcdef")
+
+
+def _kept(kernel: tirx.PrimFunc, count: int) -> tirx.PrimFunc:
+    """A kernel of six blends, whose body has but `count`."""
+    return without(kernel, *_RATIOS[count:], *_OUTS[count:])
+
+
+def norm_mix(sig: Signature, eps: float, of_previous: bool = False) -> tirx.PrimFunc:
     """(x [B, D], weight, bias, ratios..., state, slots, layer, row) -> blends.
 
-    Row i is the next token of sequence i. There are two or three ratios; the state's row, which
+    Row i is the next token of sequence i. There are one to six ratios; the state's row, which
     holds the normalized row before, becomes the normalized row.
     """
     width, count = sig.args[0].static(1), len(sig.outs)
     layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
     out_type = sig.outs[0]
-    store, out_shape = storing(sig.inputs), out_type.shape[1:]
+    blend, out_shape = _blends(count, storing(sig.inputs), of_previous), out_type.shape[1:]
     single = sig.args[0].shape[0] == 1
     tasks = parallel_if_worth(1 if single else None)
 
@@ -79,6 +112,9 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
         ratio_a: T.Buffer((width,), "float32"),
         ratio_b: T.Buffer((width,), "float32"),
         ratio_c: T.Buffer((width,), "float32"),
+        ratio_d: T.Buffer((width,), "float32"),
+        ratio_e: T.Buffer((width,), "float32"),
+        ratio_f: T.Buffer((width,), "float32"),
         var_state: T.handle,
         var_slots: T.handle,
         layer: T.int64,
@@ -86,6 +122,9 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
         var_a: T.handle,
         var_b: T.handle,
         var_c: T.handle,
+        var_d: T.handle,
+        var_e: T.handle,
+        var_f: T.handle,
     ) -> None:
         rows, places = T.int64(), T.int64()
         x = T.match_buffer(var_x, (rows, width), "float32")
@@ -94,6 +133,11 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
         out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
         out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
         out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
+        out_d = T.match_buffer(var_d, (rows, *out_shape), out_type.dtype)
+        out_e = T.match_buffer(var_e, (rows, *out_shape), out_type.dtype)
+        out_f = T.match_buffer(var_f, (rows, *out_shape), out_type.dtype)
+        ratios = T.meta_var((ratio_a, ratio_b, ratio_c, ratio_d, ratio_e, ratio_f))
+        outs = T.meta_var((out_a, out_b, out_c, out_d, out_e, out_f))
         for row in tasks(rows):
             stat = T.alloc_buffer((2,), "float32", scope=STACK)
             part = T.alloc_buffer((ROWS,), "float32", scope=STACK)
@@ -116,26 +160,20 @@ def norm_mix(sig: Signature, eps: float) -> tirx.PrimFunc:
                         state_row,
                         T.Ramp(group * ROWS + j * LANES, 1, LANES),
                     ] = now[T.Ramp(j * LANES, 1, LANES)]
-                _blend(now, before, ratio_a, group * ROWS, values)
-                store(values, out_a, row, group)
-                _blend(now, before, ratio_b, group * ROWS, values)
-                store(values, out_b, row, group)
-                if count > 2:
-                    _blend(now, before, ratio_c, group * ROWS, values)
-                    store(values, out_c, row, group)
+                blend(now, before, ratios, outs, row, group, values)
 
-    return kernel if count > 2 else without(kernel, "ratio_c", "out_c")
+    return _kept(kernel, count)
 
 
-def shift_mix(sig: Signature) -> tirx.PrimFunc:
+def shift_mix(sig: Signature, of_previous: bool = False) -> tirx.PrimFunc:
     """(x [T, D], offsets, ratios..., state, slots, layer, row) -> blends, x being normalized.
 
-    There are two or three ratios. Tasks divide channels, and walk along the sequences.
+    There are one to six ratios. Tasks divide channels, and walk along the sequences.
     """
     width, count = sig.args[0].static(1), len(sig.outs)
     layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
     out_type = sig.outs[0]
-    store, out_shape = storing(sig.inputs), out_type.shape[1:]
+    blend, out_shape = _blends(count, storing(sig.inputs), of_previous), out_type.shape[1:]
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -144,6 +182,9 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
         ratio_a: T.Buffer((width,), "float32"),
         ratio_b: T.Buffer((width,), "float32"),
         ratio_c: T.Buffer((width,), "float32"),
+        ratio_d: T.Buffer((width,), "float32"),
+        ratio_e: T.Buffer((width,), "float32"),
+        ratio_f: T.Buffer((width,), "float32"),
         var_state: T.handle,
         var_slots: T.handle,
         layer: T.int64,
@@ -151,6 +192,9 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
         var_a: T.handle,
         var_b: T.handle,
         var_c: T.handle,
+        var_d: T.handle,
+        var_e: T.handle,
+        var_f: T.handle,
     ) -> None:
         rows, batch, places = T.int64(), T.int64(), T.int64()
         x = T.match_buffer(var_x, (rows, width), "float32")
@@ -160,6 +204,11 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
         out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
         out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
         out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
+        out_d = T.match_buffer(var_d, (rows, *out_shape), out_type.dtype)
+        out_e = T.match_buffer(var_e, (rows, *out_shape), out_type.dtype)
+        out_f = T.match_buffer(var_f, (rows, *out_shape), out_type.dtype)
+        ratios = T.meta_var((ratio_a, ratio_b, ratio_c, ratio_d, ratio_e, ratio_f))
+        outs = T.meta_var((out_a, out_b, out_c, out_d, out_e, out_f))
         for group in T.parallel(width // ROWS):
             now = T.alloc_buffer((ROWS,), "float32", scope=STACK)
             before = T.alloc_buffer((ROWS,), "float32", scope=STACK)
@@ -174,13 +223,7 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
                     ]
                 for step in range(offsets[s + 1] - offsets[s]):
                     _step(x, offsets[s] + step, group * ROWS, now)
-                    _blend(now, before, ratio_a, group * ROWS, values)
-                    store(values, out_a, offsets[s] + step, group)
-                    _blend(now, before, ratio_b, group * ROWS, values)
-                    store(values, out_b, offsets[s] + step, group)
-                    if count > 2:
-                        _blend(now, before, ratio_c, group * ROWS, values)
-                        store(values, out_c, offsets[s] + step, group)
+                    blend(now, before, ratios, outs, offsets[s] + step, group, values)
                     _step(x, offsets[s] + step, group * ROWS, before)
                 for j in T.unroll(ROWS // LANES):
                     state[
@@ -190,4 +233,4 @@ def shift_mix(sig: Signature) -> tirx.PrimFunc:
                         T.Ramp(group * ROWS + j * LANES, 1, LANES),
                     ] = before[T.Ramp(j * LANES, 1, LANES)]
 
-    return kernel if count > 2 else without(kernel, "ratio_c", "out_c")
+    return _kept(kernel, count)

@@ -6,6 +6,7 @@ from mlc_rwkv_world.artifact.tuned_state import TunedRows
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.model.fields import spans
 from mlc_rwkv_world.versions.rwkv7 import model, parts, reference, rules
+from mlc_rwkv_world.versions.rwkv7.cpu import rules as cpu
 from mlc_rwkv_world.versions.version import Version
 
 
@@ -23,7 +24,7 @@ RWKV7 = Version(
     parts=parts.DECOMPOSITIONS,
     operations={},
     anywhere=rules.ANYWHERE,
-    rules={},
+    rules={"llvm": cpu.RULES},
     reference=reference,
     tuned_rows=_tuned_rows,
 )
