@@ -1,14 +1,15 @@
 """Decoding and reading speed on a CPU beside other programs, measured in turns on one machine.
 
     python benchmarks/cpu_peers.py dist/MODEL-q4f16_1 --pth MODEL.pth \\
-        --rwkv-cpp build/librwkv.so --ggml MODEL-Q4_0.bin --threads 2
+        --rwkv-cpp build/librwkv.so --ggml MODEL-Q4_0.bin --gguf MODEL-Q4_0.gguf --threads 2
 
 Each program runs in a process of its own, one after another, for several rounds; the table has the
 median of the rounds: tokens per second; the share of the machine's read bandwidth, measured in the
-same rounds, that our weights take; seconds from the start of the process to the first token; and
-the most memory that the process held, mapped files counted. `--pth` adds the package `rwkv`
-(float32 and bfloat16); `--rwkv-cpp` and `--ggml`, which may be repeated, add rwkv.cpp by its built
-library and models in its own format.
+same rounds, that the weights of its steps take; seconds from the start of the process to the first
+token; and the most memory that the process held, mapped files counted. `--pth` adds the package
+`rwkv` (float32 and bfloat16); `--rwkv-cpp` and `--ggml`, which may be repeated, add rwkv.cpp by its
+built library and models in its own format; `--gguf` adds llama.cpp by the package
+`llama-cpp-python`, which knows no RWKV-4. `peer_files.py` writes an RWKV-7 as they want it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import resource
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -43,6 +45,7 @@ def main() -> int:
     parser.add_argument("--pth", action="append", default=[], help="checkpoints for `rwkv`")
     parser.add_argument("--rwkv-cpp", metavar="LIBRARY", help="rwkv.cpp's built library")
     parser.add_argument("--ggml", action="append", default=[], help="models for rwkv.cpp")
+    parser.add_argument("--gguf", action="append", default=[], help="models for llama.cpp")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=PROMPT)
@@ -51,7 +54,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.child:
         kind, _, path = options.child.partition(":")
-        programs = {"ours": _ours, "fp32": _rwkv, "bf16": _rwkv, "cpp": _rwkv_cpp}
+        programs = {
+            "ours": _ours,
+            "fp32": _rwkv,
+            "bf16": _rwkv,
+            "cpp": _rwkv_cpp,
+            "llama": _llama_cpp,
+        }
         measured = _limits(options) if kind == "limits" else programs[kind](kind, path, options)
         # Kilobytes.
         measured["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -61,6 +70,7 @@ def main() -> int:
     order += [f"{kind}:{path}" for path in options.pth for kind in ("fp32", "bf16")]
     if options.rwkv_cpp:
         order += [f"cpp:{path}" for path in options.ggml]
+    order += [f"llama:{path}" for path in options.gguf]
     found: dict[str, list[Speeds]] = {program: [] for program in order}
     for _ in range(options.rounds):
         for program in order:
@@ -79,9 +89,7 @@ def main() -> int:
         kind, _, path = program.partition(":")
         if kind == "limits":
             continue
-        share = (
-            f"{100 * row['bytes'] * row['decode'] / limits['read']:.0f}%" if "bytes" in row else ""
-        )
+        share = f"{100 * row['bytes'] * row['decode'] / limits['read']:.0f}%"
         print(
             f"{kind + ' ' + Path(path).name:44}{row['decode']:>8.1f}{share:>7}"
             f"{row['prefill']:>9.1f}{row['first']:>8.2f}{row['peak'] / 1e6:>9.0f}"
@@ -158,17 +166,25 @@ def _ours(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
 
 def _rwkv(kind: str, path: str, options: argparse.Namespace) -> Speeds:
     import torch
-    from rwkv.model import RWKV
 
     torch.set_num_threads(options.threads)
-    model = RWKV(model=path, strategy=f"cpu {kind}", verbose=False)
+    seventh = "blocks.0.att.r_k" in torch.load(path, mmap=True, weights_only=True)
+    # With it the package holds RWKV-7, and no other, and adds the name's end itself.
+    os.environ["RWKV_V7_ON"] = "1" if seventh else "0"
+    from rwkv.model import RWKV
+
+    name = path.removesuffix(".pth") if seventh else path
+    model = RWKV(model=name, strategy=f"cpu {kind}", verbose=False)
     state = None
 
     def decode(token: int) -> None:
         nonlocal state
         _, state = model.forward([token], state)
 
-    return _timed(decode, lambda ids: model.forward(ids, None), options.prompt)
+    speeds = _timed(decode, lambda ids: model.forward(ids, None), options.prompt)
+    weights: dict[str, Any] = model.z if seventh else model.w
+    tensors = [w for n, w in weights.items() if n != "emb.weight" and isinstance(w, torch.Tensor)]
+    return {**speeds, "bytes": sum(w.nbytes for w in tensors)}
 
 
 def _rwkv_cpp(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
@@ -197,11 +213,40 @@ def _rwkv_cpp(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
             array = (ctypes.c_uint32 * len(piece))(*piece)
             library.rwkv_eval_sequence(context, array, len(piece), state, state, logits)
 
-    return _timed(
+    speeds = _timed(
         lambda token: library.rwkv_eval(context, token, state, state, logits),
         prefill,
         options.prompt,
     )
+    return {**speeds, "bytes": Path(path).stat().st_size - _rwkv_cpp_embedding(path)}
+
+
+def _rwkv_cpp_embedding(path: str) -> int:
+    """Bytes of the embedding, the first tensor of rwkv.cpp's files, which is never quantized."""
+    with Path(path).open("rb") as file:
+        # Magic, version, sizes and type; then of the tensor axes, the name's length and the type.
+        _, _, vocabulary, width, _, _, _, length, kind, _, _ = struct.unpack("<11I", file.read(44))
+        if file.read(length) != b"emb.weight":
+            raise SystemExit(f"{path} does not begin with the embedding.")
+    return int(vocabulary * width * (4 if kind == 0 else 2))
+
+
+def _llama_cpp(_kind: str, path: str, options: argparse.Namespace) -> Speeds:
+    from llama_cpp import Llama
+
+    threads = options.threads
+    model = Llama(path, n_ctx=4096, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def prefill(ids: list[int]) -> None:
+        model.reset()
+        model.eval(ids)
+
+    speeds = _timed(lambda token: model.eval([token]), prefill, options.prompt)
+    from gguf import GGUFReader
+
+    tensors = GGUFReader(path).tensors
+    read = sum(int(one.n_bytes) for one in tensors if one.name != "token_embd.weight")
+    return {**speeds, "bytes": read}
 
 
 if __name__ == "__main__":
