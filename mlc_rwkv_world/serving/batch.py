@@ -101,7 +101,8 @@ class BatchEngine:
         """Take a request; what is given stands for it in `remove`. Raises Busy."""
         if len(self._waiting) >= self.queue + max(0, self.slots - self._taken):
             raise Busy(f"{len(self._waiting)} requests wait already. Try again later.")
-        sequence = Sequence(request, sink, self._number, self._clock.now)
+        keeps = self.cache is not None and request.cached and not request.score_prompt
+        sequence = Sequence(request, sink, self._number, self._clock.now, keeps=keeps)
         self._number += 1
         self._elect(sequence)
         self._waiting.append(sequence)
@@ -251,7 +252,7 @@ class BatchEngine:
     def _elect(self, sequence: Sequence) -> None:
         """Let an earlier request read for a new one what both begin with, if that is much."""
         request = sequence.request
-        if self.cache is None or not request.cached or request.score_prompt:
+        if self.cache is None or not sequence.keeps:
             return
         # One token remains to be read, whose logits are wanted.
         best, most = None, self.cache.reach(request.ids, sequence.origin) + _WORTH_WAITING
@@ -270,8 +271,8 @@ class BatchEngine:
         if self._taken >= self.slots:
             return False
         position, content = 0, None
-        request = sequence.request
-        if self.cache is not None and request.cached and not request.score_prompt:
+        if self.cache is not None and sequence.keeps:
+            request = sequence.request
             position, content = self.cache.find(request.ids, sequence.origin)
         sequence.admit(self.engine, position, content)
         self._waiting.remove(sequence)
@@ -280,12 +281,12 @@ class BatchEngine:
 
     def _keep(self, sequence: Sequence) -> None:
         """Put a checkpoint into the cache where one belongs."""
-        if self.cache is not None and sequence.request.cached and sequence.is_checkpoint():
-            self._put(self.cache, sequence)
+        if sequence.is_checkpoint():
+            self._put(sequence)
 
-    def _put(self, cache: StateCache, sequence: Sequence) -> None:
-        ids = sequence.ids_read()
-        if not cache.holds(ids, sequence.origin):
+    def _put(self, sequence: Sequence) -> None:
+        ids, cache = sequence.ids_read(), self.cache
+        if cache is not None and not cache.holds(ids, sequence.origin):
             cache.put(ids, sequence.current_state.numpy(), sequence.origin)
 
     def _go_on(self, sequences: list[Sequence], logits: Logits) -> None:
@@ -356,9 +357,9 @@ class BatchEngine:
                 self._prompt_scores.setdefault(sequence, []).extend(found)
 
     def _finish(self, sequence: Sequence, reason: Reason) -> None:
-        if sequence.answer is not None and self.cache is not None and sequence.request.cached:
+        if sequence.keeps and sequence.answer is not None:
             # Whoever goes on with this conversation goes on from here.
-            self._put(self.cache, sequence)
+            self._put(sequence)
         self._end(sequence)
         sequence.sink(Finished(reason, sequence.usage))
 
@@ -396,5 +397,4 @@ class _Collector:
 
 def _shares(other: Sequence, sequence: Sequence) -> bool:
     """Whether what the one reads is of use to the other."""
-    request = other.request
-    return request.cached and not request.score_prompt and other.origin == sequence.origin
+    return other.keeps and other.origin == sequence.origin

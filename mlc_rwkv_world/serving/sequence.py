@@ -24,8 +24,12 @@ _BETWEEN = 128
 class Sequence:
     """A request, its state once it has one, and its answer once its prompt was read."""
 
-    def __init__(self, request: Request, sink: Sink, number: int, asked_at: int) -> None:
+    def __init__(
+        self, request: Request, sink: Sink, number: int, asked_at: int, *, keeps: bool
+    ) -> None:
+        """With `keeps`, a cache may know its beginning, and takes checkpoints of it."""
         self.request = request
+        self.keeps = keeps
         self.sink = sink
         self.number = number
         self.asked_at = asked_at
@@ -40,7 +44,7 @@ class Sequence:
         self.leader: tuple[Sequence, int] | None = None
         self.over = False
         self.usage = Usage(len(request.ids))
-        self._cuts = _cuts(request)
+        self._cuts = _cuts(request) if keeps else [len(request.ids)]
         self._asked = time.perf_counter()
         self._admitted = self._answered = 0.0
 
@@ -84,6 +88,8 @@ class Sequence:
 
     def is_checkpoint(self) -> bool:
         """Whether what was read now is worth keeping."""
+        if not self.keeps:
+            return False
         if self.position < len(self.prompt):
             return self.position in self._cuts
         return self.position > len(self.prompt) and self.position % INTERVAL == 0
@@ -144,8 +150,6 @@ class Sequence:
 def _cuts(request: Request) -> list[int]:
     """The places in a prompt where reading stops, its end the last of them."""
     length = len(request.ids)
-    if not request.cached:
-        return [length]
     places = {*range(INTERVAL, length, INTERVAL), length - 1}
     places.update(_apart(request.marks))
     return [*sorted(place for place in places if 0 < place < length), length]

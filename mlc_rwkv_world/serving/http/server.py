@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -83,7 +82,7 @@ def run(
     )
     server = _Server(config, service, ready)
     service.died = server.break_down
-    _log_to_console()
+    console.pass_on_errors("uvicorn", "asyncio")
     server.run(sockets=[listening])
     error = service.worker.error
     if error is not None:
@@ -145,19 +144,3 @@ def _allow_files(count: int) -> None:
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-class _Console(logging.Handler):
-    """Warnings go where all else goes that a person should know."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        console.complain(*self.format(record).split("\n"))
-
-
-def _log_to_console() -> None:
-    for name in ("uvicorn", "asyncio"):
-        logger = logging.getLogger(name)
-        logger.handlers = [_Console(logging.WARNING)]
-        logger.propagate = False
-    # A client that sends what is no HTTP is told so, and is nothing to a person here.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
