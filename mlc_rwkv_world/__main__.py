@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "measure a model's speed beside this machine's limits",
     "build": "build an artifact from a checkpoint",
     "chat": "talk with a built model",
+    "serve": "serve a built model as OpenAI's interface",
     "verify": "check the files of a built model",
     "inspect": "show a model's values, and which blocks need float32",
     "perplexity": "measure how well a model predicts a text",

@@ -8,6 +8,7 @@ and a message that cannot be written is lost without one.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -90,6 +91,21 @@ def tell(text: str, file: object) -> None:
 def complain_with_traceback() -> None:
     """Print the traceback of the error that is being handled on standard error."""
     complain(*traceback.format_exc().rstrip("\n").split("\n"))
+
+
+class _Complaints(logging.Handler):
+    """What a library logs, as complaints."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(*self.format(record).split("\n"))
+
+
+def pass_on_errors(*libraries: str) -> None:
+    """Complain of the errors that `libraries` log, and be silent of all else that they do."""
+    for name in libraries:
+        logger = logging.getLogger(name)
+        logger.handlers = [_Complaints(logging.ERROR)]
+        logger.propagate = False
 
 
 class Bar:

@@ -100,12 +100,21 @@ class Template:
 
     def prompt(self, message: str) -> str:
         """The text that asks for an answer to `message`, which is cleaned first."""
+        return self.asked(message) + self.invitation
+
+    def asked(self, message: str) -> str:
+        """`message`, cleaned, as a user's turn with what follows it."""
         mode = self.modes[self.think]
         before, _, after = self.message.partition(USER_MESSAGE)
         return (
             f"{self.user}{self.content_sep}{before}{self.cleaned(message)}{mode.request}{after}"
-            f"{self.between}{self.assistant}{self.empty_sep}{mode.prompt}"
+            f"{self.between}"
         )
+
+    @property
+    def invitation(self) -> str:
+        """What asks for an answer, behind a user's turn."""
+        return f"{self.assistant}{self.empty_sep}{self.modes[self.think].prompt}"
 
     @property
     def rule(self) -> StopRule:
