@@ -53,6 +53,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         metavar="URL",
         help="a site whose pages may use it from browsers",
     )
+    place.add_argument("--no-page", action="store_true", help="leave out the page at /")
     place.add_argument(
         "--allow-tuned-states", action="store_true", help="let clients upload tuned states"
     )
@@ -135,14 +136,22 @@ def _run(options: argparse.Namespace) -> int:
         takes_tuned_states=options.allow_tuned_states,
     )
     names = {options.host, *options.allow_host}
-    app = make_app(service, key=key, hosts=sorted(names), origins=options.allow_origin)
+    app = make_app(
+        service,
+        key=key,
+        hosts=sorted(names),
+        origins=options.allow_origin,
+        with_page=not options.no_page,
+    )
     host, port = listening.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    page = "" if options.no_page else f", with a page to chat at http://{place}/"
 
     def ready() -> None:
         console.say(
             f"{engine.folder} on {engine.device}, template {template}, is served as "
-            f"{service.name} at http://{place}/v1"
+            f"{service.name} at http://{place}/v1{page}"
         )
 
     try:

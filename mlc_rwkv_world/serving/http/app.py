@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from mlc_rwkv_world import __version__
 from mlc_rwkv_world.errors import RwkvWorldError
-from mlc_rwkv_world.serving.http import chat, completions, kept_states, tokens
+from mlc_rwkv_world.serving.http import chat, completions, kept_states, page, tokens
 from mlc_rwkv_world.serving.http.answering import response_of
 from mlc_rwkv_world.serving.http.bodies import (
     ChatBody,
@@ -50,10 +50,11 @@ def make_app(
     key: str | None = None,
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
+    with_page: bool = True,
 ) -> ASGIApp:
     """The server's application: `key` is asked for, `hosts` are its names beside localhost.
 
-    Pages of `origins` may use it from browsers.
+    Pages of `origins` may use it from browsers; its own is left out without `with_page`.
     """
 
     @asynccontextmanager
@@ -73,6 +74,8 @@ def make_app(
     )
     app.state.service = service
     _add_endpoints(app, service)
+    if with_page:
+        app.router.routes.extend(page.routes())
     _add_errors(app)
     guarded = Guard(
         app,
