@@ -8,7 +8,7 @@ MODEL := RWKV-4-World-Demo
 # Building with more jobs than cores gains nothing and costs memory.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-.PHONY: demo quick test clean
+.PHONY: demo quick test docs wheel clean
 
 demo: $(VENV)/installed
 	mkdir -p $(DEMO)
@@ -47,6 +47,14 @@ $(VENV)/installed: pyproject.toml CMakeLists.txt $(shell find cpp mlc_rwkv_world
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet '.[test,lint]'
 	touch $@
+
+# Every link inside these files leads somewhere, or this fails.
+docs: $(VENV)/installed-test
+	$(BIN)/python docs/site.py build/site
+
+wheel: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir build/wheels .
 
 clean:
 	rm -rf $(VENV) build dist

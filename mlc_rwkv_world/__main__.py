@@ -1,38 +1,31 @@
-"""`python -m mlc_rwkv_world <command>`."""
+"""`rwkv-world <command>`, and `python -m mlc_rwkv_world <command>`, which is the same."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from importlib import import_module
+from pathlib import Path
 
+from mlc_rwkv_world.cli.commands import COMMANDS
 from mlc_rwkv_world.cli.start import start
 from mlc_rwkv_world.stock.host import find_host
 
-COMMANDS = {
-    "bench": "measure a model's speed beside this machine's limits",
-    "build": "build an artifact from a checkpoint",
-    "chat": "talk with a built model",
-    "serve": "serve a built model as OpenAI's interface",
-    "verify": "check the files of a built model",
-    "inspect": "show a model's values, and which blocks need float32",
-    "perplexity": "measure how well a model predicts a text",
-    "doctor": "show TVM, mlc_llm, and what is registered with it",
-}
-PROGRAM = "python -m mlc_rwkv_world"
 # It looks at mlc_llm, where there is one, which needs PyTorch.
 _LOOKS_AT_OTHERS = "doctor"
+_SCRIPT = "rwkv-world"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command that the first argument names; its module is imported only then."""
     arguments = sys.argv[1:] if argv is None else argv
+    program = _SCRIPT if Path(sys.argv[0]).stem == _SCRIPT else "python -m mlc_rwkv_world"
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
         if name != _LOOKS_AT_OTHERS or find_host() is None:
             start()
         module = import_module(f"mlc_rwkv_world.cli.{name}")
-        return int(module.main(arguments[1:], program=f"{PROGRAM} {name}"))
+        return int(module.main(arguments[1:], program=f"{program} {name}"))
 
     from mlc_rwkv_world import console
     from mlc_rwkv_world.cli import status
@@ -40,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
     listing = "\n".join(f"  {command:10} {text}" for command, text in COMMANDS.items())
     parser = status.Parser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} COMMAND [options]",
+        prog=program,
+        usage=f"{program} COMMAND [options]",
         description=f"COMMAND is one of these; each has a --help of its own.\n\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,9 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         if not options.command:
             console.say(*parser.format_help().splitlines())
             return 0
-        raise UsageError(
-            f"{options.command[0]!r} is no command. There are:", lines=listing.split("\n")
-        )
+        word = options.command[0]
+        meant = status.nearest(word, COMMANDS)
+        hint = "" if meant is None else f" Did you mean {program} {meant}?"
+        raise UsageError(f"{word!r} is no command.{hint} There are:", lines=listing.split("\n"))
 
     return status.run(parser, run, arguments)
 

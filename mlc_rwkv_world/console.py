@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -46,6 +46,17 @@ def utter(text: str) -> None:
     _put(prose(text))
 
 
+def coloured() -> bool:
+    """Whether a terminal here is to show more than plain text: see https://no-color.org."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") not in ("", "dumb")
+
+
+def label(text: str) -> None:
+    """Print who speaks, bold on a terminal; it raises what `say` does."""
+    bold = sys.stdout.isatty() and coloured()
+    _put(f"\x1b[1m{printable(text)}\x1b[22m" if bold else printable(text))
+
+
 class Aside:
     """What a model thinks before it answers: dim on a terminal, in brackets on one without colours.
 
@@ -53,12 +64,10 @@ class Aside:
     """
 
     def __init__(self) -> None:
-        # https://no-color.org
-        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("", "dumb")
         self.shown = sys.stdout.isatty()
         self.begun = False
         self._before, self._each, self._after = (
-            ("[thought: ", "{}", "]\n") if plain else ("", "\x1b[2m{}\x1b[22m", "\n")
+            ("", "\x1b[2m{}\x1b[22m", "\n") if coloured() else ("[thought: ", "{}", "]\n")
         )
 
     def utter(self, text: str) -> None:
@@ -97,7 +106,8 @@ class _Complaints(logging.Handler):
     """What a library logs, as complaints."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        complain(*self.format(record).split("\n"))
+        library = record.name.split(".")[0]
+        complain(*(f"{library}: {line}" for line in self.format(record).splitlines()))
 
 
 def pass_on_errors(*libraries: str) -> None:
@@ -106,6 +116,18 @@ def pass_on_errors(*libraries: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [_Complaints(logging.ERROR)]
         logger.propagate = False
+
+
+@contextmanager
+def speaking_for(library: str) -> Iterator[None]:
+    """Say what a library logs, which may quote a server, as `complain` says it."""
+    logger = logging.getLogger(library)
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_Complaints()], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
 
 
 class Bar:
@@ -165,6 +187,29 @@ class Bar:
         )
 
 
+def tqdm_class(what: str, watch: Callable[[int], None], *, hidden: bool = False) -> Any:
+    """A class of lasting bars for a library that makes its own of what is like tqdm's.
+
+    `watch` hears of each piece of work before it is done, and may raise to end it.
+    """
+    from tqdm import tqdm
+
+    class LibraryBar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options |= {"desc": printable(what), "leave": True, "disable": hidden or None}
+            super().__init__(*args, **options)
+
+        def update(self, n: float | None = 1) -> None:
+            watch(int(n or 0))
+            with _lost_where_it_fails():
+                super().update(n)
+
+        def update_transfer(self, n: float) -> None:
+            """What comes over the network counts nothing: Xet sends less than a file's bytes."""
+
+    return LibraryBar
+
+
 def open_streams() -> None:
     """Let the standard streams be there, and take any text.
 
@@ -183,6 +228,15 @@ def open_streams() -> None:
         # A model may say what the terminal's encoding cannot.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+def agreed(question: str) -> bool:
+    """Whether a person at the terminal says yes; False where there is none."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    with _lost_where_it_fails():
+        print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def streams() -> tuple[TextIO, TextIO]:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import secrets
 import shutil
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 # How often, and after how many seconds, a folder is cleared again that does not stay empty.
 _CLEARING = 20
@@ -58,22 +58,21 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
     `path` that is gone afterwards; OSError where a link or something else is in its place.
     """
     lock = path.with_name(f".{path.name}.lock")
-    while True:
-        fd = _open_lock(lock)
-        try:
-            _flock(fd, waiting)
-            # Its last owner may have removed the file between our open and our lock.
-            if _same_file(fd, lock):
-                break
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+    _require_plain(lock)
+    held = FileLock(lock)
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        if waiting is not None:
+            waiting()
+        held.acquire()
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        os.close(fd)
+        # Whoever waits for a lock that is removed makes it anew. Windows removes no open file.
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)
+        held.release()
 
 
 @contextmanager
@@ -160,6 +159,8 @@ def _put(new: Path, path: Path, leaving: Callable[[Path], None]) -> None:
 
 def _exchange(a: Path, b: Path) -> bool:
     """Swap two names in one step; False where the system or file system cannot."""
+    if sys.platform == "win32":
+        return False
     names = os.fsencode(a), os.fsencode(b)
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "darwin":
@@ -170,39 +171,14 @@ def _exchange(a: Path, b: Path) -> bool:
     return hasattr(libc, function) and getattr(libc, function)(*arguments) == 0
 
 
-def _open_lock(lock: Path) -> int:
-    """Open the file `lock`, new or left by a writer that was killed; never through a link."""
-    # Opening a pipe would block without O_NONBLOCK.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        fd = os.open(lock, flags, 0o666)
-    except OSError as error:
-        if lock.is_symlink():
-            raise OSError(
-                error.errno, "a link is in the place of a lock; remove it", str(lock)
-            ) from None
-        raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+def _require_plain(lock: Path) -> None:
+    """Raise OSError where no lock can be in this place: nothing is ever followed or waited for."""
+    if lock.is_symlink():
+        raise OSError(errno.ELOOP, "a link is in the place of a lock; remove it", str(lock))
+    if lock.exists() and not lock.is_file():
         raise OSError(
             errno.EEXIST, "what is in the place of a lock is no file; remove it", str(lock)
         )
-    return fd
-
-
-def _flock(fd: int, waiting: Callable[[], None] | None) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if waiting is not None:
-            waiting()
-        fcntl.flock(fd, fcntl.LOCK_EX)
-
-
-def _same_file(fd: int, path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    return False
 
 
 def _sync_tree(folder: Path) -> None:

@@ -27,7 +27,8 @@ class ChatConfig:
     """What running a model needs to know beside its parameters.
 
     `conversation` is the content of `conv_template`, or None where the file has none. `template`
-    is the name of one of ours, and `think` its mode, where the file says so.
+    is the name of one of ours, and `think` its mode, where the file says so. `model_version` is
+    RWKV's.
     Fields that the file holds beyond these are ignored.
     """
 
@@ -44,6 +45,7 @@ class ChatConfig:
     conversation: dict[str, Any] | None
     template: str | None
     think: str | None
+    model_version: int
 
     @classmethod
     def read(cls, folder: Path) -> ChatConfig:
@@ -81,6 +83,8 @@ class ChatConfig:
             conversation=conversation,
             template=ours.text(TEMPLATE, "") or None,
             think=ours.text(THINK, "") or None,
+            # Older configurations are all RWKV-4's.
+            model_version=fields.object("model_config", {}).integer("model_version", 4),
         )
 
 

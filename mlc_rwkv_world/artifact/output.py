@@ -74,6 +74,8 @@ def _require_writable(folder: Path) -> None:
     if not folder.is_dir():
         code = errno.ENOTDIR if folder.exists() else errno.ENOENT
     elif not os.access(folder, os.W_OK | os.X_OK):
-        code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        # Windows tells no more.
+        read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+        code = errno.EROFS if read_only else errno.EACCES
     if code:
         raise OSError(code, os.strerror(code))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mlc_rwkv_world.artifact.templates import no_thinking
+from mlc_rwkv_world.chat import settings
 from mlc_rwkv_world.chat.session import Chat
 from mlc_rwkv_world.errors import UsageError
 
@@ -15,12 +16,17 @@ HELP = """\
 /exit            end the program
 /stats           speed of reading and answering since the conversation began
 /reset           begin a new conversation
+/retry           answer the last message once more
+/undo            take the last message and its answer back
+/history         what was said
+/system [TEXT]   begin a new conversation with this System text
+/set [NAME=X]    set temperature, top_p, top_k, min_p, max_tokens, ...
 /think [HOW]     how much to think: off, short or on
 /reload [MODEL]  load the model again, or another one
 /save FILE       write the conversation to a file
 /load FILE       go on with a conversation from a file
 //TEXT           say /TEXT to the model, which no command is
-Ctrl-C stops an answer; Ctrl-D ends the program."""
+Esc Enter or Alt-Enter begins a new line, Tab completes, Ctrl-C stops an answer, Ctrl-D ends."""
 
 # A path (/usr/bin), a comment (/* ... */) and a lone slash are no attempts at a command.
 _COMMAND = re.compile(r"/([^\W\d_][^\s/]*)(?:[^\S\n]+(.*))?")
@@ -50,17 +56,24 @@ class Commands:
         """`reload` opens a chat with the model that it is given, or the first one again."""
         self.chat = chat
         self.ended = False
+        # A message that a command wants answered now.
+        self.asked: str | None = None
         self._reload = reload
         self._with_argument = {
             "save": self._save,
             "load": self._load,
             "reload": self._load_model,
             "think": self._think,
+            "system": self._system,
+            "set": self._set,
         }
         self._alone = {
             "help": lambda: HELP,
             "stats": lambda: str(self.chat.speed),
             "reset": self._reset,
+            "retry": self._retry,
+            "undo": self._undo,
+            "history": self._history,
             "exit": self._exit,
             "quit": self._exit,
         }
@@ -79,10 +92,15 @@ class Commands:
             raise UsageError(f"/{name} stands alone. To say this to the model, write //{name} ...")
         return self._alone[name]()
 
+    @property
+    def names(self) -> list[str]:
+        """Every command, without its slash."""
+        return [*self._with_argument, *self._alone]
+
     def _unknown(self, name: str) -> UsageError:
         from difflib import get_close_matches
 
-        near = get_close_matches(name.lower(), [*self._with_argument, *self._alone], n=1)
+        near = get_close_matches(name.lower(), self.names, n=1)
         suggestion = f" The nearest is /{near[0]}." if near else ""
         return UsageError(
             f"There is no command /{name}.{suggestion} /help lists them; to say this to the "
@@ -104,6 +122,33 @@ class Commands:
             self.chat.think(how)
         template = self.chat.template
         return f"Thinking is {template.think}. It can be {', '.join(template.modes)}: /think HOW."
+
+    def _system(self, text: str) -> str:
+        self.chat.system(text)
+        return "A new conversation" + (", with this System text." if text else ".")
+
+    def _set(self, text: str) -> str:
+        if text:
+            self.chat.set(*settings.read(text))
+        values = {name: getattr(self.chat.sampling, name) for name in settings.FIELDS}
+        values[settings.MAX_TOKENS] = self.chat.max_tokens
+        return ", ".join(f"{name}={value}" for name, value in values.items())
+
+    def _retry(self) -> str:
+        self.asked = self.chat.undo()
+        return ""
+
+    def _undo(self) -> str:
+        message = self.chat.undo()
+        return f"Taken back: {message}"
+
+    def _history(self) -> str:
+        template, said = self.chat.template, self.chat.exchanges
+        earlier = self.chat.turns - len(said)
+        lines = [f"({earlier} earlier turns were loaded)"] if earlier else []
+        for one in said:
+            lines += [f"{template.user}: {one.message}", f"{template.assistant}: {one.answer}"]
+        return "\n".join(lines) or "Nothing was said yet."
 
     def _load_model(self, model: str) -> str:
         self.chat = self._reload(model or None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import numpy.typing as npt
 
 from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.artifact.template import Template
-from mlc_rwkv_world.artifact.templates import with_thinking
+from mlc_rwkv_world.artifact.templates import with_system, with_thinking
+from mlc_rwkv_world.chat.settings import MAX_TOKENS
 from mlc_rwkv_world.chat.template import choose, usual_sampling
 from mlc_rwkv_world.chat.thoughts import Parting, Piece
 from mlc_rwkv_world.errors import UsageError
@@ -20,8 +23,19 @@ from mlc_rwkv_world.runtime.answer import Answer, check_max_tokens
 from mlc_rwkv_world.runtime.engine import Engine
 from mlc_rwkv_world.runtime.generate import Generation, Progress, Speed
 from mlc_rwkv_world.runtime.sampler import Sampling
+from mlc_rwkv_world.runtime.state import State
 
 _TURNS = "turns"
+# How many turns can be taken back. Each keeps a state, of megabytes.
+_KEPT = 4
+
+
+@dataclass
+class Exchange:
+    """A message, and what of its answer was given."""
+
+    message: str
+    answer: str = ""
 
 
 class Chat:
@@ -62,6 +76,24 @@ class Chat:
         self._beginning = engine.new_state()
         self._turn: Generation | None = None
         self._thought = ""
+        self._exchanges: list[Exchange] = []
+        # The states that the last exchanges began from.
+        self._before: deque[State] = deque(maxlen=_KEPT)
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """What was said since the conversation began or was loaded."""
+        return tuple(self._exchanges)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        return self._sampler.sampling
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How long an answer may be."""
+        return self._max_tokens
 
     @property
     def turns(self) -> int:
@@ -98,13 +130,52 @@ class Chat:
         """
         return _texts(self.events(message, progress))
 
+    def set(self, name: str, value: float) -> None:
+        """Set `max_tokens`, or a field of `Sampling`, from the next message on.
+
+        Raises UsageError for a value out of its range. Random numbers go on.
+        """
+        if name == MAX_TOKENS:
+            check_max_tokens(int(value))
+            self._max_tokens = int(value)
+            return
+        self._finish()
+        sampler = self.engine.sampler(self.sampling.changed({name: value}))
+        sampler.restore(self._sampler.arrays())
+        self._sampler = sampler
+
+    def system(self, text: str) -> None:
+        """Begin a new conversation, with this System text.
+
+        Raises UsageError where the template has no place for one.
+        """
+        self.template = with_system(self.template, text)
+        self.reset()
+
+    def undo(self) -> str:
+        """Take back the last message and its answer, as if neither had been; gives the message.
+
+        Raises UsageError where there is none, or it was too long ago.
+        """
+        self._finish()
+        if not self._before:
+            raise UsageError(
+                f"There is nothing to take back: only the last {_KEPT} messages of this "
+                "conversation can be, and none from before it was loaded."
+            )
+        self._state.assign(self._before.pop())
+        self._sampler.forget()
+        self._turns -= 1
+        self._thought = ""
+        return self._exchanges.pop().message
+
     def events(
         self, message: str, progress: Progress = lambda done, total: None
     ) -> Generator[Piece, None, None]:
         """As `ask`, with the pieces of the thought before those of the answer."""
         if not self.template.cleaned(message):
             raise UsageError("The message is empty. Say something.")
-        return self._ask(self.engine.encode(self.template.prompt(message)), progress)
+        return self._ask(message, self.engine.encode(self.template.prompt(message)), progress)
 
     def reset(self) -> None:
         """Begin a new conversation, from the tuned state if one was loaded.
@@ -115,8 +186,7 @@ class Chat:
         self._thought = ""
         self._state.assign(self._beginning)
         self._sampler.forget()
-        self._turns = 0
-        self._speed = Speed()
+        self._begin(0)
 
     def save(self, path: str | Path) -> None:
         """Write the conversation to `path`: all that the next answer depends on, to the bit.
@@ -148,14 +218,24 @@ class Chat:
         self._state.from_file(file)
         if self._state.tokens_read == 0:
             self._beginning.assign(self._state)
+        self._begin(turns)
+
+    def _begin(self, turns: int) -> None:
         self._turns = turns
         self._speed = Speed()
+        self._exchanges.clear()
+        self._before.clear()
 
-    def _ask(self, ids: npt.NDArray[np.int32], progress: Progress) -> Generator[Piece, None, None]:
+    def _ask(
+        self, message: str, ids: npt.NDArray[np.int32], progress: Progress
+    ) -> Generator[Piece, None, None]:
         self._finish()
         self._read_primer()
         self._sampler.forget()
         self._thought = ""
+        exchange = Exchange(message)
+        self._exchanges.append(exchange)
+        self._before.append(self._state.copy())
         rule = self.template.rule
         answer = Answer(
             self.engine.tokenizer, self._sampler, stop=rule, max_tokens=self._max_tokens
@@ -167,6 +247,8 @@ class Chat:
                 for piece in parting.part(text):
                     if piece.is_thought:
                         self._thought += piece.text
+                    else:
+                        exchange.answer += piece.text
                     yield piece
                     if self._turn is not turn:
                         # Reset, load or another question came between: this answer is over.
@@ -192,6 +274,10 @@ class Chat:
         turn = self._turn
         if turn is not None:
             turn.settle(turn.answer.unwritten + self.template.ending)
+            if not turn.prompt_read:
+                # Nobody has heard it.
+                self._exchanges.pop()
+                self._before.pop()
             self._turns, self._speed, self._turn = self.turns, self.speed, None
 
 

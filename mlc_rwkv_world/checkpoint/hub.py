@@ -1,8 +1,9 @@
 """Downloads a model from the Hugging Face hub, whole or not at all.
 
-Files arrive in a hidden folder beside the model's place and move there together at the
-end, so a model that is in its place is complete. A download that was killed leaves the
-hidden folder, and the next one goes on where it stopped.
+huggingface_hub downloads each file; which ones, whether they are what was declared, and that they
+appear together, is said here. Files arrive in a hidden folder beside the model's place and move
+there together at the end, so a model that is in its place is complete. A download that was killed
+leaves the hidden folder, and the next one fetches what it lacks.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ from mlc_rwkv_world.errors import (
     RwkvWorldError,
     StorageError,
 )
+
+# Where the library keeps what is on its way, and what only a killed process of it leaves there.
+_ON_THE_WAY = ".cache"
+_ORPHAN = re.compile(r".*\.[0-9a-f]{8}\.incomplete")
 
 _EXTRAS = (CONFIG, "generation_config.json", TOKENIZER_MODEL, "rwkv_vocab_v*.txt")
 
@@ -167,9 +172,13 @@ class _Download:
 
     def run(self, prefer_safetensors: bool) -> None:
         wanted = choose_files(self._source, self._names, prefer_safetensors=prefer_safetensors)
-        if self._partial.is_symlink():
-            raise DownloadError(f"{self._partial} is a link, expected a folder: remove it.")
+        for place in (self._partial, self._partial / _ON_THE_WAY):
+            if place.is_symlink():
+                raise DownloadError(f"{place} is a link, expected a folder: remove it.")
         self._partial.mkdir(exist_ok=True)
+        for path in (self._partial / _ON_THE_WAY).rglob("*.incomplete"):
+            if _ORPHAN.fullmatch(path.name):
+                path.unlink()
         if (self._partial / RECORD).exists():
             self._record.files = _record(self._partial).files
         # An index comes before the shards that it names, and small files before large ones.
@@ -195,13 +204,13 @@ class _Download:
         for name in names:
             remote = self._hub.describe(self._source, self._revision, name)
             if not self._record.has(self._partial, Path(name).name, remote.etag):
-                pending.append((name, remote))
-        self._require_space(sum(remote.size for _, remote in pending))
-        for name, remote in pending:
-            self._fetch(name, remote)
+                pending.append(remote)
+        self._require_space(sum(remote.size for remote in pending))
+        for remote in pending:
+            self._fetch(remote)
 
     def _require_space(self, needed: int) -> None:
-        needed -= sum(path.stat().st_size for path in self._partial.glob("*.incomplete"))
+        needed -= sum(path.stat().st_size for path in self._partial.rglob("*.incomplete"))
         free = shutil.disk_usage(self._partial).free
         if needed > free:
             raise StorageError(
@@ -209,35 +218,30 @@ class _Download:
                 f"{free / 1e9:.2f} GB are free. Make room and run this again."
             )
 
-    def _fetch(self, name: str, remote: RemoteFile) -> None:
-        target = self._partial / Path(name).name
-        mark = hashlib.sha256(remote.etag.encode()).hexdigest()[:16]
-        incomplete = target.with_name(f"{target.name}.{mark}.incomplete")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        with os.fdopen(os.open(incomplete, flags, 0o666), "ab") as file:
-            if file.tell() > remote.size:
-                file.seek(0)
-                file.truncate()
-            self._hub.download(remote, file, target.name)
-            file.flush()
-            os.fsync(file.fileno())
-        if not _matches(incomplete, remote.etag):
-            incomplete.unlink()
+    def _fetch(self, remote: RemoteFile) -> None:
+        target = self._partial / Path(remote.name).name
+        path = self._hub.download(self._source, self._revision, remote, self._partial)
+        if path.stat().st_size != remote.size or not _matches(path, remote.etag):
+            path.unlink()
             raise DownloadError(
                 f"{remote.url}: the bytes that arrived do not match the hub's checksum "
                 f"{quoted(remote.etag)}; they were removed. Run this again."
             )
-        incomplete.replace(target)
-        self._record.files[target.name] = [remote.etag, target.stat().st_size]
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        path.replace(target)
+        self._record.files[target.name] = [remote.etag, remote.size]
         self._record.write(self._partial)
 
     def _drop_others(self, wanted: set[str]) -> None:
-        """Removes what an earlier attempt left and the model does not need."""
+        """Removes what an earlier attempt or the library left and the model does not need."""
         self._record.files = {
             name: known for name, known in self._record.files.items() if name in wanted
         }
         for path in self._partial.iterdir():
-            if path.name not in wanted and path.name != RECORD and not path.is_dir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in wanted and path.name != RECORD:
                 path.unlink()
 
 
@@ -261,7 +265,7 @@ def _explained(
     error: Refused | Unreachable | OSError, source: HubId, models_dir: Path
 ) -> RwkvWorldError:
     hub = hub_settings.endpoint()
-    again = "What has arrived is kept: run this again to go on."
+    again = "The files that arrived are kept: run this again to go on."
     if isinstance(error, Refused):
         answered = f"{hub} answered {error.status} for {source}. {again}"
         return DownloadError(_refusal(error, source, hub) or answered)

@@ -34,6 +34,14 @@ def find_cached(source: HubId, *, prefer_safetensors: bool = True) -> Path | Non
     return None
 
 
+def snapshots() -> list[Path]:
+    """The snapshots that the cache's main branches stand at, of models of every kind."""
+    repos = sorted(hub_settings.cache_folder().glob("models--*"))
+    found = [(repo, commit) for repo in repos if (commit := _commit(repo, MAIN)) is not None]
+    places = [repo / "snapshots" / commit for repo, commit in found]
+    return [place for place in places if place.is_dir()]
+
+
 def name_in_cache(repo: Path, snapshot: Path) -> str:
     """What to call the model of `repo`: its name, and its commit where that is not the main one."""
     name = repo.name.split("--")[-1]

@@ -55,6 +55,11 @@ class Row:
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command; gives the exit status."""
+    return status.run(parser(program), _run, argv)
+
+
+def parser(program: str | None = None) -> status.Parser:
+    """What the command takes."""
     parser = status.Parser(prog=program, description="Measure a built model's speed.")
     parser.add_argument("model", help="name, folder, params folder or configuration of an artifact")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     parser.add_argument("--steps", type=int, default=16, metavar="N", help="tokens of a round")
     parser.add_argument("--no-limits", action="store_true", help="do not measure the machine")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
-    return status.run(parser, _run, argv)
+    return parser
 
 
 def _numbers(text: str, option: str) -> list[int]:

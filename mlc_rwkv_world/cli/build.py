@@ -33,10 +33,11 @@ _WITHOUT_MEANING = {
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Builds one artifact; returns the exit status."""
-    return status.run(_parser(program), _run, argv)
+    return status.run(parser(program), _run, argv)
 
 
-def _parser(program: str | None) -> argparse.ArgumentParser:
+def parser(program: str | None = None) -> status.Parser:
+    """What the command takes."""
     parser = status.Parser(
         prog=program,
         description="Build an RWKV World checkpoint into a model that mlc_chat_cli runs.",

@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlc_rwkv_world import console
 from mlc_rwkv_world.cli import status
+from mlc_rwkv_world.cli.sampling import add_sampling, given
 from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 
 if TYPE_CHECKING:
@@ -22,15 +24,17 @@ PROGRAM = "mlc_chat_cli"
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Run the command; gives the exit status."""
-    return status.run(_parser(program), _run, argv)
+    return status.run(parser(program), _run, argv)
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
+def parser(program: str | None = PROGRAM) -> status.Parser:
+    """What the command takes."""
     parser = status.Parser(program, description="Talk with an RWKV World model.")
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", help="name, folder, params folder or mlc-chat-config.json of an artifact"
+        "name", nargs="?", metavar="MODEL", help="name, folder, params folder or configuration"
     )
+    model.add_argument("--model", help="the same, as older programs say it")
     model.add_argument(
         "--model-lib-path",
         "--model-lib",
@@ -55,18 +59,14 @@ def _parser(program: str) -> argparse.ArgumentParser:
     mode.add_argument("--evaluate", action="store_true", help="measure the speed and end")
     mode.add_argument("--eval-prompt-len", type=int, default=128, metavar="N")
     mode.add_argument("--eval-gen-len", type=int, default=128, metavar="N")
-    sampling = parser.add_argument_group("sampling (the model's own values where not given)")
-    for name in ("temperature", "top-p", "presence-penalty", "frequency-penalty"):
-        sampling.add_argument(f"--{name}", type=float, metavar="X")
-    sampling.add_argument("--repetition-penalty", type=float, metavar="X")
-    sampling.add_argument("--seed", type=int, metavar="N", help="repeat the same choices")
-    sampling.add_argument(
-        "--max-tokens", "--max-gen-len", type=int, metavar="N", help="longest answer"
-    )
+    add_sampling(parser)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.name is not None and options.model is not None:
+        raise UsageError("The model is given twice. Give it once.")
+    options.model = options.name if options.model is None else options.model
     if options.model is None:
         raise UsageError("Which model? Give --model NAME, or the path of an artifact.")
     from mlc_rwkv_world.cli.start import start_light
@@ -92,8 +92,9 @@ def _open_chat(options: argparse.Namespace, model: str) -> Chat:
     engine = load(model, options.device, model_lib=library, threads=options.threads)
     asked = (options.template, options.think, options.system) if same else ()
     template = choose(engine, *asked)
-    names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-    sampling = usual_sampling(engine, template).changed({n: getattr(options, n) for n in names})
+    if same and options.stop:
+        template = replace(template, stop=(*template.stop, *options.stop))
+    sampling = usual_sampling(engine, template).changed(given(options))
     chat = Chat(
         engine,
         sampling=sampling,
@@ -127,7 +128,7 @@ def _converse(chat: Chat, options: argparse.Namespace) -> int:
     from mlc_rwkv_world.cli.terminal import find_person
 
     commands = Commands(chat, lambda model: _open_chat(options, model or options.model))
-    person = find_person()
+    person = find_person(commands)
     if person is not None:
         person.tell(
             f"{chat.engine.folder} on {chat.engine.device}, template {chat.template}. "
@@ -176,10 +177,16 @@ def _take(line: str, commands: Commands, person: Person | None) -> None:
             console.say(*output)
         else:
             person.tell(*output)
+        message, commands.asked = commands.asked, None
+        if message is not None:
+            _answer(commands.chat, message, _label(person))
     elif text.strip():
         _require_utf8(text)
-        label = "Assistant: " if person is not None and person.sees_results else ""
-        _answer(commands.chat, text, label)
+        _answer(commands.chat, text, _label(person))
+
+
+def _label(person: Person | None) -> str:
+    return "Assistant: " if person is not None and person.sees_results else ""
 
 
 def _require_utf8(text: str) -> None:
@@ -205,7 +212,7 @@ def _answer(chat: Chat, message: str, label: str = "") -> None:
             for piece in pieces:
                 bar.close()
                 if label and (aside.shown or not piece.is_thought):
-                    console.utter(label)
+                    console.label(label)
                     label = ""
                 if piece.is_thought:
                     aside.utter(piece.text)

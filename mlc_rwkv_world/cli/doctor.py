@@ -12,13 +12,18 @@ from mlc_rwkv_world.errors import RwkvWorldError
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Prints the report; the exit status is 0 whatever is in it, and a model's where it is none."""
+    return status.run(parser(program), lambda options: _run(options.model), argv)
+
+
+def parser(program: str | None = None) -> status.Parser:
+    """What the command takes."""
     parser = status.Parser(
         prog=program, description="Show TVM, mlc_llm, what is registered with it, and built models."
     )
     parser.add_argument(
         "model", nargs="*", help="show these, by name or path, instead of all that you built here"
     )
-    return status.run(parser, lambda options: _run(options.model), argv)
+    return parser
 
 
 def _run(models: Sequence[str]) -> int:

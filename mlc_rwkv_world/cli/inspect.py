@@ -28,10 +28,11 @@ NUMBERS = Kind(
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Runs the command; gives the exit status."""
-    return status.run(_parser(program), _run, argv)
+    return status.run(parser(program), _run, argv)
 
 
-def _parser(program: str | None) -> argparse.ArgumentParser:
+def parser(program: str | None = None) -> status.Parser:
+    """What the command takes."""
     parser = status.Parser(
         prog=program,
         description="Run prompts through a model and show, operation by operation, how near its "

@@ -16,10 +16,11 @@ from mlc_rwkv_world.errors import NotFoundError, UsageError
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Runs the command; gives the exit status."""
-    return status.run(_parser(program), _run, argv)
+    return status.run(parser(program), _run, argv)
 
 
-def _parser(program: str | None) -> argparse.ArgumentParser:
+def parser(program: str | None = None) -> status.Parser:
+    """What the command takes."""
     parser = status.Parser(
         prog=program, description="Measure how well a model predicts a text: lower is better."
     )

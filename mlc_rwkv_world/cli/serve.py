@@ -1,4 +1,4 @@
-"""`python -m mlc_rwkv_world serve MODEL`: an OpenAI server for one model."""
+"""`rwkv-world serve MODEL`: an OpenAI server for one model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _LONGEST_KEY = 4096
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the command; gives the exit status."""
-    return status.run(_parser(program), _run, argv)
+    return status.run(parser(program), _run, argv)
 
 
-def _parser(program: str | None) -> argparse.ArgumentParser:
+def parser(program: str | None = None) -> status.Parser:
+    """What the command takes."""
     parser = status.Parser(program, description="Serve a built model as OpenAI's interface.")
     parser.add_argument("model", help="name, folder, params folder or configuration of an artifact")
     model = parser.add_argument_group("model")

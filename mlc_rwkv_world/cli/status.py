@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 from mlc_rwkv_world import __version__, console
 from mlc_rwkv_world.artifact.storage import is_storage_error
@@ -19,13 +21,33 @@ from mlc_rwkv_world.errors import (
 )
 
 INTERRUPTED = 128 + signal.SIGINT
-BROKEN_PIPE = 128 + signal.SIGPIPE
+# What a shell shows of SIGPIPE, which Windows does not have.
+BROKEN_PIPE = 128 + 13
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose words, which may quote what it was given, go where all others go."""
+    """A parser with the options that every command has, and a word on what may have been meant.
+
+    Its words, which may quote what it was given, go where all others go.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        version = f"mlc-rwkv-world {__version__}"
+        self.add_argument("--version", action="version", version=version, help="show the version")
+
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong with the arguments."""
+        words: Iterable[str] = ()
+        if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
+            words = re.findall(r"--[a-z][a-z0-9-]+", self.format_help())
+        elif unknown := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            words = re.findall(r"[^\s,']+", unknown[2])
+        meant = nearest(unknown[1], words) if unknown else None
+        super().error(message if meant is None else f"{message}. Did you mean {meant}?")
 
     def _print_message(self, message: str, file: object = None) -> None:
         console.tell(message.rstrip("\n"), file)
@@ -41,9 +63,6 @@ def run(
     The message is on stderr. With `--debug`, an option of every command, the traceback comes first.
     """
     console.open_streams()
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    version = f"mlc-rwkv-world {__version__}"
-    parser.add_argument("--version", action="version", version=version, help="show the version")
     debug = False
     try:
         options = parser.parse_args(argv)
@@ -58,6 +77,13 @@ def run(
             console.complain_with_traceback()
         report(parser.prog, error)
         return exit_status(error)
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of `words` that a slip may have made `word` of."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word.lower(), [*words], n=1)), None)
 
 
 def exit_status(error: Exception) -> int:

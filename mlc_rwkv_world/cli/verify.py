@@ -11,11 +11,16 @@ from mlc_rwkv_world.errors import ArtifactError
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Checks one artifact; returns the exit status, 6 where a file is damaged."""
+    return status.run(parser(program), lambda options: _run(options.model), argv)
+
+
+def parser(program: str | None = None) -> status.Parser:
+    """What the command takes."""
     parser = status.Parser(
         prog=program, description="Read every file of an artifact and compare its checksum."
     )
     parser.add_argument("model", help="name, folder, params folder or mlc-chat-config.json")
-    return status.run(parser, lambda options: _run(options.model), argv)
+    return parser
 
 
 def _run(model: str) -> int:

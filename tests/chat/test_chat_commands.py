@@ -81,9 +81,7 @@ def test_a_sentence_is_no_command(commands: Commands, name: str) -> None:
 def test_help_lists_every_command(commands: Commands) -> None:
     assert commands.run("help", "") == HELP
     listed = {line.split()[0].strip("/") for line in HELP.splitlines() if line.startswith("/")}
-    assert listed - {"TEXT"} == {
-        *("help", "exit", "stats", "reset", "think", "reload", "save", "load")
-    }
+    assert listed - {"TEXT"} == {*commands.names} - {"quit"}
 
 
 @pytest.mark.parametrize("quote", ["", '"', "'"])
@@ -126,3 +124,44 @@ def test_load_names_what_it_was_given(
         commands.run("load", str(tmp_path / "x"))
     with pytest.raises(NotFoundError):
         commands.run("load", str(tmp_path / "y"))
+
+
+def test_set_shows_and_changes(commands: Commands) -> None:
+    assert "temperature=1.0, top_p=0.3" in commands.run("set", "")
+    assert "temperature=0.5" in commands.run("set", "temperature=0.5")
+    assert "top_k=4" in commands.run("set", "top-k 4")
+    assert "max_tokens=9" in commands.run("set", "max_tokens = 9")
+    for text, message in (
+        ("temprature=1", "Did you mean temperature?"),
+        ("the table", "'the' cannot be set"),
+        ("top_k=much", "top_k is 'much'; give a number"),
+        ("top_p=7", "top_p is 7.0"),
+    ):
+        with pytest.raises(UsageError) as error:
+            commands.run("set", text)
+        assert message in str(error.value)
+
+
+def test_retry_undo_and_history(commands: Commands) -> None:
+    with pytest.raises(UsageError, match="nothing to take back"):
+        commands.run("retry", "")
+    assert commands.run("history", "") == "Nothing was said yet."
+    answer = "".join(commands.chat.ask("Hello"))
+    assert commands.run("history", "") == f"User: Hello\nAssistant: {answer}"
+    assert commands.run("retry", "") == ""
+    assert commands.asked == "Hello"
+    assert commands.chat.turns == 0
+    "".join(commands.chat.ask("Hello"))
+    assert commands.run("undo", "") == "Taken back: Hello"
+    assert commands.run("history", "") == "Nothing was said yet."
+
+
+def test_system_begins_anew(engine: Engine) -> None:
+    commands = Commands(Chat(engine, template="instruction"), lambda _: Chat(engine))
+    with pytest.raises(UsageError, match="System"):
+        commands.run("system", "Be brief.")
+    commands.chat = Chat(engine, template="g1")
+    "".join(commands.chat.ask("Hello"))
+    assert commands.run("system", "Be brief.") == "A new conversation, with this System text."
+    assert commands.chat.turns == 0
+    assert "Be brief." in commands.chat.template.primer

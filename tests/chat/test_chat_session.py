@@ -314,3 +314,70 @@ def test_eight_chats_at_once(demo_artifact: Callable[[str], Path], quantization:
     for thread in threads:
         thread.join()
     assert [answers[number] for number in range(8)] == [expected[q] for q in questions]
+
+
+# Taking back, and setting
+
+
+def test_taken_back_is_as_if_never_said(engine: Engine) -> None:
+    chat = chat_with(engine)
+    say(chat, FRANCE)
+    before = chat._state.numpy()
+    answer = say(chat, JAPAN)
+    assert [(one.message, one.answer) for one in chat.exchanges][1:] == [(JAPAN, answer)]
+    assert chat.undo() == JAPAN
+    np.testing.assert_array_equal(chat._state.numpy(), before)
+    assert (chat.turns, len(chat.exchanges)) == (1, 1)
+    assert say(chat, JAPAN) == answer
+    assert chat.undo() == JAPAN
+    assert chat.undo() == FRANCE
+    assert chat.turns == 0
+    with pytest.raises(UsageError, match="nothing to take back"):
+        chat.undo()
+
+
+def test_what_was_loaded_cannot_be_taken_back(engine: Engine, tmp_path: Path) -> None:
+    chat = chat_with(engine)
+    say(chat, FRANCE)
+    chat.save(tmp_path / "talk")
+    chat.load(tmp_path / "talk")
+    assert chat.turns == 1
+    with pytest.raises(UsageError, match="none from before it was loaded"):
+        chat.undo()
+
+
+def test_a_message_that_nobody_heard_is_none(engine: Engine) -> None:
+    chat = chat_with(engine)
+    say(chat, FRANCE)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(chat.ask("x " * 3000, progress=interrupt))
+    assert say(chat, JAPAN) == "The capital of Japan is Tokyo."
+    assert [one.message for one in chat.exchanges] == [FRANCE, JAPAN]
+    assert chat.undo() == JAPAN
+
+
+def test_settings_hold_from_the_next_message_on(engine: Engine) -> None:
+    chat = chat_with(engine)
+    whole = say(chat, FRANCE)
+    chat.set("max_tokens", 2)
+    chat.reset()
+    assert whole.startswith(short := say(chat, FRANCE)) and short != whole
+    chat.set("temperature", 0.5)
+    chat.set("top_k", 3)
+    assert (chat.sampling.temperature, chat.sampling.top_k) == (0.5, 3)
+    for name, value in (("temperature", -1), ("max_tokens", 0), ("top_k", -1)):
+        with pytest.raises(UsageError, match=name):
+            chat.set(name, value)
+
+
+def test_random_numbers_go_on_through_settings(engine: Engine) -> None:
+    hot = Sampling(temperature=5, top_p=1)
+    other, changed = (Chat(engine, sampling=hot, seed=3, max_tokens=20) for _ in range(2))
+    first = say(other, FRANCE), say(other, FRANCE)
+    again = say(changed, FRANCE)
+    changed.set("top_p", 1)
+    assert (again, say(changed, FRANCE)) == first

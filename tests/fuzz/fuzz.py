@@ -18,6 +18,9 @@ from pathlib import Path
 
 from mutation import mutations
 
+# What tests share is found beside this folder.
+sys.path.append(str(Path(__file__).parents[1]))
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)

@@ -6,7 +6,6 @@ it promises. Seeds lie in `seeds/<name>/`.
 
 from __future__ import annotations
 
-import http.client
 import io
 import os
 import tempfile
@@ -14,9 +13,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from support.hub_answers import answering
 
 from mlc_rwkv_world.artifact import registry
 from mlc_rwkv_world.artifact.config import ChatConfig
@@ -30,7 +31,7 @@ from mlc_rwkv_world.checkpoint.file_kind import kind_of
 from mlc_rwkv_world.checkpoint.folder import find_weights, is_plain_name, read_json
 from mlc_rwkv_world.checkpoint.hub import choose_files
 from mlc_rwkv_world.checkpoint.hub_cache import find_cached
-from mlc_rwkv_world.checkpoint.hub_client import HubClient, Refused
+from mlc_rwkv_world.checkpoint.hub_client import HubClient, Refused, Unreachable
 from mlc_rwkv_world.checkpoint.hub_id import HubId, parse_hub_id
 from mlc_rwkv_world.checkpoint.names import canonical_name
 from mlc_rwkv_world.checkpoint.origin import RECORD, Record
@@ -138,32 +139,18 @@ def _hub_address(data: bytes) -> None:
     assert ".." not in (found.file or "").split("/")
 
 
-class _Answer(io.BytesIO):
-    """What a hub answers: `head` is a status, a line feed and headers."""
-
-    url = "https://hub.example/x"
-
-    def __init__(self, head: bytes, body: bytes) -> None:
-        super().__init__(body)
-        status, _, headers = head.partition(b"\n")
-        self.status = int(status) if status.isdigit() and len(status) == 3 else 200
-        try:
-            self.headers = http.client.parse_headers(io.BytesIO(headers))
-        except http.client.HTTPException:
-            raise DownloadError("the client of Python's library refuses it") from None
+_hub = ("https://hub.example", "secret")
 
 
-def _asking(answer: _Answer) -> HubClient:
-    client = HubClient.__new__(HubClient)
-    client._endpoint = "https://hub.example"
-    client._token = "secret"
-    client._request = lambda *_: answer  # type: ignore[assignment]
-    return client
+def _hub_client() -> HubClient:
+    with patch.dict(os.environ, {"HF_ENDPOINT": _hub[0], "HF_TOKEN": _hub[1]}):
+        return HubClient()
 
 
 def _hub_list(data: bytes) -> None:
     source = HubId("a/b")
-    commit, names = _asking(_Answer(b"200\n\n", data)).files(source)
+    with answering(lambda _: (200, {}, data)):
+        commit, names = _hub_client().files(source)
     assert len(commit) == 40
     for prefer_safetensors in (False, True):
         for name in choose_files(source, names, prefer_safetensors=prefer_safetensors):
@@ -171,12 +158,23 @@ def _hub_list(data: bytes) -> None:
 
 
 def _hub_head(data: bytes) -> None:
+    """A status, a line feed and headers."""
+    status, _, headers = data.partition(b"\n")
+    number = int(status) if status.isdigit() and len(status) == 3 and status > b"199" else 200
+    pairs = [line.split(b":", 1) for line in headers.splitlines() if b":" in line]
+
+    def answer(request: Any) -> tuple[int, Any, bytes]:
+        home = str(request.url).startswith(f"{_hub[0]}/")
+        assert home or _hub[1] not in str(request.headers)
+        return number, [(name.strip(), value.strip()) for name, value in pairs], b""
+
     try:
-        remote = _asking(_Answer(data, b"")).describe(HubId("a/b"), "a" * 40, "w.pth")
-    except Refused as refused:
-        raise DownloadError(str(refused)) from refused
+        with answering(answer):
+            remote = _hub_client().describe(HubId("a/b"), "a" * 40, "w.pth")
+    except (Refused, Unreachable) as error:
+        raise DownloadError(str(error)) from error
     assert 0 <= remote.size < 1e15
-    assert remote.etag is not None
+    assert remote.etag
 
 
 def _hub_cache(data: bytes) -> None:
