@@ -109,7 +109,7 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
     shape = apply_config(path, config_path, config, shape_of_tensors(path, tensors, version))
     return Checkpoint(
         path=path,
-        name=_name(path, is_folder=is_folder),
+        name=name_of(path, is_folder=is_folder),
         version=version,
         config=shape,
         files=weights.files,
@@ -118,7 +118,8 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
     )
 
 
-def _name(path: Path, *, is_folder: bool) -> str:
+def name_of(path: Path, *, is_folder: bool) -> str:
+    """What the checkpoint at `path` is called, in the hub's cache by the name of its repository."""
     named = path if path.name not in ("", "..") else path.resolve()
     if not is_folder:
         return named.stem
