@@ -37,7 +37,7 @@ class _Branch:
     @staticmethod
     def suits(part: Part) -> bool:
         """Whether the kernels take a part: whole blocks of rows, weights packed alike."""
-        packed = part.packed is not None and POOL in part
+        packed = part.packed is not None and POOL in part and not part.attrs.get("of_previous")
         alike = len(set(part.weights.values())) == 1
         return packed and alike and type_of(part.tensor("x")).static(1) % ROWS == 0
 
