@@ -22,6 +22,7 @@ from mlc_rwkv_world.builder.options import Options
 from mlc_rwkv_world.builder.plan import Plan, make_plan
 from mlc_rwkv_world.builder.reuse import check_reusable
 from mlc_rwkv_world.checkpoint import (
+    Checkpoint,
     find_model,
     find_vocabulary,
     open_checkpoint,
@@ -203,6 +204,15 @@ def _precision_notes(config: ModelConfig) -> tuple[str, ...]:
     return tuple(f"--fp32-layers {blocks}: {reason}" for reason in config.fp32_reasons)
 
 
+def _tuned_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    if not checkpoint.holds_tuned_state:
+        return ()
+    return (
+        f"{checkpoint.path} holds a state that it was tuned with. A conversation begins from it "
+        "with --state, which takes such a file too.",
+    )
+
+
 def _left_out(found: Found) -> list[str]:
     return [f"{path} was not built here: it stays, but does not run." for path in found.unlisted]
 
@@ -225,6 +235,7 @@ def _artifact(plan: Plan, built: list[Path]) -> Artifact:
         template=plan.template if plan.choices.options.weights else None,
         notes=(
             *_precision_notes(plan.config),
+            *_tuned_notes(plan.checkpoint),
             *plan.choices.target.notes,
             *code.notes(plan.choices.target, built),
             *_left_out(Found(plan.name, plan.folder, params)),

@@ -15,8 +15,10 @@ from mlc_rwkv_world.runtime.library import open_library
 
 # What a library of ours is made for, beside its parameters.
 _IDENTITY = (
+    "model_version",
     "hidden_size",
     "layer_norm_epsilon",
+    "head_size_divisor",
     "rescale_every",
     "compute_dtype",
     "arithmetic",

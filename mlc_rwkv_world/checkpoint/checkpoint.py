@@ -12,15 +12,9 @@ import numpy.typing as npt
 from mlc_rwkv_world.checkpoint.file_kind import kind_of
 from mlc_rwkv_world.checkpoint.folder import CONFIG, WeightFiles, find_weights, read_json
 from mlc_rwkv_world.checkpoint.hub_cache import name_in_cache
-from mlc_rwkv_world.checkpoint.names import (
-    ALL_MIXES,
-    EMBEDDINGS,
-    HEAD,
-    MIXES,
-    canonical_name,
-    is_turned,
-)
+from mlc_rwkv_world.checkpoint.names import EMBEDDINGS, HEAD, canonical_name, is_turned
 from mlc_rwkv_world.checkpoint.origin import fetch_again, snapshot_of
+from mlc_rwkv_world.checkpoint.rwkv5 import TUNED_STATE
 from mlc_rwkv_world.checkpoint.safetensors_file import read_safetensors_file
 from mlc_rwkv_world.checkpoint.shape import LAYOUTS, ModelShape, apply_config, shape_of_tensors
 from mlc_rwkv_world.checkpoint.stored import StoredTensor
@@ -46,6 +40,11 @@ class Checkpoint:
     files: tuple[Path, ...]
     _shapes: Mapping[str, tuple[int, ...]]
     _tensors: Mapping[str, StoredTensor]
+
+    @property
+    def holds_tuned_state(self) -> bool:
+        """Whether a state that the model was tuned with lies beside it."""
+        return f"blocks.0.{TUNED_STATE}" in self._tensors
 
     def names(self) -> list[str]:
         """Canonical tensor names in the model's order, the same for every layout."""
@@ -97,19 +96,13 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
     tensors = _collect(path, weights)
     refuse_variants(path, config_path, config, tensors)
     version = rwkv_version(tensor.name for tensor in tensors.values())
-    if version not in LAYOUTS:
-        built = " and ".join(f"RWKV-{number}" for number in LAYOUTS)
-        raise CheckpointError(
-            f"{path} is an RWKV-{version} model; this version builds {built} World. Give a "
-            "checkpoint of one of these."
-        )
-    tensors = _divided(path, tensors)
     if config.get("tie_word_embeddings") is True:
         _tie(tensors)
+    tensors = dict(LAYOUTS[version].adapted(path, tensors))
     shape = apply_config(path, config_path, config, shape_of_tensors(path, tensors, version))
     return Checkpoint(
         path=path,
-        name=_name(path, is_folder=is_folder),
+        name=name_of(path, is_folder=is_folder),
         version=version,
         config=shape,
         files=weights.files,
@@ -118,7 +111,8 @@ def open_checkpoint(path: Path | str, *, prefer_safetensors: bool = True) -> Che
     )
 
 
-def _name(path: Path, *, is_folder: bool) -> str:
+def name_of(path: Path, *, is_folder: bool) -> str:
+    """What the checkpoint at `path` is called, in the hub's cache by the name of its repository."""
     named = path if path.name not in ("", "..") else path.resolve()
     if not is_folder:
         return named.stem
@@ -131,29 +125,6 @@ def _tie(tensors: dict[str, StoredTensor]) -> None:
     for absent, other in ((HEAD, EMBEDDINGS), (EMBEDDINGS, HEAD)):
         if absent not in tensors and other in tensors:
             tensors[absent] = tensors[other]
-
-
-def _divided(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors, where a block's ratios lie in one, as one for each."""
-    divided: dict[str, StoredTensor] = {}
-    for name, tensor in tensors.items():
-        if not name.endswith(f".{ALL_MIXES}"):
-            divided[name] = tensor
-            continue
-        if tensor.shape[:1] != (len(MIXES),):
-            raise CheckpointError(
-                f"{path}: tensor {quoted(tensor.name)} has shape {list(tensor.shape)}, expected "
-                f"{len(MIXES)} rows. The file is damaged or another model's: use another copy."
-            )
-        block = name.removesuffix(ALL_MIXES)
-        for number, mix in enumerate(MIXES):
-            if block + mix in tensors:
-                raise CheckpointError(
-                    f"{path} holds {quoted(tensor.name)} and {quoted(tensors[block + mix].name)}, "
-                    "which is one of its rows: every tensor must be there once."
-                )
-            divided[block + mix] = tensor.part(number)
-    return divided
 
 
 def _collect(path: Path, weights: WeightFiles) -> dict[str, StoredTensor]:

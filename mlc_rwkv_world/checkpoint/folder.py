@@ -31,7 +31,7 @@ SAFETENSORS = Layout("model.safetensors", "model.safetensors.index.json", "model
 BINS = Layout(
     "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"
 )  # fmt: skip
-_LONE_FILES = ("*.pth", "*.safetensors", "*.bin", "*.pt")
+_LONE_FILES = ("*.pth", "*.safetensors", "*.st", "*.bin", "*.pt")
 
 
 def layouts(prefer_safetensors: bool) -> tuple[Layout, Layout]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from mlc_rwkv_world.checkpoint.stored import StoredTensor
 
@@ -25,6 +26,10 @@ class Sizes(Protocol):
     def v_low_rank_dim(self) -> int: ...
     @property
     def gate_low_rank_dim(self) -> int: ...
+    @property
+    def mix_low_rank_dim(self) -> int: ...
+    @property
+    def attention_gate(self) -> bool: ...
 
 
 class Layout(Protocol):
@@ -32,8 +37,9 @@ class Layout(Protocol):
 
     RESCALE_EVERY is how often the residual of a model in float16 is halved where config.json does
     not say, 0 for never. MEASURED are the matrices of block 0 whose shapes `measured` reads, UNUSED
-    tensors that files may have and the model does not use. FIELDS are those of config.json beyond
-    every version's that must agree with the tensors, and what `ModelShape` calls them.
+    tensors of a block that files may have and the model does not use. FIELDS are those of
+    config.json beyond every version's that must agree with the tensors, and what `ModelShape` calls
+    them.
     """
 
     MODEL_TYPES: tuple[str, ...]
@@ -42,7 +48,15 @@ class Layout(Protocol):
     UNUSED: tuple[str, ...]
     FIELDS: dict[str, str]
 
-    def measured(self, tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
+    def adapted(
+        self, path: Path, tensors: Mapping[str, StoredTensor]
+    ) -> Mapping[str, StoredTensor]:
+        """The tensors as the model has them, where files have them in other ways.
+
+        Raises CheckpointError, which `path` begins, where that cannot be.
+        """
+
+    def measured(self, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
         """Sizes beyond those of every version, by the field of `ModelShape`."""
 
     def block_shapes(self, sizes: Sizes, number: int) -> dict[str, tuple[int, ...]]:

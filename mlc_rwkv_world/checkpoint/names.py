@@ -21,6 +21,7 @@ _BLINKDL = {
     "att.time_mix_k": "attention.time_mix_key",
     "att.time_mix_v": "attention.time_mix_value",
     "att.time_mix_r": "attention.time_mix_receptance",
+    "att.time_mix_g": "attention.time_mix_gate",
     "ffn.time_mix_k": "feed_forward.time_mix_key",
     "ffn.time_mix_r": "feed_forward.time_mix_receptance",
     **{f"att.{x}{n}": f"attention.{x}{n}.weight" for x in _PAIRS for n in (1, 2)},

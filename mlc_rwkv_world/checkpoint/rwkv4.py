@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from mlc_rwkv_world.checkpoint.layout import Sizes
 from mlc_rwkv_world.checkpoint.stored import StoredTensor
@@ -14,7 +16,12 @@ UNUSED: tuple[str, ...] = ()
 FIELDS: dict[str, str] = {}
 
 
-def measured(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
+def adapted(path: Path, tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """All files have them as the model does."""
+    return tensors
+
+
+def measured(tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """Sizes beyond those of every version."""
     return {}
 

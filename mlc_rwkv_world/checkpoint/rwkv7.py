@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from mlc_rwkv_world.checkpoint.layout import Sizes
-from mlc_rwkv_world.checkpoint.names import MIXES
+from mlc_rwkv_world.checkpoint.names import ALL_MIXES, MIXES
 from mlc_rwkv_world.checkpoint.stored import StoredTensor
+from mlc_rwkv_world.checkpoint.wording import quoted
+from mlc_rwkv_world.errors import CheckpointError
 
 MODEL_TYPES: tuple[str, ...] = ("rwkv7", "rwkv7_fla", "rwkv_world")
 # The residual fits into float16.
@@ -21,12 +25,33 @@ RANKS = {
 MEASURED: tuple[str, ...] = ("attention.r_k", *(f"attention.{x}1.weight" for x in "wag"))
 FIELDS = {"head_size": "head_size", "head_dim": "head_size"}
 # BlinkDL's files have block 0's share of its own value.
-UNUSED: tuple[str, ...] = tuple(
-    f"blocks.0.attention.{name}" for name in ("v0", "v1.weight", "v2.weight")
-)
+UNUSED: tuple[str, ...] = tuple(f"attention.{name}" for name in ("v0", "v1.weight", "v2.weight"))
 
 
-def measured(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
+def adapted(path: Path, tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """The ratios of a block, where they lie in one tensor, as one for each."""
+    divided: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(f".{ALL_MIXES}"):
+            divided[name] = tensor
+            continue
+        if tensor.shape[:1] != (len(MIXES),):
+            raise CheckpointError(
+                f"{path}: tensor {quoted(tensor.name)} has shape {list(tensor.shape)}, expected "
+                f"{len(MIXES)} rows. The file is damaged or another model's: use another copy."
+            )
+        block = name.removesuffix(ALL_MIXES)
+        for number, mix in enumerate(MIXES):
+            if block + mix in tensors:
+                raise CheckpointError(
+                    f"{path} holds {quoted(tensor.name)} and {quoted(tensors[block + mix].name)}, "
+                    "which is one of its rows: every tensor must be there once."
+                )
+            divided[block + mix] = tensor.part(number)
+    return divided
+
+
+def measured(tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """The size of a head, and the ranks of the small products; configurations may be wrong."""
     found = {"head_size": tensors["blocks.0.attention.r_k"].shape[1]}
     for letter, field in RANKS.items():

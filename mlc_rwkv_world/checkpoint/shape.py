@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlc_rwkv_world.checkpoint import rwkv4, rwkv7
+from mlc_rwkv_world.checkpoint import rwkv4, rwkv5, rwkv6, rwkv7
 from mlc_rwkv_world.checkpoint.absence import missing, require_no_lora
 from mlc_rwkv_world.checkpoint.layout import Layout
 from mlc_rwkv_world.checkpoint.names import EMBEDDINGS, HEAD, is_models_own
@@ -33,7 +33,7 @@ _FIELDS = {
 _FLA_EPSILON = "norm_eps"
 
 
-LAYOUTS: Mapping[int, Layout] = {4: rwkv4, 7: rwkv7}
+LAYOUTS: Mapping[int, Layout] = {4: rwkv4, 5: rwkv5, 6: rwkv6, 7: rwkv7}
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class ModelShape:
     a_low_rank_dim: int = 0
     v_low_rank_dim: int = 0
     gate_low_rank_dim: int = 0
+    mix_low_rank_dim: int = 0
+    attention_gate: bool = True
 
     @property
     def layout(self) -> Layout:
@@ -152,7 +154,8 @@ def _require_tensors(path: Path, model: ModelShape, tensors: Mapping[str, Stored
     names = {canonical: tensor.name for canonical, tensor in tensors.items()}
     if lost := [name for name in expected if name not in tensors]:
         raise missing(path, lost, names)
-    usual = {*expected, *model.layout.UNUSED}
+    blocks = range(model.num_hidden_layers)
+    usual = {*expected, *(f"blocks.{i}.{name}" for i in blocks for name in model.layout.UNUSED)}
     if unknown := [name for canonical, name in names.items() if canonical not in usual]:
         raise CheckpointError(
             f"{path} has tensors that {known} does not: {listed(unknown)}. It is a variant or "

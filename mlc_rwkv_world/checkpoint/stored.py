@@ -61,7 +61,8 @@ class StoredTensor:
 
     `strides` count elements. Whoever makes one has checked that the view lies inside
     the region and has no more elements than it, so that reading needs no more memory
-    than the file is large.
+    than the file is large; but for `repeated` ones, which are vectors of a model.
+    Where it is `exponential`, the file holds the logarithms of what is read.
     """
 
     name: str
@@ -70,6 +71,7 @@ class StoredTensor:
     strides: tuple[int, ...]
     start: int
     region: Region
+    exponential: bool = False
 
     @property
     def size(self) -> int:
@@ -84,6 +86,13 @@ class StoredTensor:
         """One of those that lie along the first axis."""
         start = self.start + number * self.strides[0]
         return replace(self, shape=self.shape[1:], strides=self.strides[1:], start=start)
+
+    def repeated(self, count: int) -> StoredTensor:
+        """A matrix with `count` columns, each of which is this tensor."""
+        axes = [axis for axis, n in enumerate(self.shape) if n != 1] or [0]
+        (axis,) = axes
+        shape, strides = (self.shape[axis], count), (self.strides[axis], 0)
+        return replace(self, shape=shape, strides=strides)
 
     def read(self) -> npt.NDArray[np.float32]:
         """The tensor as a new C-contiguous float32 array of `shape`.
@@ -101,6 +110,9 @@ class StoredTensor:
         except OSError as error:
             raise CheckpointError(f"{self.region.path} cannot be read: {error.strerror}") from error
 
+        if self.exponential:
+            with np.errstate(over="ignore"):
+                np.exp(tensor, out=tensor)
         self._require_finite(tensor.ravel())
         return tensor
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 # Newest first: later versions keep parts of the earlier ones.
 _MARKS_OF_LATER_VERSIONS = (
     (7, re.compile(r"\b(att|attn|attention)\.(x_r|r_k)\b")),
-    (6, re.compile(r"\btime_maa")),
+    # The second is what ModelScope's .st files call it.
+    (6, re.compile(r"\btime_(maa|mix_w1\b)")),
     (5, re.compile(r"\bln_x\b")),
 )
 

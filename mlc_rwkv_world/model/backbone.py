@@ -18,6 +18,26 @@ from mlc_rwkv_world.storage import Format
 Carried = tuple[Tensor, ...]
 
 
+class Block(nn.Module):  # type: ignore[misc]
+    """Two residual branches, each behind its normalization: time mix, then channel mix.
+
+    The time mix takes and gives what is carried, the channel mix the residual.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, time_mix: Any, channel_mix: Any) -> None:
+        super().__init__()
+        epsilon = config.epsilon(layer)
+        self.ln1 = LayerNorm(config.hidden_size, epsilon)
+        self.ln2 = LayerNorm(config.hidden_size, epsilon)
+        self.attention = time_mix
+        self.feed_forward = channel_mix
+
+    def forward(self, carried: Carried, segments: Segments, state: State) -> Carried:
+        """What is carried, before and after."""
+        x, *more = self.attention(carried, self.ln1, segments, state)
+        return (self.feed_forward(x, self.ln2, segments, state), *more)
+
+
 class Backbone(nn.Module):  # type: ignore[misc]
     """Embedding, normalization, blocks, normalization: everything below the head.
 

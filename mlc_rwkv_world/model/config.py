@@ -21,8 +21,9 @@ class ModelConfig:
     `head_size` and `num_heads` carry no meaning in RWKV-4; serving engines require them of every
     recurrent model. `head_size_divisor`, squared, is what the normalization of heads adds to the
     variance in `layer_norm_epsilon`; `*_low_rank_dim` are the ranks of the small products of
-    RWKV-7, 0 where there are none. `rescale_every` n > 0 says that the stored weights of block
-    i's two output products are divided by 2^(i // n), and that the residual is halved after every
+    RWKV-6 and 7, 0 where there are none; `attention_gate` says whether an RWKV-5 has a gate.
+    `rescale_every` n > 0 says that the stored weights of block i's two output products are divided
+    by 2^(i // n), and that the residual is halved after every
     n-th block.
 
     `fp32_layers` are the blocks that compute in float32 where the model computes in float16; None
@@ -49,6 +50,8 @@ class ModelConfig:
     a_low_rank_dim: int = 0
     v_low_rank_dim: int = 0
     gate_low_rank_dim: int = 0
+    mix_low_rank_dim: int = 0
+    attention_gate: bool = True
     context_window_size: int = -1
     prefill_chunk_size: int = DEFAULT_PREFILL_CHUNK
     max_batch_size: int = DEFAULT_MAX_BATCH
@@ -71,12 +74,8 @@ class ModelConfig:
             value = getattr(self, field)
             if type(value) is not int or value < 1:
                 raise UsageError(f"model_config: {field} is {value!r}; it must be at least 1.")
-        for field in (
-            "decay_low_rank_dim",
-            "a_low_rank_dim",
-            "v_low_rank_dim",
-            "gate_low_rank_dim",
-        ):
+        names = [field.name for field in dataclasses.fields(self)]
+        for field in (name for name in names if name.endswith("_low_rank_dim")):
             value = getattr(self, field)
             if type(value) is not int or value < 0:
                 raise UsageError(f"model_config: {field} is {value!r}; it is a rank, or 0.")
@@ -93,6 +92,10 @@ class ModelConfig:
         if type(self.model_version) is not int:
             raise UsageError(
                 f"model_config: model_version is {self.model_version!r}; it is RWKV's, as 4."
+            )
+        if type(self.attention_gate) is not bool:
+            raise UsageError(
+                f"model_config: attention_gate is {self.attention_gate!r}; it is true or false."
             )
         if not isinstance(self.fp32_reasons, list | tuple):
             raise UsageError(

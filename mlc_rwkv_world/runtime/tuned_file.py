@@ -1,6 +1,7 @@
 """Files of tuned states: `.pth` with a tensor `blocks.<i>.att.time_state` [H, N, N] for each block.
 
-They are read as checkpoints are, without torch, and nothing in them is executed.
+A checkpoint that holds its tuned state is one too. They are read as checkpoints are, without torch,
+and nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -57,11 +58,15 @@ def read_tuned(path: Path, shape: tuple[int, int, int, int]) -> npt.NDArray[np.f
 
 
 def _by_block(path: Path, stored: list[StoredTensor]) -> dict[int, StoredTensor]:
+    from mlc_rwkv_world.checkpoint.names import canonical_name, is_models_own
     from mlc_rwkv_world.checkpoint.stored import FLOAT_WORDS
 
     tensors: dict[int, StoredTensor] = {}
+    holds_one = any(_NAME.fullmatch(tensor.name) for tensor in stored)
     for tensor in stored:
         match = _NAME.fullmatch(tensor.name)
+        if match is None and holds_one and is_models_own(canonical_name(tensor.name)):
+            continue
         if match is None or tensor.dtype not in FLOAT_WORDS:
             raise StateError(
                 f"{path} holds {tensor.name[:60]!r} ({tensor.dtype} {list(tensor.shape)}), and a "

@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from mlc_rwkv_world import console
+from mlc_rwkv_world.artifact.template import Template
+from mlc_rwkv_world.artifact.templates import TEMPLATES, WORLD, template_of
 from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 from mlc_rwkv_world.stock.models import (
     ALIASES,
@@ -26,9 +28,15 @@ from mlc_rwkv_world.stock.models import (
 Command = Callable[[dict[str, Any]], None]
 
 
+# The host's command wants a template to be named; this one stands for the checkpoint's own.
+OWN_TEMPLATE = "rwkv"
+
+
 def add_gen_config(gen_config: ModuleType) -> None:
     """Our model's `mlc-chat-config.json` and vocabulary are those of our own builds."""
     _divert(gen_config, "gen_config", functools.partial(_gen_config, gen_config))
+    names = (template.stock_name for template in TEMPLATES.values())
+    gen_config.CONV_TEMPLATES.update({OWN_TEMPLATE, *names})
 
 
 def add_convert_weight(convert_weight: ModuleType) -> None:
@@ -120,13 +128,36 @@ def _gen_config(host: ModuleType, arguments: dict[str, Any]) -> None:
     accepted = inspect.signature(override).parameters
     chosen = {name: value for name, value in arguments.items() if name in accepted}
     config = override(**chosen).apply(arguments["model"].config.from_file(path))
-    name = arguments["conv_template"]
+    ours = model_config(config, fmt)
+    template, other = _template(host, arguments["conv_template"], ours.model_version, path)
+    write_vocabulary(output, find_vocabulary(path.parent))
+    write_chat_config(output, ours, fmt, other, template=template)
+    host.logger.info("Dumping configuration file to: %s", output / "mlc-chat-config.json")
+
+
+def _template(
+    host: ModuleType, name: str, version: int, config: Path
+) -> tuple[Template, dict[str, Any] | None]:
+    """The template of ours that is named, or one of the host's in its own form."""
+    from mlc_rwkv_world.checkpoint.checkpoint import name_of
+
+    checkpoint = name_of(config.parent, is_folder=True)
+    own = template_of(version, checkpoint)
+    if name == OWN_TEMPLATE:
+        console.say(f"{checkpoint}: conversation template {own.stock_name}")
+        return own, None
+    if name != own.stock_name and own is not WORLD:
+        console.complain(
+            f"note: {checkpoint} was trained for {own.stock_name}, and {name} is asked for; "
+            f"--conv-template {OWN_TEMPLATE} takes a checkpoint's own."
+        )
+    for template in TEMPLATES.values():
+        if template.stock_name == name:
+            return template, None
     conversation = host.ConvTemplateRegistry.get_conv_template(name)
     if conversation is None:
         raise UsageError(f"--conv-template {name!r} is not known to this mlc_llm.")
-    write_vocabulary(output, find_vocabulary(path.parent))
-    write_chat_config(output, model_config(config, fmt), fmt, conversation.to_json_dict())
-    host.logger.info("Dumping configuration file to: %s", output / "mlc-chat-config.json")
+    return own, conversation.to_json_dict()
 
 
 def _convert_weight(arguments: dict[str, Any]) -> None:

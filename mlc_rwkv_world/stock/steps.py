@@ -53,12 +53,7 @@ STEPS = (
     Step("model.model", "model types rwkv_world, rwkv and rwkv7", "models:add_models"),
     Step("model.model_preset", "presets of 0.1B to 7B", "presets:add_presets"),
     Step("quantization.quantization", "formats q8f16_1 and q8f32_1", "models:add_formats"),
-    Step(
-        "conversation_template",
-        "World conversation template",
-        "template:add_template",
-        defects=("template",),
-    ),
+    Step("conversation_template", "conversation templates", "template:add_templates"),
     Step("interface.gen_config", "gen_config", "commands:add_gen_config"),
     Step("interface.convert_weight", "convert_weight", "commands:add_convert_weight"),
     Step("support.auto_weight", ".pth files and World folders", "commands:add_source_format"),

@@ -1,8 +1,8 @@
-"""What the references of several versions share: both ends of a model, and of a channel mix."""
+"""What the references of versions share: both ends of a model, of a block, and of a channel mix."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,75 @@ def first(
     x = x.astype(precision.narrow, copy=False)
     yield Value("pre_ln", x)
     return (x,)
+
+
+class TimeMix(Protocol):
+    """A block's first branch."""
+
+    def __call__(
+        self,
+        x: Array,
+        values: Carried,
+        weights: Weights,
+        block: str,
+        rows: Array,
+        offsets: Array,
+        config: ModelConfig,
+        precision: Precision,
+    ) -> Values[tuple[Array, Carried]]:
+        """The branch of the normalized x [T, D], and what is carried beside the residual.
+
+        Block `block`'s weights have names such as `<block>.attention.key.weight`; replaces all rows
+        but the last.
+        """
+
+
+class ChannelMix(Protocol):
+    """A block's second branch."""
+
+    def __call__(
+        self,
+        x: Array,
+        weights: Weights,
+        block: str,
+        rows: Array,
+        offsets: Array,
+        precision: Precision,
+    ) -> Values[Array]:
+        """The branch of the normalized x [T, D]; replaces the last row."""
+
+
+def branches(
+    number: int,
+    carried: Carried,
+    weights: Weights,
+    rows: Array,
+    offsets: Array,
+    config: ModelConfig,
+    precision: Precision,
+    time_mix: TimeMix,
+    channel_mix: ChannelMix,
+) -> Values[tuple[Carried, Array]]:
+    """Block `number` around its two branches, see `references.Reference.block`."""
+    name, eps, rows = f"model.blocks.{number}", config.epsilon(number), rows.copy()
+    residual, *values = carried
+    x = residual.astype(precision.narrow, copy=False)
+    normal = precision.layer_norm(x, weights, f"{name}.ln1", eps)
+    yield Value("ln1", normal)
+    out, more = yield from time_mix(
+        normal, tuple(values), weights, name, rows, offsets, config, precision
+    )
+    x = x + out
+    yield Value("attention.output add", x)
+    normal = precision.layer_norm(x, weights, f"{name}.ln2", eps)
+    yield Value("ln2", normal)
+    x = x + (yield from channel_mix(normal, weights, name, rows, offsets, precision))
+    yield Value("feed_forward.value add", x)
+    if config.halvings(number + 1) > config.halvings(number):
+        x = x * precision.narrow(0.5)
+        # The second product of this name.
+        yield Value("feed_forward.value multiply 2", x)
+    return (x, *more), rows
 
 
 def squared_relu(x: Array, weights: Weights, layer: str, precision: Precision) -> Values[Array]:

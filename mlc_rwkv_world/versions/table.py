@@ -7,10 +7,12 @@ import dataclasses
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.versions.rwkv4.version import RWKV4
+from mlc_rwkv_world.versions.rwkv5.version import RWKV5
+from mlc_rwkv_world.versions.rwkv6.version import RWKV6
 from mlc_rwkv_world.versions.rwkv7.version import RWKV7
 from mlc_rwkv_world.versions.version import Version
 
-VERSIONS: dict[int, Version] = {4: RWKV4, 7: RWKV7}
+VERSIONS: dict[int, Version] = {4: RWKV4, 5: RWKV5, 6: RWKV6, 7: RWKV7}
 
 
 def version_of(number: int) -> Version:

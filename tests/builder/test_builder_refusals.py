@@ -107,7 +107,7 @@ def of_another_family(folder: Path, world: Tensors) -> Path:
         (with_nan, "holds nan at element"),
         (changed(ln_out__weight=np.ones(5, np.float32)), "has shape [5], expected [32]"),
         (changed(extra__weight=np.ones(5, np.float32)), "tensors that RWKV-4 does not"),
-        (changed(blocks__0__att__ln_x__weight=np.ones(32, np.float32)), "is an RWKV-5 model"),
+        (changed(blocks__0__att__ln_x__weight=np.ones(32, np.float32)), "lacks the tensors"),
         (of_another_vocabulary, "is a Pile or Raven checkpoint"),
         (of_another_family, "is not an RWKV model"),
     ],

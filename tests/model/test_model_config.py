@@ -14,6 +14,8 @@ from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import FORMATS
 from mlc_rwkv_world.versions.rwkv4 import model as rwkv4
+from mlc_rwkv_world.versions.rwkv5 import model as rwkv5
+from mlc_rwkv_world.versions.rwkv6 import model as rwkv6
 from mlc_rwkv_world.versions.rwkv7 import model as rwkv7
 from mlc_rwkv_world.versions.table import version_of
 
@@ -73,19 +75,24 @@ def test_versions() -> None:
     assert version_of(4).initial_rows(small_config()) == (0, 0, 0, -1e30, 0)
     assert version_of(7).model is rwkv7.RWKV7
     assert version_of(7).initial_rows(small_config(head_size=32)) == (0,) * 34
-    with pytest.raises(UsageError, match="RWKV-5 is not supported yet; this package builds RWKV 4"):
-        version_of(5)
+    for number, made in ((5, rwkv5.RWKV5), (6, rwkv6.RWKV6)):
+        assert version_of(number).model is made
+        assert version_of(number).initial_rows(small_config(head_size=32)) == (0,) * 34
+    with pytest.raises(UsageError, match="RWKV-8 is not supported yet; this package builds RWKV 4"):
+        version_of(8)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"model_version": 5, "head_size": 48}, "hidden_size 128 is no multiple of head_size 48"),
+        ({"model_version": 6}, "mix_low_rank_dim is missing"),
         ({"head_size": 48}, "hidden_size 128 is no multiple of head_size 48"),
         ({"decay_low_rank_dim": 0}, "the rank of w1 and w2 is missing"),
         ({"v_low_rank_dim": 0}, "the rank of v1 and v2 is missing"),
     ],
 )
-def test_sizes_that_make_no_rwkv7(changes: dict[str, Any], message: str) -> None:
+def test_sizes_that_make_no_model(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parameters(small_config(**{**RWKV7, **changes}), FORMATS["q0f16"])
 

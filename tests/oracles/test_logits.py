@@ -1,6 +1,6 @@
 """Logits and states against two peers: BlinkDL's `rwkv`, and a PyTorch model of Hugging Face's.
 
-That is `transformers` for RWKV-4, and `rwkv7-hf` for RWKV-7.
+That is `transformers` for RWKV-4, and `rwkv7-hf` for RWKV-7; RWKV-5 and 6 have none.
 """
 
 from __future__ import annotations
@@ -68,20 +68,18 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Peer:
-    """A peer's logits [64, V] after each of a case's tokens."""
+class Peers:
+    """The logits [64, V] of each peer after each of a case's tokens."""
 
     case: Case
-    logits: np.ndarray
-
-    @property
-    def tolerance(self) -> float:
-        return 1e-4 * max(1.0, float(np.abs(self.logits).max()))
+    logits: dict[str, np.ndarray]
 
     def check(self, ours: Logits) -> None:
-        for position, logits in ours.items():
-            error = float(np.abs(logits - self.logits[position]).max())
-            assert error <= self.tolerance, f"token {position}: off by {error}"
+        for name, theirs in self.logits.items():
+            tolerance = 1e-4 * max(1.0, float(np.abs(theirs).max()))
+            for position, logits in ours.items():
+                error = float(np.abs(logits - theirs[position]).max())
+                assert error <= tolerance, f"token {position}: off from {name}'s by {error}"
 
 
 def _random_ids(seed: int, count: int = POSITIONS) -> list[int]:
@@ -92,6 +90,7 @@ def _random_ids(seed: int, count: int = POSITIONS) -> list[int]:
 RANKS = {"2x128": checkpoints.RANKS, "3x192": {"w": 96, "a": 32, "v": 64, "g": 160}}
 PUBLISHED = {"w": 64, "a": 64, "v": 32, "g": 128}
 CASES = ["4 2x64", "4 12x768", "trained", "4 2x64 haswell", "4 2x64 x86-64"]
+CASES += [f"{n} {shape}" for n in ("5.0", "5.1", "5.2", "6.0") for shape in ("2x128", "3x192")]
 CASES += ["7 2x128", "7 3x192", "7 12x768", "7 2x128 haswell", "7 2x128 x86-64"]
 
 
@@ -120,6 +119,13 @@ def case(
         ranks = RANKS.get(shape, PUBLISHED)
         tensors = checkpoints.random_rwkv7(layers, width, seed=layers, ranks=ranks)
         folder = checkpoints.write_fla(root / "random", tensors)
+    elif number != "4":
+        # The second with heads of another size.
+        head_size = 64 if layers == 2 else 32
+        tensors = checkpoints.random_rwkv5(
+            layers, width, seed=layers, version=number, head_size=head_size
+        )
+        folder = root
     else:
         tensors = checkpoints.random_world(layers, width, seed=layers)
         folder = checkpoints.write_hf_safetensors(root / "random", tensors)
@@ -127,17 +133,18 @@ def case(
     artifact = world.build(
         pth, target=target, quantization="q0f32", output=root / "dist", stock=False
     )
-    return Case(int(number), pth, folder, world.load(artifact.folder), _random_ids(layers))
+    return Case(int(float(number)), pth, folder, world.load(artifact.folder), _random_ids(layers))
 
 
-@pytest.fixture(scope="module", params=["rwkv", "hugging face"])
-def peer(request: pytest.FixtureRequest, case: Case) -> Peer:
-    if request.param == "rwkv":
-        logits = rwkv7_logits if case.version == 7 else rwkv_logits
-        return Peer(case, logits(case.pth, case.ids))
+@pytest.fixture(scope="module")
+def peers(case: Case) -> Peers:
+    logits = rwkv7_logits if case.version == 7 else rwkv_logits
+    found = {"rwkv": logits(case.pth, case.ids)}
     if case.version == 7:
-        return Peer(case, rwkv7_hf_logits(case.folder, case.ids))
-    return Peer(case, _transformers_logits(case))
+        found["rwkv7-hf"] = rwkv7_hf_logits(case.folder, case.ids)
+    elif case.version == 4:
+        found["transformers"] = _transformers_logits(case)
+    return Peers(case, found)
 
 
 def _transformers_logits(case: Case) -> np.ndarray:
@@ -153,17 +160,17 @@ def _transformers_logits(case: Case) -> np.ndarray:
     return np.asarray(output.logits[0].float().numpy())
 
 
-def test_whole_prompts(peer: Peer) -> None:
-    peer.check(peer.case.whole)
+def test_whole_prompts(peers: Peers) -> None:
+    peers.check(peers.case.whole)
 
 
 @pytest.mark.parametrize("size", CHUNKS)
-def test_chunks(peer: Peer, size: int) -> None:
-    peer.check(peer.case.chunks[size])
+def test_chunks(peers: Peers, size: int) -> None:
+    peers.check(peers.case.chunks[size])
 
 
-def test_step_by_step(peer: Peer) -> None:
-    peer.check(peer.case.steps)
+def test_step_by_step(peers: Peers) -> None:
+    peers.check(peers.case.steps)
 
 
 def test_batch_equals_single_sequences(case: Case) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 import pytest
-from support.modules import LAYERS, RWKV7, applied, chosen, small_config, small_module
+from support.modules import CHANGES, LAYERS, applied, chosen, small_config, small_module
 
 from mlc_rwkv_world.compiler.arithmetic import by_function
 from mlc_rwkv_world.compiler.arithmetic import resolve as resolve_arithmetic
@@ -36,13 +36,17 @@ EVERYTHING = {**BRANCHES, **PRODUCTS, **WKV, **MIX}
 BLOCKS_OF_7 = {"rwkv7.channel_mix": LAYERS, "rwkv7.time_mix": LAYERS, "rwkv7.wkv": LAYERS, **MIX}
 PRODUCTS_OF_7 = {"residual_product": 2 * LAYERS, "squared_relu_product": LAYERS}
 
+# The recurrence of RWKV-5 and 6 and their norms of heads have kernels everywhere.
+TIME_MIX_OF_5 = {"rwkv5.time_mix": LAYERS, "rwkv5.wkv": LAYERS, "residual_product": LAYERS}
+TIME_MIX_OF_6 = {"rwkv6.time_mix": LAYERS, "rwkv5.wkv": LAYERS, "residual_product": LAYERS}
+
 
 def _decomposed(
     quantization: str, target_text: str, version: int = 4
 ) -> Mapping[str, Mapping[str, int]]:
     fmt, target = format_named(quantization), resolve(target_text)
     dtype = compute_dtype(fmt, target.kind)
-    changes = {**(RWKV7 if version == 7 else {}), **WIDE}
+    changes = {**CHANGES[version], **WIDE}
     mod = small_module(quantization, dtype, **changes)
     if target.kind == "llvm":
         names = [spec.name for spec in parameters(small_config(**changes), fmt)]
@@ -65,6 +69,28 @@ def test_rwkv7(quantization: str, target: str) -> None:
         # Steps of one sequence, whoever calls, have products that add to the residual themselves.
         expected |= dict.fromkeys(("rwkv_world_decode", "decode"), BLOCKS_OF_7)
     assert _decomposed(quantization, target, 7) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [5, 6])
+@pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
+@pytest.mark.parametrize("target", ["llvm", "llvm -mcpu=x86-64", "metal", "opencl", CUDA])
+def test_rwkv5_and_6(quantization: str, target: str, version: int) -> None:
+    """The channel mix is RWKV-4's, and 5's has its kernels."""
+    time_mix = TIME_MIX_OF_5 if version == 5 else TIME_MIX_OF_6
+    mixes = 2 * LAYERS if version == 5 else LAYERS
+    everything = {**time_mix, **PRODUCTS, "rwkv4.channel_mix": LAYERS, "norm_mix": mixes}
+    branches = {name: n for name, n in everything.items() if name not in PRODUCTS}
+    # All blends of 5's channel mix, and of a time mix four, which no kernel of CUDA's gives.
+    fewer = {"norm_mix": LAYERS}
+    expected = dict.fromkeys((*OURS, *STOCK), everything)
+    if target == CUDA:
+        # Steps of one sequence, whoever calls, have products that do the rest themselves.
+        expected |= {"rwkv_world_decode": {**branches, **fewer}, "decode": branches}
+        expected["rwkv_world_batch_decode"] = {**everything, **fewer}
+    elif target.startswith("llvm"):
+        expected |= {name: {**time_mix, **fewer} for name in OURS}
+    assert _decomposed(quantization, target, version) == expected
 
 
 @pytest.mark.slow

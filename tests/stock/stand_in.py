@@ -52,7 +52,7 @@ import json
 from mlc_llm.model import MODELS, MODEL_PRESETS
 from mlc_llm.quantization import QUANTIZATION
 from mlc_llm.conversation_template import ConvTemplateRegistry
-from mlc_llm.interface.gen_config import gen_config
+from mlc_llm.interface.gen_config import CONV_TEMPLATES, gen_config
 from mlc_llm.interface.convert_weight import convert_weight
 from mlc_llm.support.auto_weight import CHECK_FORMAT_METHODS
 from mlc_llm.serve.config import EngineConfig
@@ -62,7 +62,11 @@ print(json.dumps({
     "models": {key: model.name for key, model in MODELS.items()},
     "presets": sorted(MODEL_PRESETS),
     "formats": sorted(QUANTIZATION),
-    "template": ConvTemplateRegistry.templates["rwkv_world"],
+    "templates": {
+        name: template.values.get("whose", "ours")
+        for name, template in ConvTemplateRegistry.templates.items()
+    },
+    "choices": sorted(CONV_TEMPLATES),
     "gen_config": hasattr(gen_config, "rwkv_world"),
     "convert_weight": hasattr(convert_weight, "rwkv_world"),
     "source_formats": list(CHECK_FORMAT_METHODS),
@@ -104,6 +108,7 @@ class Conversation:
     def __init__(self, values): self.values = values
     @classmethod
     def from_json_dict(cls, values): return cls(values)
+    def to_json_dict(self): return self.values
 """,
     "conversation_template/__init__.py": "from . import rwkv\nfrom .registry import *\n",
     "conversation_template/registry.py": """
@@ -112,14 +117,28 @@ class ConvTemplateRegistry:
     @staticmethod
     def register_conv_template(template, override=False):
         assert override
-        ConvTemplateRegistry.templates["rwkv_world"] = template.values["seps"]
+        ConvTemplateRegistry.templates[template.values["name"]] = template
+    @staticmethod
+    def get_conv_template(name):
+        return ConvTemplateRegistry.templates.get(name)
 """,
     "conversation_template/rwkv.py": """
+from mlc_llm.protocol.conversation_protocol import Conversation
 from .registry import ConvTemplateRegistry
-ConvTemplateRegistry.templates["rwkv_world"] = "the host's"
+for name in ("rwkv_world", "chatml"):
+    ConvTemplateRegistry.templates[name] = Conversation({"name": name, "whose": "the host's"})
 """,
     "interface/__init__.py": "",
-    "interface/gen_config.py": "def gen_config(config, model, output): return 'the host'\n",
+    "interface/gen_config.py": """
+import logging
+from mlc_llm.conversation_template import ConvTemplateRegistry
+logger = logging.getLogger(__name__)
+CONV_TEMPLATES = {"chatml", "rwkv_world"}
+class ModelConfigOverride:
+    def __init__(self): pass
+    def apply(self, config): return config
+def gen_config(config, model, output, quantization, conv_template): return 'the host'
+""",
     "interface/convert_weight.py": "def convert_weight(config, model, output): return 'the host'\n",
     "support/__init__.py": "",
     "support/config.py": """

@@ -81,8 +81,11 @@ def test_what_a_version_has_right_is_left_alone(path: list[Path]) -> None:
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[0])
     assert "rwkv_world" in found["models"] and found["pipeline"]
-    assert found["template"] == "the host's" and not found["asjson"] and not found["aliased"]
-    assert "  World conversation template: not needed, this version is right" in result.stdout
+    assert found["templates"]["rwkv_world"] == "the host's"
+    assert found["templates"]["rwkv_g1"] == "ours"
+    assert not found["asjson"] and not found["aliased"]
+    assert "  names that TVM 0.27 moved: not needed, this version is right" in result.stdout
+    assert "  conversation templates: done" in result.stdout
     assert "  model types rwkv_world, rwkv and rwkv7: done" in result.stdout
     assert "(prefix cache): fixed in this version" in result.stdout
 

@@ -22,6 +22,7 @@ from stand_in import (
 from support.checkpoints import fla_config, random_rwkv7, write_fla
 
 OURS = ["rwkv", "rwkv_world"]
+TEMPLATES = ["rwkv_g1", "rwkv_instruction", "rwkv_qa", "rwkv_world"]
 BUILD_HELP = "usage: python -m mlc_llm.build"
 
 
@@ -57,7 +58,8 @@ def test_a_plain_command_of_the_host_sees_the_plugin(tvm: Path, host: Path, ours
     presets += [f"rwkv7_world_{size}" for size in ("0.1b", "0.4b", "1.5b", "2.9b", "7.2b")]
     assert found["presets"] == ["llama2_7b", *presets]
     assert {"q0f16", "q0f32", "q4f32_1", "q8f16_1", "q8f32_1"} <= set(found["formats"])
-    assert found["template"] == ["\n\n"]
+    assert found["templates"] == {"chatml": "the host's", **dict.fromkeys(TEMPLATES, "ours")}
+    assert found["choices"] == sorted({"chatml", "rwkv", *TEMPLATES})
     assert found["gen_config"] and found["convert_weight"] and found["asjson"]
     assert found["source_formats"] == ["rwkv-world", "huggingface-torch"]
     assert found["pipeline"] and found["aliased"]
@@ -138,6 +140,48 @@ def test_a_configuration_of_another_version(host: Path, tmp_path: Path) -> None:
     assert "config.json is the configuration of an RWKV-4, and" in last
     assert f"{checkpoint} holds an RWKV-7." in last
     assert not (tmp_path / "out").exists()
+
+
+def test_gen_config_picks_a_template(host: Path, tmp_path: Path) -> None:
+    """`rwkv` is the checkpoint's own; another than that is written as asked for, with a note."""
+    g1, world = "RWKV7-G1-0.1B", "RWKV7-World3-0.1B"
+    cases = [
+        (g1, "rwkv", "rwkv_g1", {"template": "g1", "think": "off"}),
+        (g1, "rwkv_world", "rwkv_world", {"template": "world"}),
+        (g1, "chatml", "chatml", None),
+        (world, "rwkv", "rwkv_world", {"template": "world"}),
+        (world, "rwkv_qa", "rwkv_qa", {"template": "qa"}),
+    ]
+    for name in (g1, world):
+        config = tmp_path / name / "config.json"
+        config.parent.mkdir()
+        config.write_text(json.dumps(fla_config(random_rwkv7(2, 128, 4), vocab_size=65536)))
+    code = (
+        "import json, sys, mlc_rwkv_world as rwkv\n"
+        "rwkv.register()\n"
+        "from pathlib import Path\n"
+        "from types import SimpleNamespace as Some\n"
+        "from mlc_llm.model import MODELS\n"
+        "from mlc_llm.interface.gen_config import gen_config\n"
+        "read = lambda path: MODELS['rwkv7'].config.from_dict(json.loads(path.read_text()))\n"
+        "model = Some(name='rwkv_world', config=Some(from_file=read))\n"
+        "for name, asked, *_ in json.loads(sys.argv[1]):\n"
+        "    output = Path(name, asked)\n"
+        "    output.mkdir()\n"
+        "    gen_config(Path(name, 'config.json'), model, output, Some(name='q4f16_1'), asked)"
+    ).replace("Path(name", f"Path({str(tmp_path)!r}, name")
+    result = run(["-c", code, json.dumps(cases)], [host, PACKAGE_ROOT])
+    assert result.returncode == 0, result.stderr
+    for name, asked, written, ours in cases:
+        found = json.loads((tmp_path / name / asked / "mlc-chat-config.json").read_text())
+        assert found["conv_template"]["name"] == written
+        assert found.get("rwkv_world") == ours
+    noted = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assert [line.partition(" is asked for")[0].split()[-1] for line in noted] == [
+        "rwkv_world",
+        "chatml",
+    ]
+    assert all(f"{g1} was trained for rwkv_g1" in line for line in noted)
 
 
 def test_configurations_of_rwkv7(host: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ _HF_PARTS = {
     "time_mix_k": "time_mix_key",
     "time_mix_v": "time_mix_value",
     "time_mix_r": "time_mix_receptance",
+    "time_mix_g": "time_mix_gate",
 }
 
 
@@ -91,6 +92,8 @@ def random_world(
 
 # Ranks of the small products of w, a, v and g, all different.
 RANKS = {"w": 32, "a": 64, "v": 96, "g": 128}
+# Those of RWKV-6.
+RANK_OF_MIXES, RANK_OF_DECAY = 32, 64
 
 
 def random_rwkv7(
@@ -150,6 +153,74 @@ def random_rwkv7(
         normal(f"{ffn}.value.weight", width, inner, residual * inner**-0.5)
     layer_norm("ln_out")
     normal("head.weight", vocab_size, width, width**-0.5)
+    return tensors
+
+
+def random_rwkv5(
+    num_hidden_layers: int = 2,
+    hidden_size: int = 128,
+    vocab_size: int = 65536,
+    seed: int = 0,
+    *,
+    version: str = "5.2",
+    head_size: int = 64,
+    tuned: bool = False,
+) -> Tensors:
+    """An RWKV-5 ("5.0", "5.1", "5.2") or RWKV-6 ("6.0"), spread as `random_world`'s.
+
+    Decays spread from 0 to 1; `tuned` adds the tensors of a tuned state.
+    """
+    rng = np.random.default_rng(seed)
+    layers, width = num_hidden_layers, hidden_size
+    heads, inner = width // head_size, int(3.5 * width) // 32 * 32
+    residual = (2 * layers) ** -0.5
+    tensors: Tensors = {}
+
+    def normal(name: str, std: float, *shape: int, mean: float = 0.0) -> None:
+        values = mean + std * rng.standard_normal(shape)
+        tensors[name] = values.astype(np.float32)
+
+    def uniform(name: str, low: float, high: float, *shape: int) -> None:
+        tensors[name] = rng.uniform(low, high, shape or (1, 1, width)).astype(np.float32)
+
+    def layer_norm(name: str) -> None:
+        uniform(f"{name}.weight", 0.8, 1.2, width)
+        uniform(f"{name}.bias", -0.1, 0.1, width)
+
+    normal("emb.weight", 0.5, vocab_size, width)
+    for i in range(layers):
+        block, att, ffn = f"blocks.{i}", f"blocks.{i}.att", f"blocks.{i}.ffn"
+        for ln in ("ln0", "ln1", "ln2") if i == 0 else ("ln1", "ln2"):
+            layer_norm(f"{block}.{ln}")
+        by_head = (heads,) if version in ("5.0", "5.1") else (heads, head_size)
+        if version == "6.0":
+            for part in "xwkvrg":
+                uniform(f"{att}.time_maa_{part}", 0, 1)
+            normal(f"{att}.time_maa_w1", width**-0.5, width, 5 * RANK_OF_MIXES)
+            normal(f"{att}.time_maa_w2", 0.1, 5, RANK_OF_MIXES, width)
+            normal(f"{att}.time_decay", 1.5, 1, 1, width, mean=-2)
+            normal(f"{att}.time_decay_w1", width**-0.5, width, RANK_OF_DECAY)
+            normal(f"{att}.time_decay_w2", 0.1, RANK_OF_DECAY, width)
+        else:
+            for part in "kvr" if version == "5.0" else "kvrg":
+                uniform(f"{att}.time_mix_{part}", 0, 1)
+            normal(f"{att}.time_decay", 1.5, *by_head, mean=-2)
+        bonus = "time_first" if version == "5.0" else "time_faaaa"
+        normal(f"{att}.{bonus}", 0.5, *by_head)
+        gate = () if version == "5.0" else ("gate",)
+        for part in ("receptance", "key", "value", *gate):
+            normal(f"{att}.{part}.weight", width**-0.5, width, width)
+        normal(f"{att}.output.weight", residual * width**-0.5, width, width)
+        layer_norm(f"{att}.ln_x")
+        if tuned:
+            normal(f"{att}.time_state", 0.5, heads, head_size, head_size)
+        for part in "kr":
+            uniform(f"{ffn}.time_{'maa' if version == '6.0' else 'mix'}_{part}", 0, 1)
+        normal(f"{ffn}.key.weight", width**-0.5, inner, width)
+        normal(f"{ffn}.receptance.weight", width**-0.5, width, width)
+        normal(f"{ffn}.value.weight", residual * inner**-0.5, width, inner)
+    layer_norm("ln_out")
+    normal("head.weight", width**-0.5, vocab_size, width)
     return tensors
 
 

@@ -35,6 +35,11 @@ RWKV7 = {
     "gate_low_rank_dim": 160,
 }
 
+# The same of an RWKV-5 and an RWKV-6.
+RWKV5 = {"model_version": 5, "hidden_size": 128, "intermediate_size": 448}
+RWKV6 = {**RWKV5, "model_version": 6, "mix_low_rank_dim": 32, "decay_low_rank_dim": 64}
+CHANGES: dict[int, dict[str, int]] = {4: {}, 5: RWKV5, 6: RWKV6, 7: RWKV7}
+
 
 def small_config(**changes: Any) -> ModelConfig:
     """Two blocks of 64 channels and a vocabulary of 96, so that no two sizes are the same."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,38 @@ Block = dict[str, np.ndarray]
 
 def model_weights(tensors: Mapping[str, np.ndarray]) -> Dense:
     """Tensors under BlinkDL's names as the model names and shapes them."""
-    return Dense({_model_name(name): _shaped(name, tensor) for name, tensor in tensors.items()})
+    width = tensors["emb.weight"].shape[1]
+    shaped: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        for ours, values in _shaped(
+            name, tensor, width, later="blocks.0.att.ln_x.weight" in tensors
+        ):
+            shaped[_model_name(ours)] = values
+    return Dense(shaped)
 
 
-def _shaped(name: str, tensor: np.ndarray) -> np.ndarray:
-    if name.endswith(".r_k"):
-        return tensor
-    # BlinkDL multiplies by these from the other side.
-    return tensor.T if re.search(r"\.att\.[wavg][12]$", name) else tensor.squeeze()
+def _shaped(
+    name: str, tensor: np.ndarray, width: int, *, later: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    """`later` versions than 4 have heads."""
+    part = name.rpartition(".")[2]
+    if part == "r_k":
+        yield name, tensor
+    elif re.search(r"\.att\.[wavg][12]$", name):
+        # BlinkDL multiplies by these from the other side.
+        yield name, tensor.T
+    elif part == "time_maa_w2":
+        for letter, rows in zip("wkvrg", tensor, strict=True):
+            yield f"{name}.{letter}.weight", rows.T
+    elif part in ("time_maa_w1", "time_decay_w1", "time_decay_w2"):
+        yield f"{name}.weight", tensor.T
+    elif later and part in ("time_decay", "time_first", "time_faaaa") and tensor.ndim < 3:
+        values = np.exp(tensor) if part == "time_first" else tensor
+        if values.ndim == 1:
+            values = values.repeat(width // len(values)).reshape(len(values), -1)
+        yield name.replace("faaaa", "first"), values
+    else:
+        yield name, tensor.squeeze()
 
 
 def _model_name(name: str) -> str:
@@ -36,7 +60,7 @@ def _model_name(name: str) -> str:
 
 
 def model_config(tensors: Mapping[str, np.ndarray], *, float32_keys: bool = True) -> ModelConfig:
-    """The configuration of a checkpoint's model, of either version."""
+    """The configuration of a checkpoint's model, of any version."""
     vocab_size, width = tensors["emb.weight"].shape
     heads: dict[str, Any] = {}
     if "blocks.0.att.r_k" in tensors:
@@ -46,6 +70,16 @@ def model_config(tensors: Mapping[str, np.ndarray], *, float32_keys: bool = True
             for part, field in fields.items()
         }
         heads |= {"model_version": 7, "head_size": tensors["blocks.0.att.r_k"].shape[1]}
+    elif "blocks.0.att.ln_x.weight" in tensors:
+        bonus = "time_faaaa" if "blocks.0.att.time_faaaa" in tensors else "time_first"
+        heads = {
+            "model_version": 6 if "blocks.0.att.time_maa_x" in tensors else 5,
+            "head_size": width // len(tensors[f"blocks.0.att.{bonus}"]),
+            "attention_gate": "blocks.0.att.gate.weight" in tensors,
+        }
+        if heads["model_version"] == 6:
+            heads["mix_low_rank_dim"] = tensors["blocks.0.att.time_maa_w1"].shape[1] // 5
+            heads["decay_low_rank_dim"] = tensors["blocks.0.att.time_decay_w1"].shape[1]
     return ModelConfig(
         hidden_size=width,
         intermediate_size=len(tensors["blocks.0.ffn.key.weight"]),

@@ -7,13 +7,16 @@ part, see `parts`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.artifact.abi import OFFSETS
-from mlc_rwkv_world.model.backbone import Backbone, Carried
+from mlc_rwkv_world.model.backbone import Backbone, Block, Carried
 from mlc_rwkv_world.model.config import ModelConfig
-from mlc_rwkv_world.model.fields import Field, spans
+from mlc_rwkv_world.model.fields import Field, Span, spans
 from mlc_rwkv_world.model.layers import LayerNorm, Linear
 from mlc_rwkv_world.model.parts import make
 from mlc_rwkv_world.model.segments import Segments
@@ -47,8 +50,11 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         self.receptance = Linear(size, size, fmt.matrix)
         self.output = Linear(size, size, fmt.matrix)
 
-    def forward(self, x: Tensor, norm: LayerNorm, segments: Segments, state: State) -> Tensor:
+    def forward(
+        self, carried: Carried, norm: LayerNorm, segments: Segments, state: State
+    ) -> Carried:
         """The residual [T, D] of the compute type, before and after."""
+        (x,) = carried
         part = make(
             "rwkv4.time_mix",
             {
@@ -69,22 +75,38 @@ class TimeMix(nn.Module):  # type: ignore[misc]
             eps=norm.eps,
             float32_keys=self.float32_keys,
         )
-        return state.emit(part, self.layer, [_SPANS[row] for row in (ATT_X, ATT_A, ATT_B, ATT_P)])[
-            0
-        ]
+        rows = [_SPANS[row] for row in (ATT_X, ATT_A, ATT_B, ATT_P)]
+        return tuple(state.emit(part, self.layer, rows))
 
 
 class ChannelMix(nn.Module):  # type: ignore[misc]
-    """`factor * (x + sigmoid(Wr xr) * (Wv relu(Wk xk)^2))`."""
+    """`factor * (x + sigmoid(Wr xr) * (Wv relu(Wk xk)^2))`, which RWKV-5 and 6 have too.
 
-    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
+    `span` is its field of the state. `mixes` names the ratios of key and receptance; they are those
+    of the previous input where they stand for that (`of_previous`).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        fmt: Format,
+        dtype: str,
+        span: Span,
+        mixes: Sequence[str] = ("time_mix_key", "time_mix_receptance"),
+        *,
+        of_previous: bool = False,
+    ) -> None:
         super().__init__()
         size, hidden = config.hidden_size, config.intermediate_size
         self.layer = layer
         self.dtype = dtype
         self.factor = 0.5 if config.halvings(layer + 1) > config.halvings(layer) else 1.0
-        self.time_mix_key = nn.Parameter((size,), "float32")
-        self.time_mix_receptance = nn.Parameter((size,), "float32")
+        self.span = span
+        self.mixes = tuple(mixes)
+        self.of_previous = of_previous
+        for name in mixes:
+            setattr(self, name, nn.Parameter((size,), "float32"))
         self.key = Linear(size, hidden, fmt.matrix)
         self.receptance = Linear(size, size, fmt.matrix)
         self.value = Linear(hidden, size, fmt.matrix)
@@ -96,7 +118,7 @@ class ChannelMix(nn.Module):  # type: ignore[misc]
             {
                 "x": x,
                 "norm": norm,
-                "mix": [self.time_mix_key, self.time_mix_receptance],
+                "mix": [getattr(self, name) for name in self.mixes],
                 "key": self.key,
                 "receptance": self.receptance,
                 "value": self.value,
@@ -106,32 +128,20 @@ class ChannelMix(nn.Module):  # type: ignore[misc]
             block=self.layer,
             compute=self.dtype,
             eps=norm.eps,
+            of_previous=self.of_previous,
             hidden=self.key.shape[0],
             factor=self.factor,
         )
-        return state.emit(part, self.layer, [_SPANS[FFN_X]])[0]
-
-
-class Block(nn.Module):  # type: ignore[misc]
-    """Two residual branches: time mix, then channel mix."""
-
-    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
-        super().__init__()
-        epsilon = config.epsilon(layer)
-        self.ln1 = LayerNorm(config.hidden_size, epsilon)
-        self.ln2 = LayerNorm(config.hidden_size, epsilon)
-        self.attention = TimeMix(config, layer, fmt, dtype)
-        self.feed_forward = ChannelMix(config, layer, fmt, dtype)
-
-    def forward(self, carried: Carried, segments: Segments, state: State) -> Carried:
-        """The residual [T, D] of the compute type, before and after."""
-        (x,) = carried
-        x = self.attention(x, self.ln1, segments, state)
-        return (self.feed_forward(x, self.ln2, segments, state),)
+        return state.emit(part, self.layer, [self.span])[0]
 
 
 class RWKV4(Backbone):
     """Everything below the head."""
 
     def __init__(self, config: ModelConfig, fmt: Format, dtype: str) -> None:
-        super().__init__(config, fmt, dtype, lambda i: Block(config, i, fmt, dtype))
+        super().__init__(config, fmt, dtype, partial(_block, config, fmt, dtype))
+
+
+def _block(config: ModelConfig, fmt: Format, dtype: str, layer: int) -> Block:
+    given = (config, layer, fmt, dtype)
+    return Block(config, layer, TimeMix(*given), ChannelMix(*given, _SPANS[FFN_X]))

@@ -7,6 +7,7 @@ compiled. T tokens of B sequences lie one after another: sequence b owns the row
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +60,15 @@ def mix(x: Array, previous: Array, ratio: Array, precision: Precision) -> Array:
 
 def time_mix(
     x: Array,
+    values: Carried,
     weights: Weights,
     block: str,
     rows: Array,
     offsets: Array,
+    config: ModelConfig,
     precision: Precision,
-    *,
-    float32_keys: bool,
-) -> Values[Array]:
-    """`Wo (sigmoid(Wr xr) * wkv(Wk xk, Wv xv))` of the normalized x; replaces four rows.
-
-    Block `block`'s weights have names such as `<block>.attention.key.weight`.
-    """
+) -> Values[tuple[Array, Carried]]:
+    """`Wo (sigmoid(Wr xr) * wkv(Wk xk, Wv xv))` of the normalized x; replaces four rows."""
     layer = f"{block}.attention"
     narrow, wide = precision.narrow, precision.wide
     previous = token_shift(x, rows[:, ATT_X], offsets)
@@ -81,7 +79,7 @@ def time_mix(
         mixed.append(mix(x, previous, ratio, precision))
         yield Value(f"attention.time_mix_{part}", mixed[-1])
     xk, xv, xr = mixed
-    keys = wide if float32_keys else narrow
+    keys = wide if config.float32_keys else narrow
     k = precision.product(xk, weights, f"{layer}.key.weight", keys)
     yield Value("attention.key", k)
     v = precision.product(xv, weights, f"{layer}.value.weight", keys)
@@ -102,23 +100,36 @@ def time_mix(
     yield Value("attention.wkv multiply", gated)
     out = precision.product(gated, weights, f"{layer}.output.weight")
     yield Value("attention.output", out)
-    return out
+    return out, values
 
 
 def channel_mix(
-    x: Array, weights: Weights, block: str, rows: Array, offsets: Array, precision: Precision
+    x: Array,
+    weights: Weights,
+    block: str,
+    rows: Array,
+    offsets: Array,
+    precision: Precision,
+    mixes: Sequence[str] = ("time_mix_key", "time_mix_receptance"),
+    *,
+    of_previous: bool = False,
 ) -> Values[Array]:
-    """`sigmoid(Wr xr) * (Wv relu(Wk xk)^2)` of the normalized x; replaces one row."""
+    """`sigmoid(Wr xr) * (Wv relu(Wk xk)^2)` of the normalized x; replaces the last row.
+
+    RWKV-5 and 6 have it too. `mixes` names the ratios of key and receptance, which are those of the
+    previous input if `of_previous`.
+    """
     layer = f"{block}.feed_forward"
-    previous = token_shift(x, rows[:, FFN_X], offsets)
+    previous = token_shift(x, rows[:, -1], offsets)
     yield Value("ln2 token_shift", previous)
+    one, other = (previous, x) if of_previous else (x, previous)
     mixed = []
-    for part in ("key", "receptance"):
-        ratio = precision.vector(weights, f"{layer}.time_mix_{part}")
-        mixed.append(mix(x, previous, ratio, precision))
-        yield Value(f"feed_forward.time_mix_{part}", mixed[-1])
+    for name in mixes:
+        ratio = precision.vector(weights, f"{layer}.{name}")
+        mixed.append(mix(one, other, ratio, precision))
+        yield Value(f"feed_forward.{name}", mixed[-1])
     xk, xr = mixed
-    rows[:, FFN_X] = last_rows(x, offsets)
+    rows[:, -1] = last_rows(x, offsets)
     r = precision.product(xr, weights, f"{layer}.receptance.weight")
     yield Value("feed_forward.receptance", r)
     r = sigmoid(r)
@@ -137,26 +148,7 @@ def block(
     config: ModelConfig,
     precision: Precision,
 ) -> Values[tuple[Carried, Array]]:
-    """The residual [T, D] that enters block `number`, of any type, to what leaves it.
-
-    Also gives the rows after the last tokens; those given stay.
-    """
-    name, eps, rows = f"model.blocks.{number}", config.epsilon(number), rows.copy()
-    x = carried[0].astype(precision.narrow, copy=False)
-    normal = precision.layer_norm(x, weights, f"{name}.ln1", eps)
-    yield Value("ln1", normal)
-    x = x + (
-        yield from time_mix(
-            normal, weights, name, rows, offsets, precision, float32_keys=config.float32_keys
-        )
+    """What enters block `number`, the residual [T, D], to what leaves it; see `ends.branches`."""
+    return ends.branches(
+        number, carried, weights, rows, offsets, config, precision, time_mix, channel_mix
     )
-    yield Value("attention.output add", x)
-    normal = precision.layer_norm(x, weights, f"{name}.ln2", eps)
-    yield Value("ln2", normal)
-    x = x + (yield from channel_mix(normal, weights, name, rows, offsets, precision))
-    yield Value("feed_forward.value add", x)
-    if config.halvings(number + 1) > config.halvings(number):
-        x = x * precision.narrow(0.5)
-        # The second product of this name.
-        yield Value("feed_forward.value multiply 2", x)
-    return (x,), rows

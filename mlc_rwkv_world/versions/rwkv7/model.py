@@ -7,7 +7,7 @@ compute type. Each branch of a block is one part, see `parts`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
@@ -15,31 +15,28 @@ from tvm.relax.frontend.nn import Tensor
 from mlc_rwkv_world.artifact.abi import OFFSETS
 from mlc_rwkv_world.checkpoint.rwkv7 import RANKS
 from mlc_rwkv_world.errors import UsageError
-from mlc_rwkv_world.model.backbone import Backbone, Carried
+from mlc_rwkv_world.model.backbone import Backbone, Block, Carried
 from mlc_rwkv_world.model.config import ModelConfig
-from mlc_rwkv_world.model.fields import Field, spans
+from mlc_rwkv_world.model.fields import spans
 from mlc_rwkv_world.model.layers import LayerNorm, Linear
 from mlc_rwkv_world.model.parts import make
 from mlc_rwkv_world.model.segments import Segments
 from mlc_rwkv_world.model.state import State
 from mlc_rwkv_world.storage import Format
+from mlc_rwkv_world.versions.matrices import (
+    ATT_X,
+    FFN_X,
+    WKV,
+    fields,
+    head_epsilon,
+    require_heads,
+)
 from mlc_rwkv_world.versions.rwkv7.parts import MIXES, VECTORS, WEIGHTS
-
-ATT_X, WKV, FFN_X = range(3)
-
-
-def fields(config: ModelConfig) -> Sequence[Field]:
-    """Previous input of the time mix, the heads' matrices, previous input of the channel mix."""
-    return (Field("att_x"), Field("wkv", rows=config.head_size), Field("ffn_x"))
 
 
 def _checked(config: ModelConfig) -> ModelConfig:
     """UsageError where the sizes are not those of an RWKV-7."""
-    if config.hidden_size % config.head_size:
-        raise UsageError(
-            f"model_config: hidden_size {config.hidden_size} is no multiple of head_size "
-            f"{config.head_size}."
-        )
+    require_heads(config)
     for name, rank in ranks(config).items():
         # The only block of a model takes no share of a value.
         if not rank and (name != "v" or config.num_hidden_layers > 1):
@@ -79,9 +76,7 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         self.key = Linear(size, size, fmt.matrix)
         self.value = Linear(size, size, fmt.matrix)
         self.output = Linear(size, size, fmt.matrix)
-        # The division by head_size_divisor that RWKV-LM does is in the epsilon.
-        eps = config.layer_norm_epsilon * config.head_size_divisor**2
-        self.ln_x = LayerNorm(size, eps)
+        self.ln_x = LayerNorm(size, head_epsilon(config))
 
     def forward(
         self, carried: Carried, norm: LayerNorm, segments: Segments, state: State
@@ -155,26 +150,14 @@ class ChannelMix(nn.Module):  # type: ignore[misc]
         return state.emit(part, self.layer, [self.span])[0]
 
 
-class Block(nn.Module):  # type: ignore[misc]
-    """Two residual branches: time mix, then channel mix."""
-
-    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
-        super().__init__()
-        epsilon = config.epsilon(layer)
-        self.ln1 = LayerNorm(config.hidden_size, epsilon)
-        self.ln2 = LayerNorm(config.hidden_size, epsilon)
-        self.attention = TimeMix(config, layer, fmt, dtype)
-        self.feed_forward = ChannelMix(config, layer, fmt, dtype)
-
-    def forward(self, carried: Carried, segments: Segments, state: State) -> Carried:
-        """The residual and block 0's value, before and after."""
-        x, *value_first = self.attention(carried, self.ln1, segments, state)
-        return (self.feed_forward(x, self.ln2, segments, state), *value_first)
-
-
 class RWKV7(Backbone):
     """Everything below the head. Raises UsageError where sizes are missing or do not fit."""
 
     def __init__(self, config: ModelConfig, fmt: Format, dtype: str) -> None:
-        checked = _checked(config)
-        super().__init__(config, fmt, dtype, lambda i: Block(checked, i, fmt, dtype))
+        given = (_checked(config), fmt, dtype)
+        super().__init__(*given, partial(_block, *given))
+
+
+def _block(config: ModelConfig, fmt: Format, dtype: str, layer: int) -> Block:
+    given = (config, layer, fmt, dtype)
+    return Block(config, layer, TimeMix(*given), ChannelMix(*given))

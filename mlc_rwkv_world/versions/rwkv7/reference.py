@@ -124,18 +124,15 @@ def _low_rank(
 
 def time_mix(
     x: Array,
-    value_first: Array | None,
+    values: Carried,
     weights: Weights,
     block: str,
     rows: Array,
     offsets: Array,
     config: ModelConfig,
     precision: Precision,
-) -> Values[tuple[Array, Array]]:
-    """The branch of the normalized x, and block 0's value; replaces all rows but the last.
-
-    Block `block`'s weights have names such as `<block>.attention.key.weight`.
-    """
+) -> Values[tuple[Array, Carried]]:
+    """The branch of the normalized x, and block 0's value; replaces all rows but the last."""
     layer = f"{block}.attention"
     wide, size = precision.wide, config.head_size
 
@@ -162,13 +159,13 @@ def time_mix(
     a = yield from _low_rank(mixed["a"], weights, layer, "a", precision)
     a = sigmoid(vector("a0") + a)
     yield Value("attention.a0 sigmoid", a)
-    if value_first is None:
-        value_first = v
+    if not values:
+        values = (v,)
     else:
         share = yield from _low_rank(mixed["v"], weights, layer, "v", precision)
         share = sigmoid(vector("v0") + share)
         yield Value("attention.v0 sigmoid", share)
-        v = v + (value_first - v) * share
+        v = v + (values[0] - v) * share
         yield Value("attention.value residual", v)
     g = yield from _low_rank(mixed["g"], weights, layer, "g", precision, "sigmoid")
     k, kk, b = keys(k, a, vector("k_k"), vector("k_a"), size)
@@ -184,7 +181,7 @@ def time_mix(
     yield Value("attention.ln_x multiply", gated)
     out = precision.product(gated, weights, f"{layer}.output.weight")
     yield Value("attention.output", out)
-    return out, value_first
+    return out, values
 
 
 def channel_mix(
@@ -209,23 +206,7 @@ def block(
     config: ModelConfig,
     precision: Precision,
 ) -> Values[tuple[Carried, Array]]:
-    """The residual [T, D] that enters block `number`, of any type, and block 0's value.
-
-    Gives what leaves the block, and the rows after the last tokens; those given stay.
-    """
-    name, eps, rows = f"model.blocks.{number}", config.epsilon(number), rows.copy()
-    residual, *values = carried
-    x = residual.astype(precision.narrow, copy=False)
-    normal = precision.layer_norm(x, weights, f"{name}.ln1", eps)
-    yield Value("ln1", normal)
-    value_first = values[0] if values else None
-    out, value_first = yield from time_mix(
-        normal, value_first, weights, name, rows, offsets, config, precision
+    """The residual [T, D] and, from block 0 on, its value, before and after block `number`."""
+    return ends.branches(
+        number, carried, weights, rows, offsets, config, precision, time_mix, channel_mix
     )
-    x = x + out
-    yield Value("attention.output add", x)
-    normal = precision.layer_norm(x, weights, f"{name}.ln2", eps)
-    yield Value("ln2", normal)
-    x = x + (yield from channel_mix(normal, weights, name, rows, offsets, precision))
-    yield Value("feed_forward.value add", x)
-    return (x, value_first), rows

@@ -1,0 +1,12 @@
+"""RWKV-6, as the table of versions lists it: RWKV-5 with another time mix."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mlc_rwkv_world.versions.rwkv5.version import RWKV5
+from mlc_rwkv_world.versions.rwkv6 import model, parts, reference
+
+RWKV6 = dataclasses.replace(
+    RWKV5, model=model.RWKV6, parts=parts.DECOMPOSITIONS, reference=reference
+)
