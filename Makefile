@@ -23,7 +23,7 @@ demo: $(VENV)/installed
 # A file's tests stay together, since they share what its fixtures built. A crash ends the run.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
-# What a change is tried on first: no test of more than some seconds, and three libraries in all.
+# What a change is tried on first: tests of a second or so at most, and three libraries in all.
 quick: $(VENV)/installed-test
 	$(PYTEST) -m "not slow"
 

@@ -13,6 +13,7 @@ from typing import Any
 import tvm
 from tvm import IRModule
 from tvm.support import cc, tar
+from tvm.target import Target
 
 from mlc_rwkv_world.artifact.places import utf8_path
 from mlc_rwkv_world.artifact.storage import out_of_space
@@ -84,6 +85,15 @@ PARTS = ("code generation", "linking")
 _ROOM = 32 << 20
 
 
+def lowering(target: Target) -> tvm.transform.PassContext:
+    """How kernels for a target become machine code.
+
+    LLVM finds common subexpressions itself, to the same bits and speed; on unrolled loops TVM's
+    own search takes a fifth of all code generation. Shaders are compiled elsewhere, and keep it.
+    """
+    return tvm.transform.PassContext(config={"tirx.disable_cse_tir": target.kind.name == "llvm"})
+
+
 def write(
     mod: IRModule,
     target: BuildTarget,
@@ -107,7 +117,7 @@ def write(
     generating, linking = PARTS
     try:
         starting(generating)
-        with device:
+        with device, lowering(target.target):
             executable = tvm.relax.build(
                 mod,
                 target=target.target,

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,15 @@ def test_objects_can_be_linked_later(lowered: Lowered, linked: Path, tmp_path: P
     assert note == "small.tar holds object files, to be linked where they will run"
     later = tvm.runtime.load_module(str(_link(written[0], tmp_path)))
     np.testing.assert_array_equal(logits(later), logits(tvm.runtime.load_module(str(linked))))
+
+
+def test_what_code_generation_leaves_out_changes_no_bit(
+    lowered: Lowered, linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "lowering", lambda target: nullcontext())
+    (path,) = library.write(lowered.module, lowered.target, tmp_path / "everything.so")
+    expected = logits(tvm.runtime.load_module(str(path)))
+    np.testing.assert_array_equal(logits(tvm.runtime.load_module(str(linked))), expected)
 
 
 _RUN_SYSTEM_LIB = """

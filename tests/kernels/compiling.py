@@ -16,6 +16,7 @@ from tvm import IRModule, tirx
 from tvm.s_tir import dlight
 from tvm.target import Target
 
+from mlc_rwkv_world.compiler.library import lowering
 from mlc_rwkv_world.compiler.passes.schedule_cpu import Elementwise
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
@@ -90,7 +91,8 @@ class Kernels:
         with chosen.target:
             mod = dlight.ApplyDefaultSchedule(Elementwise())(IRModule(functions))
         library = folder / "kernels.so"
-        tvm.compile(mod, target=chosen.target).export_library(str(library))
+        with lowering(chosen.target):
+            tvm.compile(mod, target=chosen.target).export_library(str(library))
         self._module = tvm.runtime.load_module(str(library))
 
     @property

@@ -9,6 +9,7 @@ import tvm
 from compiling import kernel, specs, told
 from tvm import IRModule
 
+from mlc_rwkv_world.compiler.library import lowering
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu import product as product_cpu
 from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, INT8, input_type, inputs_of
@@ -38,7 +39,7 @@ def _assembly(text: str, stored: Stored, arithmetic: str, rows: int | str) -> st
     x = input_type(rows, K, inputs)
     build = told(product_cpu.linear_packed, form, inputs=inputs)
     case = (build, [(*x.shape, x.dtype), *specs(form, N, K)], [(rows, N, "float32")])
-    with target:
+    with target, lowering(target):
         module = tvm.compile(IRModule({"product": kernel(case, target, "product")}), target).mod
     modules = [module, *module.imports]
     return "\n".join(m.inspect_source("s") for m in modules if m.kind == "llvm")

@@ -23,7 +23,7 @@ from support.modules import (
 )
 from tvm import IRModule, relax
 
-from mlc_rwkv_world.compiler import arithmetic, metadata, pipeline
+from mlc_rwkv_world.compiler import arithmetic, library, metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.passes.choose_kernels import ChooseKernels
 from mlc_rwkv_world.compiler.passes.pack_weights import PackWeights
@@ -156,9 +156,7 @@ class _Module:
             additions=STOCK,
         )
         path = folder / "library.so"
-        tvm.relax.build(
-            mod, target=chosen.target, relax_pipeline=tvm.transform.Sequential([])
-        ).export_library(str(path))
+        library.write(mod, chosen, path)
         self.machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
         described = json.loads(str(self.machine["_metadata"]()))
         rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import pytest
 import tvm
 from support.modules import small_config, small_module
 
-from mlc_rwkv_world.compiler import metadata, pipeline
+from mlc_rwkv_world.compiler import library, metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.stock.additions import STOCK
@@ -33,9 +33,10 @@ def machine() -> Any:
     heard: list[str] = []
     lowered = pipeline.run(mod, target.target, config, described, None, heard.append, STOCK)
     assert heard == list(pipeline.PHASES)
-    executable = tvm.relax.build(
-        lowered, target.target, relax_pipeline=tvm.transform.Sequential([])
-    )
+    with library.lowering(target.target):
+        executable = tvm.relax.build(
+            lowered, target.target, relax_pipeline=tvm.transform.Sequential([])
+        )
     return tvm.relax.VirtualMachine(executable, tvm.cpu())
 
 
