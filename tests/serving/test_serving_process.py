@@ -169,7 +169,7 @@ def test_what_cannot_be_served_is_one_line(model: Path, tmp_path: Path, server: 
     empty = tmp_path / "empty"
     empty.touch()
     for arguments, words in (
-        ((str(tmp_path / "none"),), "no artifact"),
+        ((str(tmp_path / "none"),), "No artifact"),
         ((str(model), "--port", str(server.port)), "in use"),
         ((str(model), "--port", "70000"), "port"),
         ((str(model), "--host", "no.such.host.invalid", "--api-key-file", str(empty)), "key"),
