@@ -66,7 +66,7 @@ def test_a_state_of_messages(server: Server) -> None:
     whole = {**asked, "messages": said + asked["messages"]}
     answer = server.post(CHAT, {**asked, "state": name})
     assert text_of(answer) == text_of(server.post(CHAT, whole))
-    assert answer.json()["usage"]["prompt_tokens"] < 12
+    assert answer.json()["usage"]["prompt_tokens"] < 20
     httpx_delete(server, name)
 
 
