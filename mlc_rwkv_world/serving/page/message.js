@@ -87,7 +87,8 @@ export class MessageView {
     });
     this.node.classList.add("edited");
     this.node.append(form);
-    field.focus();
+    field.focus({ preventScroll: true });
+    form.scrollIntoView({ block: "nearest" });
     field.setSelectionRange(field.value.length, field.value.length);
   }
 
