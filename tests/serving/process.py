@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -114,10 +115,11 @@ def request(path: str, body: Any, *headers: str) -> bytes:
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """All that comes until the other side closes, or breaks off because it reads no more."""
     data = b""
-    while part := connection.recv(1 << 16):
-        data += part
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            data += part
     return data
 
 

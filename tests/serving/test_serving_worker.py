@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from support.patience import SECONDS
@@ -24,7 +25,7 @@ def make(engine: Engine) -> Iterator[Make]:
     """A running worker, and what it delivers."""
     workers = []
 
-    def making(**options: int) -> tuple[Worker, queue.Queue[tuple[Ticket, Event]]]:
+    def making(**options: Any) -> tuple[Worker, queue.Queue[tuple[Ticket, Event]]]:
         events: queue.Queue[tuple[Ticket, Event]] = queue.Queue()
 
         def deliver(found: list[tuple[Ticket, Event]]) -> None:
@@ -128,7 +129,7 @@ def test_a_thread_that_breaks_down_tells_everybody(
 
     monkeypatch.setattr(worker.batch, "step", broken)
     assert str(died.get(timeout=SECONDS)) == "the device is gone"
-    seen = {}
+    seen: dict[Ticket, Failed] = {}
     while len(seen) < 2:
         ticket, event = events.get(timeout=SECONDS)
         if isinstance(event, Failed):

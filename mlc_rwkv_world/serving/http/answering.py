@@ -48,7 +48,7 @@ class Answers:
     ) -> None:
         """Hands `requests` in, which raises what `Service.submit` does."""
         self.choices = [choice() for _ in requests]
-        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
         self._tickets = service.submit(
             requests, lambda i, event: self._queue.put_nowait((i, event))
         )
@@ -61,12 +61,18 @@ class Answers:
 
         Raises the error of the first choice that fails.
         """
+        loop = asyncio.get_running_loop()
         while not all(choice.over for choice in self.choices):
+            # `asyncio.wait_for` would lose a cancellation that comes together with an event.
+            timer = loop.call_later(_SIGN_OF_LIFE, self._queue.put_nowait, None)
             try:
-                index, event = await asyncio.wait_for(self._queue.get(), _SIGN_OF_LIFE)
-            except asyncio.TimeoutError:
+                heard = await self._queue.get()
+            finally:
+                timer.cancel()
+            if heard is None:
                 yield None
                 continue
+            index, event = heard
             for delta in self.choices[index].push(event):
                 yield index, delta
 

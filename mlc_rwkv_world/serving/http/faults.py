@@ -39,6 +39,9 @@ class Fault(Exception):
         headers = {"Retry-After": _AGAIN[self.status]} if self.status in _AGAIN else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if self.status == 408:
+            # What may still come of the body is nothing to wait for.
+            headers["Connection"] = "close"
         return headers
 
 

@@ -17,6 +17,9 @@ from mlc_rwkv_world.serving.http.faults import Fault
 from mlc_rwkv_world.serving.requests import Guide
 from mlc_rwkv_world.tokenizer import END_OF_TEXT, WorldTokenizer
 
+# Small models fill an answer with blank lines where they may.
+_JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
 
 async def guide(engine: Engine, form: ResponseFormat | None) -> Callable[[], Guide] | None:
     """What makes a guide for each answer; None where any text will do.
@@ -55,11 +58,11 @@ def _grammar(form: ResponseFormat) -> str:
     from llguidance import LLMatcher
 
     if form.type == "json_object":
-        return str(LLMatcher.grammar_from_json_schema('{"type": "object"}'))
+        return str(LLMatcher.grammar_from_json_schema('{"type": "object"}', _JSON))
     if form.type == "json_schema":
         if form.json_schema is None or form.json_schema.schema_ is None:
             raise _missing("json_schema.schema")
-        return str(LLMatcher.grammar_from_json_schema(json.dumps(form.json_schema.schema_)))
+        return str(LLMatcher.grammar_from_json_schema(json.dumps(form.json_schema.schema_), _JSON))
     if form.type == "regex":
         if form.regex is None:
             raise _missing("regex")

@@ -49,7 +49,7 @@ class Guard:
             headers = dict(scope["headers"])
             self._check_host(headers.get(b"host"))
             self._check_key(scope, headers)
-            if scope["method"] in ("POST", "PUT", "PATCH"):
+            if scope["method"] == "POST":
                 receive = await self._read(scope["path"], headers, receive)
         except Fault as fault:
             await response_of(fault)(scope, receive, send)

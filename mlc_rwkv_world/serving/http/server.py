@@ -39,6 +39,9 @@ def is_loopback(host: str) -> bool:
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens there; UsageError where it cannot."""
+    if not 0 <= port < 1 << 16:
+        # The system would take what is left of it modulo 65536.
+        raise UsageError(f"--port {port}: give a number from 0 to 65535.")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
@@ -48,8 +51,8 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError:
             listening.close()
             raise
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise UsageError(f"{host} port {port}: {reason}. Give another --host or --port.") from None
     return listening
 

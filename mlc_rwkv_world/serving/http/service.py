@@ -50,7 +50,7 @@ class Service:
         self.created = int(time.time())
         self.metrics = Metrics(self.name)
         self.states = States(self.limits.states, self.limits.state_bytes)
-        self.worker = Worker(self.batch, self._deliver, self.died)
+        self.worker = Worker(self.batch, self._deliver, lambda error: self.died(error))
         self.metrics.watch(self.batch, self.worker)
         self.draining = False
         self._loop: asyncio.AbstractEventLoop | None = None

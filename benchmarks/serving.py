@@ -1,0 +1,219 @@
+"""A server's speed and fairness, beside the same model without one; see docs/serving.md.
+
+    python benchmarks/serving.py dist/MODEL [--threads 1] [--streams 1,8,32] [--peer URL]
+
+It starts `python -m mlc_rwkv_world serve`, and in turns measures it and the engine alone, so that
+what else the machine does falls on both. Each ratio is the median over rounds. `--peer` is the
+address of another server with OpenAI's interface for the same model, which the same clients ask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import httpx
+
+_READY = re.compile(r"http://[^/]+/v1")
+# Before each answer, so that none is a copy of another.
+_PROMPT = "User: Tell me of number {}.\n\nAssistant:"
+
+
+@dataclass
+class Streamed:
+    """When an answer was asked for, when its texts came, and how many tokens it has."""
+
+    asked: float
+    times: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first token."""
+        return self.times[0] - self.asked
+
+
+class Alone:
+    """The engine without a server, in a process of its own: a server's threads disturb it not."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        code = (
+            "import sys, time, json; sys.modules['torch'] = None\n"
+            "from mlc_rwkv_world.runtime import load\n"
+            f"engine = load({model!r}, 'cpu', threads={threads})\n"
+            "for line in sys.stdin:\n"
+            "    size, steps = json.loads(line)\n"
+            "    states = [engine.new_state() for _ in range(size)]\n"
+            "    engine.decode_batch(list(range(1, size + 1)), states)\n"
+            "    started = time.perf_counter()\n"
+            "    for _ in range(steps):\n"
+            "        engine.decode_batch(list(range(1, size + 1)), states)\n"
+            "    print(size * steps / (time.perf_counter() - started), flush=True)\n"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.rate(1, 1)
+
+    def rate(self, size: int, steps: int) -> float:
+        """Tokens each second of a batch, as `bench` measures them."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps([size, steps]) + "\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def end(self) -> None:
+        """Let it end."""
+        self._process.communicate()
+
+
+class Client:
+    """Asks a server for completions that are streamed."""
+
+    def __init__(self, url: str, model: str | None = None) -> None:
+        self._url = url
+        self._model = model
+        self._asked = int(time.time()) % 10**6 * 1000
+
+    def body(self, tokens: int, prompt: str | list[int] | None = None) -> dict[str, Any]:
+        """A request that none was equal to; the answer has `tokens` tokens."""
+        self._asked += 1
+        body = {
+            "prompt": prompt or _PROMPT.format(self._asked),
+            "max_tokens": tokens,
+            "temperature": 1,
+            "top_p": 0.5,
+            "seed": self._asked,
+            "logit_bias": {"0": -100},
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        return body if self._model is None else {**body, "model": self._model}
+
+    async def stream(self, body: dict[str, Any], found: Streamed | None = None) -> Streamed:
+        """Ask, and note when texts come, in `found` where that is given."""
+        found = found or Streamed(time.perf_counter())
+        async with (
+            httpx.AsyncClient(timeout=None) as client,
+            client.stream("POST", f"{self._url}/completions", json=body) as response,
+        ):
+            response.raise_for_status()
+            async for line in response.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                event = json.loads(line[6:])
+                if event.get("usage"):
+                    found.tokens = event["usage"]["completion_tokens"]
+                if event["choices"]:
+                    found.times.append(time.perf_counter())
+        return found
+
+    async def together(self, streams: int, tokens: int) -> list[Streamed]:
+        """So many answers at once."""
+        return await asyncio.gather(*(self.stream(self.body(tokens)) for _ in range(streams)))
+
+
+def rate(found: list[Streamed]) -> float:
+    """Tokens each second, from when the last one had its first token to when the first ended.
+
+    Then all of them answer, and none is read.
+    """
+    begun, ended = max(one.times[0] for one in found), min(one.times[-1] for one in found)
+    return sum(begun < at <= ended for one in found for at in one.times) / (ended - begun)
+
+
+async def beside_a_long_prompt(client: Client, length: int) -> dict[str, float]:
+    """How late tokens come while a long prompt is read, and how soon it is answered again.
+
+    Of one that talks, the 99th percentile of the gaps between two tokens, in its usual gaps.
+    """
+    talk = Streamed(time.perf_counter())
+    talking = asyncio.ensure_future(client.stream(client.body(10**5), talk))
+    while len(talk.times) < 40:
+        await asyncio.sleep(0.05)
+    step = statistics.median(b - a for a, b in pairwise(talk.times[5:]))
+    before = len(talk.times)
+    ids = [300 + (int(time.time()) + 7 * i) % 20000 for i in range(length)]
+    first = await client.stream(client.body(1, ids))
+    gaps = sorted(b - a for a, b in pairwise(talk.times[before:]))
+    talking.cancel()
+    with suppress(asyncio.CancelledError):
+        await talking
+    alone = [300 + (int(time.time()) + 11 * i) % 20000 for i in range(length)]
+    cold = await client.stream(client.body(1, alone))
+    warm = await client.stream(client.body(1, alone))
+    return {
+        "step_ms": 1e3 * step,
+        "p99_gap_in_steps": gaps[int(0.99 * (len(gaps) - 1))] / step,
+        "largest_gap_in_steps": gaps[-1] / step,
+        "first_token_beside_s": first.first,
+        "first_token_s": cold.first,
+        "again_share": warm.first / cold.first,
+    }
+
+
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows of the table."""
+    command = [sys.executable, "-m", "mlc_rwkv_world", "serve", options.model, "--port", "0"]
+    command += ["--threads", str(options.threads)]
+    serving = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    alone = Alone(options.model, options.threads)
+    try:
+        assert serving.stdout is not None
+        ready = _READY.search(serving.stdout.readline())
+        assert ready is not None, "the server did not begin"
+        client = Client(ready[0])
+        peer = Client(options.peer, options.peer_model) if options.peer else None
+        for streams in map(int, options.streams.split(",")):
+            rates: dict[str, list[float]] = {"ratio": [], "spread": [], "peer": [], "first": []}
+            for _ in range(options.rounds):
+                # Once before and once after, so that a drift falls on both.
+                bare = alone.rate(streams, options.tokens // 2)
+                found = asyncio.run(client.together(streams, options.tokens))
+                bare = (bare + alone.rate(streams, options.tokens // 2)) / 2
+                rates["ratio"].append(rate(found) / bare)
+                lengths = [one.times[-1] - one.asked for one in found]
+                rates["spread"].append(max(lengths) / min(lengths))
+                if peer is not None:
+                    theirs = asyncio.run(peer.together(streams, options.tokens))
+                    rates["peer"].append(rate(found) / rate(theirs))
+                    firsts = [statistics.median(x.first for x in xs) for xs in (found, theirs)]
+                    rates["first"].append(firsts[0] / firsts[1])
+            medians = {name: statistics.median(all_) for name, all_ in rates.items() if all_}
+            yield {"streams": streams, "tokens_per_second": rate(found), **medians}
+        if options.long:
+            yield asyncio.run(beside_a_long_prompt(client, options.long))
+    finally:
+        serving.terminate()
+        serving.wait()
+        alone.end()
+
+
+def main() -> None:
+    """Measure, and print a line of JSON for each row."""
+    parser = argparse.ArgumentParser(description="A server's speed, beside its engine alone.")
+    parser.add_argument("model")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--streams", default="1,8,32")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--long", type=int, default=4000, help="0 leaves it out")
+    parser.add_argument("--peer", help="http://HOST:PORT/v1 of another server")
+    parser.add_argument("--peer-model", help="what that calls the model")
+    for row in measure(parser.parse_args()):
+        print(json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
