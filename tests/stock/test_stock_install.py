@@ -137,6 +137,11 @@ def test_what_the_wheel_holds(wheel: Callable[[str], Path]) -> None:
         names = archive.namelist()
     assert "mlc_llm/build.py" in names and "mlc_llm/__init__.py" not in names
     assert "mlc_rwkv_world/tokenizer/tokenizer_model" in names
+    page = {
+        path.name for path in (Path(__file__).parents[2] / "mlc_rwkv_world/serving/page").iterdir()
+    }
+    assert {f"mlc_rwkv_world/serving/page/{name}" for name in page} <= {*names}
+    assert {"index.html", "main.js", "base.css"} <= page
     assert not [name for name in names if name.startswith(("tvm", "tests", "demo"))]
 
 

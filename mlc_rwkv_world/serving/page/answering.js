@@ -23,11 +23,6 @@ export class Answering {
     return this.#running.has(conversation.id);
   }
 
-  // The conversations that are being answered.
-  running() {
-    return [...this.#running.values()].map((run) => run.conversation);
-  }
-
   stop(conversation) {
     this.#running.get(conversation.id)?.abort.abort();
   }
@@ -36,6 +31,12 @@ export class Answering {
   drop(conversation) {
     this.stop(conversation);
     this.#running.delete(conversation.id);
+  }
+
+  // Keeps what has come of all answers, since the page is about to be left: no more comes.
+  leave() {
+    for (const { conversation } of this.#running.values()) this.#keep(conversation);
+    this.#running.clear();
   }
 
   // Lets the model answer; ends when that has ended, in whichever way.

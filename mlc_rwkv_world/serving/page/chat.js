@@ -60,9 +60,8 @@ export class Chat {
     this.#answering.drop(conversation);
   }
 
-  // Keeps what is on its way, since the page is about to be left.
   leave() {
-    for (const conversation of this.#answering.running()) this.#keep(conversation);
+    this.#answering.leave();
   }
 
   // Lets the last message be written anew; gives whether there is one.

@@ -16,9 +16,10 @@ export function figuresFrom({ usage, timings }) {
 // A line of them, "" where there are none.
 export function figuresOf(figures) {
   if (!Number.isFinite(figures?.written)) return "";
-  const parts = [`${WHOLE.format(figures.written)} tokens`];
-  if (Number.isFinite(figures.speed)) parts.push(`${ROUND.format(figures.speed)} a second`);
-  if (Number.isFinite(figures.read)) parts.push(`${WHOLE.format(figures.read)} read`);
-  if (figures.cached > 0) parts.push(`${WHOLE.format(figures.cached)} of them from the cache`);
-  return parts.join(" · ");
+  const { written, speed, read, cached } = figures;
+  let line = written === 1 ? "1 token" : `${WHOLE.format(written)} tokens`;
+  if (Number.isFinite(speed)) line += `, ${ROUND.format(speed)} a second`;
+  if (Number.isFinite(read)) line += ` · ${WHOLE.format(read)} read`;
+  if (cached > 0) line += `, ${WHOLE.format(cached)} from the cache`;
+  return line;
 }

@@ -109,6 +109,8 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !event.isComposing && !document.querySelector("dialog[open]")) chat.stop();
 });
 addEventListener("pagehide", () => chat.leave());
+// A page that a browser had put aside has lost its answers, and what other tabs have changed.
+addEventListener("pageshow", (event) => event.persisted && location.reload());
 
 nameTheme();
 open(conversations.get(passing.read(CURRENT)) ?? fresh());

@@ -6,6 +6,7 @@ import { figuresOf } from "./figures.js";
 import { Writer } from "./text.js";
 
 const ENDS = {
+  empty: "The answer is empty.",
   length: "The answer has reached its greatest length.",
   stopped: "Stopped.",
   left: "The page was left before the answer had ended.",
@@ -87,7 +88,8 @@ export class MessageView {
     });
     this.node.classList.add("edited");
     this.node.append(form);
-    field.focus();
+    field.focus({ preventScroll: true });
+    form.scrollIntoView({ block: "nearest" });
     field.setSelectionRange(field.value.length, field.value.length);
   }
 
@@ -124,8 +126,8 @@ class Growing {
 }
 
 function noteOf(message) {
-  const parts = [message.problem || ENDS[message.end], figuresOf(message.figures)];
-  if (!message.content && !message.problem) parts.unshift("The answer is empty.");
+  const end = message.end === "stop" && !message.content ? "empty" : message.end;
+  const parts = [message.problem || ENDS[end], figuresOf(message.figures)];
   return parts.filter(Boolean).join(" ");
 }
 

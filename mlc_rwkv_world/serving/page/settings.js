@@ -47,7 +47,7 @@ export class Settings {
     if (this.#fields.has("think") || modes.length < 2) return;
     this.#modes = modes;
     const options = modes.map((mode) => make("option", { value: mode }, MODES[mode] ?? mode));
-    const field = make("select", {}, make("option", { value: "" }, "As the server has it"), ...options);
+    const field = make("select", {}, make("option", { value: "" }, "Server's own"), ...options);
     field.value = modes.includes(this.#values.think) ? this.#values.think : "";
     field.addEventListener("change", () => this.#set("think", field.value || null));
     this.#add("think", "Thinking", field, "Before the answer, folded.", "prepend");
