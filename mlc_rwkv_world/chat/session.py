@@ -177,6 +177,30 @@ class Chat:
             raise UsageError("The message is empty. Say something.")
         return self._ask(message, self.engine.encode(self.template.prompt(message)), progress)
 
+    def read(self, message: str, answer: str) -> None:
+        """Read a message and an answer that were said elsewhere, as if they had been said here.
+
+        Raises UsageError for a message with nothing in it, or one that is not text.
+        """
+        if not self.template.cleaned(message):
+            raise UsageError("The message is empty. Say something.")
+        self._finish()
+        self._read_primer()
+        text = self.template.prompt(message)
+        thought = self.template.rule.thought
+        if thought is not None:
+            text += thought.rest(begun=False)
+        before = self._state.copy()
+        # An answer begins with the space that was left out when it was shown.
+        ids = self.engine.encode(f"{text} {answer.strip()}{self.template.ending}")
+        started = time.perf_counter()
+        self.engine.prefill(ids, self._state)
+        self._speed += Speed(len(ids), time.perf_counter() - started)
+        self._sampler.forget()
+        self._exchanges.append(Exchange(message, answer.strip()))
+        self._before.append(before)
+        self._turns += 1
+
     def reset(self) -> None:
         """Begin a new conversation, from the tuned state if one was loaded.
 

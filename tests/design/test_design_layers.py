@@ -18,7 +18,8 @@ ORDER = (
     *("tvm_names", "tvm_expressions", "tvm_script"),
     *("reporter", "characters", "errors", "console", "artifact"),
     *("tokenizer", "checkpoint", "storage", "model", "kernels", "versions"),
-    *("compiler", "convert", "runtime", "numerics", "builder", "chat", "stock", "building", "cli"),
+    *("compiler", "convert", "runtime", "numerics", "builder", "chat", "stock", "building"),
+    *("plots", "adapters", "cli"),
 )
 # These run where TVM's compiler is not installed.
 WITHOUT_COMPILER = ("runtime", "chat", "tokenizer", "artifact", "storage")
