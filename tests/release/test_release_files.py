@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import email
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -151,10 +151,8 @@ def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     (clone / "docs").mkdir(parents=True)
     shutil.copy(ROOT / "docs" / "site.py", clone / "docs")
-    pages = re.search(r"PAGES = (\(.*?\))", (ROOT / "docs" / "site.py").read_text(), re.DOTALL)
-    assert pages is not None
-    for name in ast.literal_eval(pages[1]):
-        (clone / name).parent.mkdir(exist_ok=True)
+    for name in runpy.run_path(str(ROOT / "docs" / "site.py"))["PAGES"]:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).write_text("# A page\n\n[there](docs/nowhere.md)\n")
     done = run("docs/site.py", tmp_path / "site", cwd=clone)
     assert done.returncode != 0
