@@ -25,6 +25,7 @@ def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_workflows_are_what_their_host_takes() -> None:
     assert [path.stem for path in WORKFLOWS] == ["release", "test"]
     schema = ["-m", "check_jsonschema", "--builtin-schema"]
@@ -89,6 +90,7 @@ def sdist(shared: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_what_a_build_needs_and_little_else(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -100,6 +102,7 @@ def test_the_sdist_holds_what_a_build_needs_and_little_else(sdist: Path) -> None
     assert sdist.stat().st_size < 4e6
 
 
+@pytest.mark.slow
 def test_the_readme_renders_on_an_index_without_dead_links(sdist: Path) -> None:
     from readme_renderer.markdown import render
 
@@ -140,6 +143,7 @@ def test_the_sdist_builds_without_a_network(sdist: Path, tmp_path: Path) -> None
     assert len(list(folder.glob("mlc_rwkv_world-*.whl"))) == 1
 
 
+@pytest.mark.slow
 def test_the_site_has_no_broken_link(tmp_path: Path) -> None:
     done = run("docs/site.py", tmp_path / "site")
     assert done.returncode == 0, done.stderr
@@ -147,6 +151,7 @@ def test_the_site_has_no_broken_link(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "CONTRIBUTING.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     (clone / "docs").mkdir(parents=True)
