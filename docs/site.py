@@ -12,7 +12,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "demo/README.md")
+PAGES = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "demo/README.md"),
+    *("examples/README.md", "plugins/llm-rwkv-world/README.md"),
+)
+# What pages link to beside each other.
+FILES = ("examples/*.py", "examples/*.ipynb")
 # No theme or script is fetched from anywhere when a page is read.
 CONFIG = """\
 site_name: mlc-rwkv-world
@@ -35,6 +40,7 @@ def main(site: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         pages = [ROOT / page for page in PAGES]
+        pages += [path for pattern in FILES for path in sorted(ROOT.glob(pattern))]
         pages += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "docs").glob("*.svg"))
         for page in pages:
             target = work / "pages" / page.relative_to(ROOT)

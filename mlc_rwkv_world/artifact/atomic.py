@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 # How often, and after how many seconds, a folder is cleared again that does not stay empty.
 _CLEARING = 20
 _PAUSE = 0.1
@@ -57,6 +55,9 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
     `waiting` is called once where another process holds it. The lock is a hidden file beside
     `path` that is gone afterwards; OSError where a link or something else is in its place.
     """
+    # Whoever only reads is spared it.
+    from filelock import FileLock, Timeout
+
     lock = path.with_name(f".{path.name}.lock")
     _require_plain(lock)
     held = FileLock(lock)

@@ -77,8 +77,9 @@ class Chat:
         self._turn: Generation | None = None
         self._thought = ""
         self._exchanges: list[Exchange] = []
-        # The states that the last exchanges began from.
-        self._before: deque[State] = deque(maxlen=_KEPT)
+        # The last exchanges, and the states that they began from.
+        self._before: deque[tuple[Exchange, State]] = deque(maxlen=_KEPT)
+        self._loaded = 0
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -163,11 +164,13 @@ class Chat:
                 f"There is nothing to take back: only the last {_KEPT} messages of this "
                 "conversation can be, and none from before it was loaded."
             )
-        self._state.assign(self._before.pop())
+        exchange, state = self._before[-1]
+        self._state.assign(state)
         self._sampler.forget()
-        self._turns -= 1
         self._thought = ""
-        return self._exchanges.pop().message
+        self._turns -= 1
+        self._forget_unheard()
+        return exchange.message
 
     def events(
         self, message: str, progress: Progress = lambda done, total: None
@@ -176,6 +179,31 @@ class Chat:
         if not self.template.cleaned(message):
             raise UsageError("The message is empty. Say something.")
         return self._ask(message, self.engine.encode(self.template.prompt(message)), progress)
+
+    def read(self, message: str, answer: str) -> None:
+        """Read a message and an answer that were said elsewhere, as if they had been said here.
+
+        Raises UsageError for a message with nothing in it, or one that is not text.
+        """
+        if not self.template.cleaned(message):
+            raise UsageError("The message is empty. Say something.")
+        self._finish()
+        self._read_primer()
+        text = self.template.prompt(message)
+        thought = self.template.rule.thought
+        if thought is not None:
+            text += thought.rest(begun=False)
+        before = self._state.copy()
+        # An answer begins with the space that was left out when it was shown.
+        ids = self.engine.encode(f"{text} {answer.strip()}{self.template.ending}")
+        started = time.perf_counter()
+        self.engine.prefill(ids, self._state)
+        self._speed += Speed(len(ids), time.perf_counter() - started)
+        self._sampler.forget()
+        exchange = Exchange(message, answer.strip())
+        self._exchanges.append(exchange)
+        self._before.append((exchange, before))
+        self._turns += 1
 
     def reset(self) -> None:
         """Begin a new conversation, from the tuned state if one was loaded.
@@ -221,7 +249,7 @@ class Chat:
         self._begin(turns)
 
     def _begin(self, turns: int) -> None:
-        self._turns = turns
+        self._turns = self._loaded = turns
         self._speed = Speed()
         self._exchanges.clear()
         self._before.clear()
@@ -235,7 +263,7 @@ class Chat:
         self._thought = ""
         exchange = Exchange(message)
         self._exchanges.append(exchange)
-        self._before.append(self._state.copy())
+        self._before.append((exchange, self._state.copy()))
         rule = self.template.rule
         answer = Answer(
             self.engine.tokenizer, self._sampler, stop=rule, max_tokens=self._max_tokens
@@ -274,11 +302,15 @@ class Chat:
         turn = self._turn
         if turn is not None:
             turn.settle(turn.answer.unwritten + self.template.ending)
-            if not turn.prompt_read:
-                # Nobody has heard it.
-                self._exchanges.pop()
-                self._before.pop()
             self._turns, self._speed, self._turn = self.turns, self.speed, None
+        self._forget_unheard()
+
+    def _forget_unheard(self) -> None:
+        """Drop messages that the state has not read, wherever an interruption came."""
+        del self._exchanges[self._turns - self._loaded :]
+        last = self._exchanges[-1] if self._exchanges else None
+        while self._before and self._before[-1][0] is not last:
+            self._before.pop()
 
 
 def _texts(pieces: Generator[Piece, None, None]) -> Generator[str, None, None]:

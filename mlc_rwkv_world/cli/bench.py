@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlc_rwkv_world import console
+from mlc_rwkv_world import console, plots
 from mlc_rwkv_world.artifact.output import Kind, Output
 from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.cli import status
@@ -71,6 +71,9 @@ def parser(program: str | None = None) -> status.Parser:
     parser.add_argument("--steps", type=int, default=16, metavar="N", help="tokens of a round")
     parser.add_argument("--no-limits", action="store_true", help="do not measure the machine")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw them, as .svg or .png (needs matplotlib)"
+    )
     return parser
 
 
@@ -92,6 +95,8 @@ def _run(options: argparse.Namespace) -> int:
     batches = _numbers(options.batch, "--batch")
     if options.rounds < 1 or options.steps < 1:
         raise UsageError("--rounds and --steps are at least 1.")
+    if options.plot is not None:
+        plots.check(options.plot)
     output = Output(expanded(options.json), KIND) if options.json else None
     if output is not None:
         output.check()
@@ -116,6 +121,8 @@ def _run(options: argparse.Namespace) -> int:
         "results": [row.as_dict(limits) for row in rows],
     }
     _show(result)
+    if options.plot is not None:
+        plots.speeds(options.plot, result)
     if output is not None:
         output.write((json.dumps(result, indent=2) + "\n").encode())
     return 0

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlc_rwkv_world import console
+from mlc_rwkv_world import console, plots
 from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.cli import status
 from mlc_rwkv_world.cli.text_input import read_text
@@ -49,12 +49,19 @@ def parser(program: str | None = None) -> status.Parser:
         help="begin each window from a saved state, or a tuned one (.pth)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw how the loss falls along a window, as .svg or .png (needs matplotlib)",
+    )
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
     from mlc_rwkv_world.artifact.search import find
 
+    if options.plot is not None:
+        plots.check(options.plot)
     text = read_text(options.text)
     for_checkpoints = ("quantization", "fp32_layers")
     try:
@@ -102,6 +109,8 @@ def _measure(options: argparse.Namespace, model: str, device: str, text: str) ->
         found = predict(engine, text, window=options.window, state=state, progress=bar.show)
     finally:
         bar.close()
+    if options.plot is not None:
+        plots.losses(options.plot, engine.name, found.by_position)
     if options.json:
         fields = {
             "model": engine.name,

@@ -18,11 +18,15 @@ DEFAULT_WINDOW = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The sum of -ln p over `tokens` tokens, which stand for `nbytes` bytes of text."""
+    """The sum of -ln p over `tokens` tokens, which stand for `nbytes` bytes of text.
+
+    `by_position` is the mean of -ln p at each place of a window: what reading on teaches.
+    """
 
     tokens: int
     nbytes: int
     nats: float
+    by_position: tuple[float, ...] = ()
 
     @property
     def perplexity(self) -> float:
@@ -63,17 +67,20 @@ def predict(
     if window < 1:
         raise UsageError(f"--window {window}: give at least one token.")
     windows = [ids[start : start + window] for start in range(0, len(ids), window)]
-    nats, done = 0.0, 0
+    longest = max(map(len, windows))
+    sums, counts = np.zeros(longest), np.zeros(longest, np.int64)
+    done = 0
     size = engine.metadata.max_batch_size
     for start in range(0, len(windows), size):
         group = windows[start : start + size]
         states = [engine.new_state() if state is None else state.copy() for _ in group]
-        for found, count in _together(engine, group, states):
-            nats += found
+        for position, (found, count) in enumerate(_together(engine, group, states)):
+            sums[position] += found
+            counts[position] += count
             done += count
             progress(done, len(ids))
     nbytes = len(text.encode() if isinstance(text, str) else text)
-    return Prediction(len(ids), nbytes, nats)
+    return Prediction(len(ids), nbytes, float(sums.sum()), tuple((sums / counts).tolist()))
 
 
 def _together(

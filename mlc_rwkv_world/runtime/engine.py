@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from mlc_rwkv_world.runtime.parameters import load_parameters
 from mlc_rwkv_world.runtime.pool import Pool, Slot
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
 from mlc_rwkv_world.runtime.state import State
+from mlc_rwkv_world.runtime.stream import Stream
 from mlc_rwkv_world.runtime.threads import use as use_threads
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
@@ -201,8 +202,12 @@ class Engine:
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         state: State | None = None,
-    ) -> Generator[str, None, None]:
+        top_scores: int | None = None,
+    ) -> Stream:
         """Read `prompt` and yield what follows, in pieces of whole characters.
+
+        `generate(...).events()` gives an `Event` for each token instead; with `top_scores` they
+        hold its log-probability, and so many others'. Both are there for `async for` too.
 
         It ends at the end-of-text token, before the first of the `stop` strings, or after
         `max_tokens` tokens. What is None comes from the model's configuration. With `state`,
@@ -225,10 +230,11 @@ class Engine:
             self.sampler(self.sampling.changed(options), seed),
             stop=StopRule((stop,) if isinstance(stop, str) else tuple(stop)),
             max_tokens=max_tokens,
+            top_scores=top_scores,
         )
         generation = Generation(self, self.new_state() if state is None else state, answer)
         ids = self.encode(prompt) if isinstance(prompt, str | bytes) else prompt
-        return _settled(generation, self._check_ids(ids), settle=state is not None)
+        return Stream(generation, self._check_ids(ids), settle=state is not None)
 
     def sampler(self, sampling: Sampling, seed: int | None = None) -> Sampler:
         """A sampler for this model's logits, which never chooses an id without a token."""
@@ -344,16 +350,6 @@ def _unlisted(found: Found) -> str:
     """What lies there all the same, for a message that no library does."""
     names = ", ".join(path.name for path in found.unlisted)
     return f" that {SHA256SUMS} lists ({names} is not listed and does not run)" if names else ""
-
-
-def _settled(
-    generation: Generation, ids: npt.NDArray[np.int32], *, settle: bool
-) -> Generator[str, None, None]:
-    try:
-        yield from generation.run(ids)
-    finally:
-        if settle:
-            generation.settle()
 
 
 def _schedule(

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mlc_rwkv_world.runtime.answer import Answer
+from mlc_rwkv_world.runtime.answer import Answer, FinishReason
 from mlc_rwkv_world.runtime.sampler import Logits
 from mlc_rwkv_world.runtime.state import State
 from mlc_rwkv_world.tokenizer import WorldTokenizer
@@ -40,6 +40,20 @@ class Speed:
         prefill = self.prefill_tokens / max(self.prefill_seconds, 1e-9)
         decode = self.decode_tokens / max(self.decode_seconds, 1e-9)
         return f"prefill: {prefill:.1f} tok/s, decode: {decode:.1f} tok/s"
+
+
+class Event(NamedTuple):
+    """One token of an answer: the text that it completes, which may be none, and its id.
+
+    `log_probability` is the model's own for it and `top` holds the likeliest tokens with theirs,
+    both where scores were asked for. `finish_reason` is set in the last event.
+    """
+
+    text: str
+    token: int
+    log_probability: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    finish_reason: FinishReason | None = None
 
 
 class _Mark(NamedTuple):
@@ -91,7 +105,15 @@ class Generation:
     def run(
         self, ids: npt.NDArray[np.int32], progress: Progress = lambda done, total: None
     ) -> Iterator[str]:
-        """Read the prompt `ids` and yield text until the answer ends.
+        """The texts of `events` that are not empty."""
+        for event in self.events(ids, progress):
+            if event.text:
+                yield event.text
+
+    def events(
+        self, ids: npt.NDArray[np.int32], progress: Progress = lambda done, total: None
+    ) -> Iterator[Event]:
+        """Read the prompt `ids` and yield what each token gives until the answer ends.
 
         `progress` hears how many of the ids were read, and of how many.
         """
@@ -105,8 +127,12 @@ class Generation:
             token = answer.choose(logits)
             speed.decode_seconds += time.perf_counter() - started
             self._mark.tokens.append(token)
-            if piece := answer.take(token):
-                yield piece
+            text = answer.take(token)
+            scores = answer.scores
+            if scores is None:
+                yield Event(text, token, finish_reason=answer.finish_reason)
+            else:
+                yield Event(text, token, scores.log_probability, scores.top, answer.finish_reason)
             if answer.finish_reason is not None:
                 return
             started = time.perf_counter()

@@ -381,3 +381,14 @@ def test_random_numbers_go_on_through_settings(engine: Engine) -> None:
     again = say(changed, FRANCE)
     changed.set("top_p", 1)
     assert (again, say(changed, FRANCE)) == first
+
+
+def test_what_was_said_elsewhere_can_be_read(engine: Engine) -> None:
+    here, there = chat_with(engine), chat_with(engine)
+    answer = say(here, FRANCE)
+    there.read(FRANCE, answer)
+    assert there.exchanges == here.exchanges and there.turns == 1
+    np.testing.assert_allclose(there._state.numpy(), here._state.numpy(), rtol=0, atol=2e-3)
+    assert there.undo() == FRANCE
+    with pytest.raises(UsageError, match="empty"):
+        there.read(" ", "x")

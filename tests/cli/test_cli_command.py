@@ -96,6 +96,7 @@ def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert done.stdout.strip() == "perplexity"
 
 
+@pytest.mark.slow
 def test_pull_list_remove(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ ORDER = (
     *("reporter", "characters", "errors", "console", "artifact"),
     *("tokenizer", "checkpoint", "storage", "model", "kernels", "versions"),
     *("compiler", "convert", "runtime", "numerics", "builder", "chat", "serving"),
-    *("stock", "building", "cli"),
+    *("stock", "building", "plots", "adapters", "cli"),
 )
 # These run where TVM's compiler is not installed.
 WITHOUT_COMPILER = ("runtime", "chat", "serving", "tokenizer", "artifact", "storage")

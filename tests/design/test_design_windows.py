@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2] / "mlc_rwkv_world"
 ROOMS = ("artifact", "checkpoint", "tokenizer", "storage", "chat", "runtime", "cli")
 
@@ -25,6 +27,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_modules_import_without_it() -> None:
     paths = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
     parts = [path.relative_to(ROOT.parent).with_suffix("").parts for path in paths]
