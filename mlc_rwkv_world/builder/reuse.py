@@ -15,10 +15,8 @@ from mlc_rwkv_world.runtime.library import open_library
 
 # What a library of ours is made for, beside its parameters.
 _IDENTITY = (
-    "model_version",
     "hidden_size",
     "layer_norm_epsilon",
-    "head_size_divisor",
     "rescale_every",
     "compute_dtype",
     "arithmetic",
@@ -47,6 +45,8 @@ def _identity(described: dict[str, Any]) -> dict[str, Any]:
         "target": json.loads(ours["target"])["kind"],
         "quantization": described["quantization"],
         **{key: ours.get(key) for key in _IDENTITY},
+        # Libraries that are older than this field say nothing of it.
+        "head_size_divisor": ours.get("head_size_divisor", 8),
         "stock": ours.get("stock", True),
         "params": described["params"],
     }

@@ -72,7 +72,6 @@ def describe(
             "cpu_features": target.cpu_features(),
             "compute_dtype": compute_dtype,
             "arithmetic": arithmetic or {},
-            "model_version": config.model_version,
             "num_hidden_layers": config.num_hidden_layers,
             "hidden_size": config.hidden_size,
             "vocab_size": config.vocab_size,

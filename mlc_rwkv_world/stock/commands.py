@@ -18,11 +18,12 @@ from mlc_rwkv_world.artifact.template import Template
 from mlc_rwkv_world.artifact.templates import TEMPLATES, WORLD, template_of
 from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 from mlc_rwkv_world.stock.models import (
-    ALIASES,
     SOURCE_FORMAT,
     format_of,
     is_ours,
+    is_world,
     model_config,
+    registered,
 )
 
 Command = Callable[[dict[str, Any]], None]
@@ -67,7 +68,7 @@ def find_world(path: Path) -> Path | None:
     """
     from mlc_rwkv_world.checkpoint import open_checkpoint
 
-    says_so = path.is_dir() and _model_type(path / "config.json") in ALIASES
+    says_so = path.is_dir() and is_world(path / "config.json")
     if not says_so and path.suffix != ".pth" and not _only_pth(path):
         return None
     try:
@@ -83,15 +84,6 @@ def _only_pth(path: Path) -> bool:
     return path.is_dir() and len(list(path.glob("*.pth"))) == 1
 
 
-def _model_type(config: Path) -> Any:
-    from mlc_rwkv_world.checkpoint.folder import read_json
-
-    try:
-        return read_json(config).get("model_type")
-    except RwkvWorldError:
-        return None
-
-
 def _divert(module: ModuleType, name: str, ours: Command) -> None:
     """Calls of the host's function with our model go to `ours`, with its arguments by name."""
     original = getattr(module, name)
@@ -104,10 +96,11 @@ def _divert(module: ModuleType, name: str, ours: Command) -> None:
     @functools.wraps(original)
     def diverted(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        if not is_ours(bound.arguments["model"]):
+        given = bound.arguments
+        if not is_ours(given["model"], given.get("config")):
             return original(*args, **kwargs)
         bound.apply_defaults()
-        return ours(bound.arguments)
+        return ours({**given, "model": registered()})
 
     diverted.rwkv_world = True  # type: ignore[attr-defined]
     for other in list(sys.modules.values()):

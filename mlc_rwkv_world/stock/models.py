@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mlc_rwkv_world import __version__
 from mlc_rwkv_world.artifact.layout import MODEL_TYPE
 from mlc_rwkv_world.artifact.metadata import REVISION
-from mlc_rwkv_world.errors import UsageError
+from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 from mlc_rwkv_world.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from mlc_rwkv_world.storage import Format
 
 # What configurations of Hugging Face call themselves, and which version they are of.
-ALIASES = {"rwkv": 4, "rwkv7": 7}
+ALIASES = {"rwkv": 4, "rwkv5": 5, "rwkv6": 6, "rwkv7": 7}
+# Those of which the host has models of its own, for others' checkpoints.
+HOSTS_OWN = ("rwkv5", "rwkv6")
 # Fields that those of RWKV-7 have under names of their own.
 _FIELDS = {"head_dim": "head_size", "norm_eps": "layer_norm_epsilon"}
 # Our reader, among the host's source formats.
@@ -35,7 +38,10 @@ _WORLD_ROWS = 65536
 
 
 def add_models(model_model: ModuleType) -> None:
-    """Adds the model type and its aliases to the host's registry."""
+    """Adds the model type and its aliases to the host's registry.
+
+    What the host has under such a name stays.
+    """
     model = model_model.Model(
         name=MODEL_TYPE,
         config=_config_class(),
@@ -45,8 +51,9 @@ def add_models(model_model: ModuleType) -> None:
         ),
         quantize=dict.fromkeys(_KINDS, quantized_model),
     )
-    for name in (MODEL_TYPE, *ALIASES):
-        model_model.MODELS[name] = model
+    model_model.MODELS[MODEL_TYPE] = model
+    for name in ALIASES:
+        model_model.MODELS.setdefault(name, model)
 
 
 def add_formats(quantization: ModuleType) -> None:
@@ -74,9 +81,35 @@ def add_formats(quantization: ModuleType) -> None:
             )
 
 
-def is_ours(model: Any) -> bool:
-    """Whether a registry entry of the host's is the one that was added here."""
-    return getattr(model, "name", None) == MODEL_TYPE
+def registered() -> Any:
+    """Our entry in the host's registry."""
+    from mlc_llm.model.model import MODELS
+
+    return MODELS[MODEL_TYPE]
+
+
+def is_ours(model: Any, config: Path | None = None) -> bool:
+    """Whether a registry entry of the host's is the one that was added here.
+
+    It is taken for its own of the same version as well, where `config` is of a World model.
+    """
+    name = getattr(model, "name", None)
+    return name == MODEL_TYPE or (name in HOSTS_OWN and config is not None and is_world(config))
+
+
+def is_world(config: Path) -> bool:
+    """Whether a `config.json` is of a type that is ours to read.
+
+    Of those that the host has models of, only World's are.
+    """
+    from mlc_rwkv_world.checkpoint.folder import read_json
+
+    try:
+        values = read_json(config)
+    except RwkvWorldError:
+        return False
+    kind = values.get("model_type")
+    return kind in ALIASES and (kind not in HOSTS_OWN or values.get("vocab_size") == _WORLD_ROWS)
 
 
 def model_config(config: Any, fmt: Format) -> ModelConfig:
@@ -123,18 +156,26 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _complete(config: Any) -> None:
-    """Fills what Hugging Face's configurations leave out, and checks the whole."""
+    """Fills what Hugging Face's configurations leave out, and checks the whole.
+
+    Those of RWKV-6 name no ranks: these are the published models'.
+    """
     from mlc_rwkv_world.compiler.cache import digest_of_sources
     from mlc_rwkv_world.stock.additions import STOCK
 
     # All that a host's cache of compiled libraries knows of our code.
     config.rwkv_world_revision = f"{__version__}-{REVISION}-{digest_of_sources(STOCK)[:12]}"
-    if not config.intermediate_size and config.hidden_size:
-        config.intermediate_size = 4 * config.hidden_size
-    config.attention_hidden_size = config.attention_hidden_size or config.hidden_size
     # What is no field of ours the host keeps aside.
     given = config.kwargs
-    config.model_version = ALIASES.get(given.get("model_type"), config.model_version)
+    if isinstance(config.model_version, str):
+        # The first configurations of RWKV-5 say "5_2" here, and RWKV-4's type.
+        config.model_version = int(config.model_version.partition("_")[0])
+    else:
+        config.model_version = ALIASES.get(given.get("model_type"), config.model_version)
+    if config.hidden_size:
+        usual = _usual_sizes(config.model_version, config.hidden_size)
+        for name, size in usual.items():
+            setattr(config, name, getattr(config, name) or size)
     for theirs, ours in _FIELDS.items():
         if given.get(theirs) is not None:
             setattr(config, ours, given[theirs])
@@ -145,6 +186,17 @@ def _complete(config: Any) -> None:
         raise UsageError(
             f"config.json: vocab_size is {config.vocab_size}; RWKV World models have {_WORLD_ROWS}."
         )
+
+
+def _usual_sizes(version: int, width: int) -> dict[str, int]:
+    """What models of a width have where their configuration says nothing."""
+    inner = 4 * width if version in (4, 7) else int(3.5 * width) // 32 * 32
+    sizes = {"intermediate_size": inner, "attention_hidden_size": width}
+    if version == 6:
+        large = width >= 4096
+        sizes |= {"mix_low_rank_dim": 64 if large else 32}
+        sizes |= {"decay_low_rank_dim": 128 if large else 64}
+    return sizes
 
 
 def _plain_model(config: Any) -> Any:

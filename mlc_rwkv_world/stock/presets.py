@@ -5,13 +5,27 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-# Blocks and channels of each size, by version; of RWKV-7 also the ranks of w, a, v and g.
+# Blocks and channels of each size, by version; of RWKV-7 also the ranks of w, a, v and g. What
+# configurations of RWKV-5 and 6 leave out follows from these.
 _SIZES_4 = {
     "0.1b": (12, 768),
     "0.4b": (24, 1024),
     "1.5b": (24, 2048),
     "3b": (32, 2560),
     "7b": (32, 4096),
+}
+_SIZES_5 = {
+    "0.1b": (12, 768),
+    "0.4b": (24, 1024),
+    "1.5b": (24, 2048),
+    "3b": (32, 2560),
+    "7b": (32, 4096),
+}
+_SIZES_6 = {
+    "1.6b": (24, 2048),
+    "3b": (32, 2560),
+    "7b": (32, 4096),
+    "14b": (61, 4096),
 }
 _SIZES_7 = {
     "0.1b": (12, 768, (64, 64, 32, 128)),
@@ -35,6 +49,20 @@ def presets() -> dict[str, dict[str, Any]]:
                 **_common(layers, width),
             }
             for size, (layers, width) in _SIZES_4.items()
+        },
+        **{
+            f"rwkv{version}_world_{size}": {
+                "architectures": [f"Rwkv{version}ForCausalLM"],
+                "model_type": f"rwkv{version}",
+                "head_size": 64,
+                "head_size_divisor": 8,
+                "layer_norm_epsilon": 1e-5,
+                "rescale_every": 6,
+                **_common(layers, width),
+                "intermediate_size": None,
+            }
+            for version, sizes in ((5, _SIZES_5), (6, _SIZES_6))
+            for size, (layers, width) in sizes.items()
         },
         **{
             f"rwkv7_world_{size}": {

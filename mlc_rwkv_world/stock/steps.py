@@ -50,7 +50,7 @@ STEPS = (
         before=True,
         defects=("moved_names",),
     ),
-    Step("model.model", "model types rwkv_world, rwkv and rwkv7", "models:add_models"),
+    Step("model.model", "model types rwkv_world, rwkv, and rwkv5 to rwkv7", "models:add_models"),
     Step("model.model_preset", "presets of 0.1B to 7B", "presets:add_presets"),
     Step("quantization.quantization", "formats q8f16_1 and q8f32_1", "models:add_formats"),
     Step("conversation_template", "conversation templates", "template:add_templates"),

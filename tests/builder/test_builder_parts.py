@@ -162,13 +162,19 @@ def test_library_of_another_model_is_not_reused(
     library = built.libraries[0]
     wider = write_pth(tmp_path / "wider.pth", random_world(2, 64), "float16")
     deeper = write_pth(tmp_path / "deeper.pth", random_world(3, 32), "float16")
-    other_config = tmp_path / "tiny"
-    other_config.mkdir()
-    for file in source.iterdir():
-        (other_config / file.name).hardlink_to(file)
     config = json.loads((source / "config.json").read_text())
-    (other_config / "config.json").unlink()
-    (other_config / "config.json").write_text(json.dumps({**config, "rescale_every": 1}))
+
+    def configured(name: str, **changes: int) -> Path:
+        folder = tmp_path / name / "tiny"
+        folder.mkdir(parents=True)
+        for file in source.iterdir():
+            (folder / file.name).hardlink_to(file)
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        return folder
+
+    halved = configured("halved", rescale_every=1)
+    divided = configured("divided", head_size_divisor=4)
     text = tmp_path / "text.so"
     text.write_text("no library")
 
@@ -177,7 +183,8 @@ def test_library_of_another_model_is_not_reused(
         (deeper, {}, ArtifactError, r"built for other params\. Build without --reuse-lib"),
         (source, {"quantization": "q8f16_1"}, ArtifactError, "other quantization"),
         (source, {"arithmetic": "decode=float32,prefill=int8"}, ArtifactError, "other arithmetic"),
-        (other_config, {}, ArtifactError, r"other rescale_every \(6 there, 1 here\)"),
+        (halved, {}, ArtifactError, r"other rescale_every \(6 there, 1 here\)"),
+        (divided, {}, ArtifactError, r"other head_size_divisor \(8 there, 4 here\)"),
         (source, {"target": "cuda -arch=sm_90"}, ArtifactError, r"other target \('llvm' there"),
         (source, {"stock": True}, ArtifactError, r"other stock \(False there, True here\)"),
         (source, {"reuse_lib": text}, ArtifactError, r"text\.so cannot be loaded"),

@@ -36,20 +36,29 @@ def model() -> Model:
     return Model(config, "q4f16_1", "float16")
 
 
-@pytest.fixture(scope="module")
-def rwkv7() -> Model:
+RANKS: dict[int, dict[str, int]] = {
+    5: {},
+    6: {"mix_low_rank_dim": 32, "decay_low_rank_dim": 64},
+    7: {
+        "decay_low_rank_dim": 32,
+        "a_low_rank_dim": 64,
+        "v_low_rank_dim": 32,
+        "gate_low_rank_dim": 96,
+    },
+}
+
+
+def _later(version: int) -> Model:
     config = ModelConfig(
-        model_version=7,
+        model_version=version,
         hidden_size=128,
         intermediate_size=512,
         num_hidden_layers=LAYERS,
         vocab_size=512,
+        rescale_every=2,
         prefill_chunk_size=160,
-        decay_low_rank_dim=32,
-        a_low_rank_dim=64,
-        v_low_rank_dim=32,
-        gate_low_rank_dim=96,
         fp32_layers=(0,),
+        **RANKS[version],  # type: ignore[arg-type]
     )
     return Model(settled(config), "q4f16_1", "float16")
 
@@ -76,8 +85,9 @@ def _compared(model: Model) -> dict[str, list[list[int]]]:
     return found
 
 
-def test_rwkv7_on_an_emulated_gpu(rwkv7: Model) -> None:
-    launches = _compared(rwkv7)
+@pytest.mark.parametrize("version", RANKS)
+def test_later_versions_on_an_emulated_gpu(version: int) -> None:
+    launches = _compared(_later(version))
     # Captured once, and replayed from then on.
     first, *others = launches["rwkv_world_decode"]
     assert first[2] == 0 and first[1] > 0

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import tvm
-from support.modules import RWKV7, small_config, small_module
+from support.modules import CHANGES, small_config, small_module
 from tvm import IRModule, tirx
 from tvm.target import Target
 
@@ -41,7 +41,7 @@ def build_target(kind: str) -> BuildTarget:
 @cache
 def sources(kind: str, quantization: str, version: int = 4) -> dict[str, str]:
     """The source of each kernel of a model that computes one block in float16, one in float32."""
-    changes = RWKV7 if version == 7 else {}
+    changes = CHANGES[version]
     config, fmt, target = (
         small_config(**changes, fp32_layers=(1,)),
         format_named(quantization),
@@ -84,7 +84,12 @@ def sums(text: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "version, quantization", [*((4, fmt) for fmt in FORMATS), (7, "q0f16"), (7, "q4f16_1")]
+    "version, quantization",
+    [
+        *((4, fmt) for fmt in FORMATS),
+        *((version, "q4f16_1") for version in (5, 6, 7)),
+        (7, "q0f16"),
+    ],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_summed_in_float16(kind: str, quantization: str, version: int) -> None:

@@ -92,7 +92,7 @@ class Model:
     model: object
     source: dict
     quantize: dict
-MODELS = {"llama": Model("llama", None, None, {}, {})}
+MODELS = {name: Model(name, None, None, {}, {}) for name in ("llama", "rwkv5", "rwkv6")}
 """,
     "model/model_preset.py": "MODEL_PRESETS = {'llama2_7b': {}}\n",
     "quantization/__init__.py": "from .quantization import QUANTIZATION\n",
@@ -142,7 +142,7 @@ def gen_config(config, model, output, quantization, conv_template): return 'the 
     "interface/convert_weight.py": "def convert_weight(config, model, output): return 'the host'\n",
     "support/__init__.py": "",
     "support/config.py": """
-import dataclasses
+import dataclasses, json
 @dataclasses.dataclass
 class ConfigBase:
     @classmethod
@@ -150,6 +150,8 @@ class ConfigBase:
         names = [field.name for field in dataclasses.fields(cls)]
         fields = {k: v for k, v in source.items() if k in names}
         return cls(**fields, kwargs={k: v for k, v in source.items() if k not in names})
+    @classmethod
+    def from_file(cls, path): return cls.from_dict(json.loads(path.read_text()))
     def asdict(self):
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "kwargs"}
 """,

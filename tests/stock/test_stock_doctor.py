@@ -48,7 +48,7 @@ def test_with_a_host(path: list[Path]) -> None:
     assert result.returncode == 0, result.stderr
     assert f"mlc_llm without a version, {path[2] / 'mlc_llm'}" in result.stdout
     assert "TVM 9.9, compiler and runtime, of no distribution" in result.stdout
-    assert "  model types rwkv_world, rwkv and rwkv7: done" in result.stdout
+    assert "  model types rwkv_world, rwkv, and rwkv5 to rwkv7: done" in result.stdout
     assert ": waiting" not in result.stdout
     assert "the same prompt twice gives two answers" in result.stdout
 
@@ -86,7 +86,7 @@ def test_what_a_version_has_right_is_left_alone(path: list[Path]) -> None:
     assert not found["asjson"] and not found["aliased"]
     assert "  names that TVM 0.27 moved: not needed, this version is right" in result.stdout
     assert "  conversation templates: done" in result.stdout
-    assert "  model types rwkv_world, rwkv and rwkv7: done" in result.stdout
+    assert "  model types rwkv_world, rwkv, and rwkv5 to rwkv7: done" in result.stdout
     assert "(prefix cache): fixed in this version" in result.stdout
 
 

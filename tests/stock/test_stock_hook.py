@@ -53,8 +53,11 @@ def probe(path: list[Path], *options: str, **environment: str) -> tuple[dict[str
 def test_a_plain_command_of_the_host_sees_the_plugin(tvm: Path, host: Path, ours: Path) -> None:
     found, said = probe([tvm, host, ours, PACKAGE_ROOT])
     ours_too = dict.fromkeys(("rwkv_world", "rwkv", "rwkv7"), "rwkv_world")
-    assert found["models"] == {"llama": "llama", **ours_too}
+    theirs = {name: name for name in ("llama", "rwkv5", "rwkv6")}
+    assert found["models"] == {**theirs, **ours_too}
     presets = [f"rwkv4_world_{size}" for size in ("0.1b", "0.4b", "1.5b", "3b", "7b")]
+    presets += [f"rwkv5_world_{size}" for size in ("0.1b", "0.4b", "1.5b", "3b", "7b")]
+    presets += [f"rwkv6_world_{size}" for size in ("1.6b", "14b", "3b", "7b")]
     presets += [f"rwkv7_world_{size}" for size in ("0.1b", "0.4b", "1.5b", "2.9b", "7.2b")]
     assert found["presets"] == ["llama2_7b", *presets]
     assert {"q0f16", "q0f32", "q4f32_1", "q8f16_1", "q8f32_1"} <= set(found["formats"])
@@ -79,7 +82,7 @@ def test_child_processes_see_it_too(tvm: Path, host: Path, ours: Path) -> None:
 def test_one_variable_turns_it_off(tvm: Path, host: Path, ours: Path, value: str) -> None:
     path = [tvm, host, ours, PACKAGE_ROOT]
     found, _ = probe(path, MLC_RWKV_WORLD_DISABLE=value)
-    assert list(found["models"]) == ["llama"]
+    assert list(found["models"]) == ["llama", "rwkv5", "rwkv6"]
     assert not found["asjson"] and not found["pipeline"]
     assert set(OURS) <= set(probe(path, MLC_RWKV_WORLD_DISABLE="0")[0]["models"])
 
@@ -114,7 +117,9 @@ def test_register_without_an_entry_point(tvm: Path, host: Path, when: str) -> No
         "'rwkv_world'))"
     )
     result = run(["-c", code], [tvm, host, PACKAGE_ROOT])
-    assert result.stdout.strip() == "['llama', 'rwkv', 'rwkv7', 'rwkv_world'] True", result.stderr
+    assert (
+        result.stdout.strip() == "['llama', 'rwkv', 'rwkv5', 'rwkv6', 'rwkv7', 'rwkv_world'] True"
+    ), result.stderr
     assert result.stderr == ""
 
 
@@ -153,9 +158,8 @@ def test_gen_config_picks_a_template(host: Path, tmp_path: Path) -> None:
         (world, "rwkv_qa", "rwkv_qa", {"template": "qa"}),
     ]
     for name in (g1, world):
-        config = tmp_path / name / "config.json"
-        config.parent.mkdir()
-        config.write_text(json.dumps(fla_config(random_rwkv7(2, 128, 4), vocab_size=65536)))
+        config = fla_config(random_rwkv7(2, 128, 4), vocab_size=65536)
+        write(tmp_path, {f"{name}/config.json": json.dumps(config)})
     code = (
         "import json, sys, mlc_rwkv_world as rwkv\n"
         "rwkv.register()\n"
@@ -163,12 +167,11 @@ def test_gen_config_picks_a_template(host: Path, tmp_path: Path) -> None:
         "from types import SimpleNamespace as Some\n"
         "from mlc_llm.model import MODELS\n"
         "from mlc_llm.interface.gen_config import gen_config\n"
-        "read = lambda path: MODELS['rwkv7'].config.from_dict(json.loads(path.read_text()))\n"
-        "model = Some(name='rwkv_world', config=Some(from_file=read))\n"
         "for name, asked, *_ in json.loads(sys.argv[1]):\n"
         "    output = Path(name, asked)\n"
         "    output.mkdir()\n"
-        "    gen_config(Path(name, 'config.json'), model, output, Some(name='q4f16_1'), asked)"
+        "    config, fmt = Path(name, 'config.json'), Some(name='q4f16_1')\n"
+        "    gen_config(config, MODELS['rwkv7'], output, fmt, asked)"
     ).replace("Path(name", f"Path({str(tmp_path)!r}, name")
     result = run(["-c", code, json.dumps(cases)], [host, PACKAGE_ROOT])
     assert result.returncode == 0, result.stderr
@@ -182,6 +185,51 @@ def test_gen_config_picks_a_template(host: Path, tmp_path: Path) -> None:
         "chatml",
     ]
     assert all(f"{g1} was trained for rwkv_g1" in line for line in noted)
+
+
+def test_world_models_of_the_hosts_own_types(host: Path, tmp_path: Path) -> None:
+    """The host's RWKV-5 and 6 stay what they are for others' checkpoints."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 2048, "vocab_size": 65536, "head_size": 64}
+    # As published: nothing of ranks, another number of heads, and 3.5 times the width unsaid.
+    published = {**sizes, "num_attention_heads": 64, "intermediate_size": None, "rescale_every": 6}
+    configs = {
+        "5": {**published, "model_type": "rwkv5"},
+        "6": {**published, "model_type": "rwkv6"},
+        "6 large": {**published, "model_type": "rwkv6", "hidden_size": 4096},
+        "first 5": {**published, "model_type": "rwkv", "model_version": "5_2"},
+        "theirs": {**published, "model_type": "rwkv5", "vocab_size": 50277},
+    }
+    files = {f"{name}/config.json": json.dumps(config) for name, config in configs.items()}
+    write(tmp_path, files)
+    code = (
+        "import json, sys, mlc_rwkv_world as rwkv\n"
+        "rwkv.register()\n"
+        "from pathlib import Path\n"
+        "from types import SimpleNamespace as Some\n"
+        "from mlc_llm.model import MODELS\n"
+        "from mlc_llm.interface.gen_config import gen_config\n"
+        "for name in json.loads(sys.argv[2]):\n"
+        "    folder = Path(sys.argv[1], name)\n"
+        "    config, fmt = folder / 'config.json', Some(name='q4f16_1')\n"
+        "    model = MODELS[json.loads(config.read_text())['model_type']]\n"
+        "    print('', gen_config(config, model, folder, fmt, 'rwkv'))"
+    )
+    result = run(["-c", code, tmp_path, json.dumps(list(configs))], [host, PACKAGE_ROOT])
+    assert result.returncode == 0, result.stderr
+    answers = [line for line in result.stdout.splitlines() if line.startswith(" ")]
+    assert answers == [" None"] * 4 + [" the host"]
+    found = {
+        name: json.loads((tmp_path / name / "mlc-chat-config.json").read_text())["model_config"]
+        for name in configs
+        if name != "theirs"
+    }
+    assert [values["model_version"] for values in found.values()] == [5, 6, 6, 5]
+    assert found["5"] == found["first 5"]
+    ranks = ("mix_low_rank_dim", "decay_low_rank_dim", "num_heads", "intermediate_size")
+    assert [found["5"][name] for name in ranks] == [0, 0, 32, 7168]
+    assert [found["6"][name] for name in ranks] == [32, 64, 32, 7168]
+    assert [found["6 large"][name] for name in ranks] == [64, 128, 64, 14336]
+    assert not (tmp_path / "theirs" / "mlc-chat-config.json").exists()
 
 
 def test_configurations_of_rwkv7(host: Path, tmp_path: Path) -> None:
@@ -346,7 +394,7 @@ def test_interpreters_with_less(tvm: Path, host: Path, ours: Path, option: str) 
 def test_uninstalled(tvm: Path, host: Path, ours: Path) -> None:
     # Nothing of ours is left.
     found, said = probe([tvm, host], "-S")
-    assert list(found["models"]) == ["llama"] and said == ""
+    assert list(found["models"]) == ["llama", "rwkv5", "rwkv6"] and said == ""
     # Only the package is gone: TVM says so, and the host goes on.
     code = (
         f"import sys; sys.path[:0] = {[str(tvm), str(host), str(ours)]}\n"

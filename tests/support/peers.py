@@ -80,7 +80,7 @@ def rwkv7_hf_logits(folder: Path, ids: Sequence[int]) -> np.ndarray:
 
 
 # Reads the path of a checkpoint and lists of ids, writes `greedy` of each.
-_RWKV7_GREEDY = """
+_GREEDY = """
 import json, sys
 from rwkv.model import RWKV
 from support.greedy import greedy
@@ -90,11 +90,16 @@ print(json.dumps([greedy(model.forward, prompt) for prompt in prompts]))
 """
 
 
-def rwkv7_greedy(pth: Path, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+def rwkv_greedy(
+    version: int, pth: Path, prompts: Sequence[Sequence[int]]
+) -> list[tuple[list[int], int]]:
     """What `rwkv` says after each prompt, see `support.greedy`; the file should hold float32."""
-    environment = os.environ | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1"}
+    environment = os.environ | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"}
+    environment["RWKV_V7_ON"] = "1" if version == 7 else "0"
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", _RWKV7_GREEDY, str(pth.with_suffix(""))]
+    # As RWKV-7's class wants it, which adds the suffix itself.
+    path = pth.with_suffix("") if version == 7 else pth
+    command = [sys.executable, "-c", _GREEDY, str(path)]
     done = subprocess.run(
         command, input=json.dumps(prompts), env=environment, capture_output=True, text=True
     )
