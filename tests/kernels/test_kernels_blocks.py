@@ -102,6 +102,12 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
             [given(HIDDEN), weight(D, HIDDEN), row, row],
             [row],
         ),
+        "dense": (channel_mix_cpu.residual, [given(HIDDEN), weight(D, HIDDEN), row], [row]),
+        "sparse": (
+            channel_mix_cpu.sparse_residual,
+            [given(HIDDEN), weight(D, HIDDEN), row],
+            [row],
+        ),
     }
     if rows != 1:
         cases |= {
@@ -172,10 +178,11 @@ class _Bench:
         dense = self.floats(n, k) / np.float32(k**0.5)
         return packing.weight(dense, _form(self.arithmetic), self.kernels.target)
 
-    def given(self, rows: int, k: int) -> tuple[Array, Array]:
-        """An input of a product, and its values."""
-        inputs = inputs_of(_form(self.arithmetic), self.arithmetic)
-        return packing.given(self.floats(rows, k), inputs)
+    def given(self, rows: int, k: int, zeros: float = 0) -> tuple[Array, Array]:
+        """An input of a product, and its values, of which a share may be zero."""
+        x = self.floats(rows, k)
+        x[self.rng.random(x.shape) < zeros] = 0
+        return packing.given(x, inputs_of(_form(self.arithmetic), self.arithmetic))
 
     def run(
         self, name: str, *args: Any, outs: Sequence[tuple[int, int]], floats: Sequence[int] = ()
@@ -312,3 +319,17 @@ def test_residual_products(bench: _Bench) -> None:
     (x, exact), (weight, values) = bench.given(bench.count, HIDDEN), bench.weight(D, HIDDEN)
     (after,) = bench.run("gated", x, weight, gate, before, outs=[(bench.count, D)], floats=[0])
     bench.close(after, (before + gate * (exact @ values.T)) * FACTOR, RATIO[FLOAT32])
+
+
+@pytest.mark.parametrize("zeros", [0, 0.5, 0.95, 1])
+def test_columns_that_zeros_leave_out_change_no_bit(bench: _Bench, zeros: float) -> None:
+    (x, exact), (weight, values) = bench.given(bench.count, HIDDEN, zeros), bench.weight(D, HIDDEN)
+    before, outs = bench.floats(bench.count, D), [(bench.count, D)]
+    (found,) = bench.run("sparse", x, weight, before, outs=outs, floats=[0])
+    bench.close(found, before + exact @ values.T, RATIO[FLOAT32])
+    (dense,) = bench.run("dense", x, weight, before, outs=outs, floats=[0])
+    np.testing.assert_array_equal(found, dense)
+    if bench.arithmetic == FLOAT32:
+        x[0, 7] = np.nan
+        (found,) = bench.run("sparse", x, weight, before, outs=outs, floats=[0])
+        assert np.isnan(found[0]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -9,7 +10,7 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.cpu.exp import sigmoid
 from mlc_rwkv_world.kernels.cpu.mix import LANES, storing
-from mlc_rwkv_world.kernels.cpu.product import Product
+from mlc_rwkv_world.kernels.cpu.product import COLUMNS_AHEAD, Product
 from mlc_rwkv_world.kernels.cpu.several import Ended, Several
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import STACK, Signature
@@ -100,21 +101,43 @@ def key(sig: Signature) -> tirx.PrimFunc:
 
 def residual(sig: Signature) -> tirx.PrimFunc:
     """(x, W, residual [T, D]) -> residual + W x."""
-    return without(_residual(sig, gated=False, factor=1.0), "gate")
+    return without(_residual(sig, gated=False, sparse=False, factor=1.0), "gate")
+
+
+def sparse_residual(sig: Signature) -> tirx.PrimFunc:
+    """`residual` where many of x are zero, as behind a ReLU."""
+    return without(_residual(sig, gated=False, sparse=True, factor=1.0), "gate")
 
 
 def gated_residual(sig: Signature, factor: float) -> tirx.PrimFunc:
-    """(x, W, gate [T, D], residual [T, D]) -> (residual + gate * W x) * factor."""
-    return _residual(sig, gated=True, factor=factor)
+    """(x, W, gate [T, D], residual [T, D]) -> (residual + gate * W x) * factor, x behind a ReLU."""
+    return _residual(sig, gated=True, sparse=True, factor=factor)
 
 
-def _residual(sig: Signature, gated: bool, factor: float) -> tirx.PrimFunc:
+def _residual(sig: Signature, *, gated: bool, sparse: bool, factor: float) -> tirx.PrimFunc:
     x_type, w_type = sig.args[0], sig.args[1]
     width = sig.outs[0].static(1)
     product = Product(x_type, w_type, sig.stored[0], sig)
     multiply, tokens = product.tile(), product.tokens
     streams, tasks = product.streams, product.tasks
     x_shape, w_shape = x_type.shape[1:], w_type.shape
+
+    @T.inline
+    def finish(
+        total: Any, at: Any, token: Any, block: Any, gate: Any, before: Any, after: Any
+    ) -> None:
+        for j in T.unroll(ROWS // LANES):
+            if gated:
+                after[token, _at(block, j)] = T.fma(
+                    gate[token, _at(block, j)],
+                    total[_at(at, j)],
+                    before[token, _at(block, j)],
+                ) * T.Broadcast(T.float32(factor), LANES)
+            else:
+                after[token, _at(block, j)] = before[token, _at(block, j)] + total[_at(at, j)]
+
+    if sparse and product.reads_columns:
+        return _sparse(sig, product, finish)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -135,17 +158,53 @@ def _residual(sig: Signature, gated: bool, factor: float) -> tirx.PrimFunc:
                 multiply(x, w, task, tile, rows, total)
                 for s in range(streams):
                     for t in range(T.min(tokens, rows - tile * tokens)):
-                        for j in T.unroll(ROWS // LANES):
-                            if gated:
-                                after[tile * tokens + t, _at(task + s * tasks, j)] = T.fma(
-                                    gate[tile * tokens + t, _at(task + s * tasks, j)],
-                                    total[_at(s * tokens + t, j)],
-                                    before[tile * tokens + t, _at(task + s * tasks, j)],
-                                ) * T.Broadcast(T.float32(factor), LANES)
-                            else:
-                                after[tile * tokens + t, _at(task + s * tasks, j)] = (
-                                    before[tile * tokens + t, _at(task + s * tasks, j)]
-                                    + total[_at(s * tokens + t, j)]
-                                )
+                        finish(
+                            total,
+                            s * tokens + t,
+                            tile * tokens + t,
+                            task + s * tasks,
+                            gate,
+                            before,
+                            after,
+                        )
+
+    return kernel
+
+
+def _sparse(sig: Signature, product: Product, finish: Callable[..., None]) -> tirx.PrimFunc:
+    """`_residual` of one row that reads no column of the weight for a zero.
+
+    That changes no bit: what such a column adds is zero.
+    """
+    w_type, width, inner = sig.args[1], sig.outs[0].static(1), product.inner
+    multiply, streams, tasks = product.columns(), product.streams, product.tasks
+    room = inner + COLUMNS_AHEAD + 1
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        x: T.Buffer((1, inner), "float32"),
+        w: T.Buffer(w_type.shape, w_type.dtype),
+        gate: T.Buffer((1, width), "float32"),
+        before: T.Buffer((1, width), "float32"),
+        after: T.Buffer((1, width), "float32"),
+    ) -> None:
+        # How many there are stands behind them.
+        ids = T.alloc_buffer((room,), "int32", scope="global")
+        count = T.alloc_buffer((1,), "int32", scope=STACK)
+        count[0] = 0
+        for k in range(inner):
+            ids[count[0]] = k
+            # What is not a number is no zero.
+            count[0] = count[0] + T.Select(x[0, k] == T.float32(0), 0, 1)
+        for k in range(COLUMNS_AHEAD):
+            ids[count[0] + k] = 0
+        ids[room - 1] = count[0]
+        for task in T.parallel(tasks):
+            # Threads see memory, and not the buffer above.
+            chosen = T.decl_buffer((room,), "int32", data=ids.data)
+            total = T.alloc_buffer((streams * ROWS,), "float32", scope=STACK)
+            multiply(x, w, task, chosen, chosen[room - 1], total)
+            for s in range(streams):
+                finish(total, s, 0, task + s * tasks, gate, before, after)
 
     return kernel

@@ -15,6 +15,8 @@ from mlc_rwkv_world.storage.stored import ROWS, Stored
 
 # Bytes of a cache line, and how far ahead of their use weights are asked for.
 _LINE, _AHEAD = 64, 1024
+# The same in columns that are read one by one.
+COLUMNS_AHEAD = 12
 # Cores that a product should be able to keep busy.
 _TASKS = 8
 
@@ -35,6 +37,7 @@ class Product:
     def __init__(self, x: TensorType, weight: TensorType, stored: Stored, sig: Signature) -> None:
         self.arithmetic: Arithmetic = arithmetic_of(sig.inputs, weight, stored, sig.target)
         self.weight = weight
+        self.inner = x.static(1)
         single = x.shape[0] == 1
         self.tokens = 1 if single else self.arithmetic.tokens
         self.streams = _streams(weight.static(0), self.arithmetic.streams) if single else 1
@@ -173,6 +176,57 @@ class Product:
             way(x, w, task, tile, rows, total)
 
         chosen: Callable[..., None] = multiply if imports else way
+        return chosen
+
+    @property
+    def reads_columns(self) -> bool:
+        """Whether columns of the weight lie apart, and one row of x can leave some out."""
+        arithmetic = self.arithmetic
+        by_column = arithmetic.steps() == self.inner and arithmetic.add is not None
+        return self.tokens == 1 and by_column and not arithmetic.grouped
+
+    def columns(self) -> Callable[..., None]:
+        """`multiply(x, w, task, ids, count, total)`: `tile` for one row, of some columns only.
+
+        `ids` int32 holds `count` of them, and then COLUMNS_AHEAD of any.
+        """
+        add: Any = self.arithmetic.add
+        lanes, vectors, streams, tasks = (
+            self.arithmetic.lanes,
+            self.vectors,
+            self.streams,
+            self.tasks,
+        )
+        line = 8 * _LINE // int(self.weight.dtype[-2:])
+        lines = self.weight.static(2) // line
+
+        def vector(s: Any, v: Any) -> Any:
+            return T.Ramp(s * ROWS + v * lanes, 1, lanes)
+
+        @T.inline
+        def multiply(x: Any, w: Any, task: Any, ids: Any, count: Any, total: Any) -> None:
+            for s in T.unroll(streams):
+                for v in T.unroll(vectors):
+                    total[vector(s, v)] = T.Broadcast(T.float32(0), lanes)
+            for i in range(count):
+                for s in T.unroll(streams):
+                    for j in T.unroll(lines):
+                        T.evaluate(
+                            T.call_llvm_intrin(
+                                "void",
+                                "llvm.prefetch.p0",
+                                T.address_of(w[task + s * tasks, ids[i + COLUMNS_AHEAD], j * line]),
+                                T.int32(0),
+                                T.int32(3),
+                                T.int32(1),
+                            )
+                        )
+                    for v in T.unroll(vectors):
+                        total[vector(s, v)] = add(
+                            total[vector(s, v)], x, 0, w, task + s * tasks, ids[i], v * lanes
+                        )
+
+        chosen: Callable[..., None] = multiply
         return chosen
 
 

@@ -69,7 +69,8 @@ def channel_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     args, hidden = [*branch.mix(), part.tensor("key")], branch.input(part.attrs["hidden"])
     (key,) = branch.products(channel_mix_kernels.key, args, [hidden], "key")
     args = [key, part.tensor("value"), branch.x]
-    after = branch.products(channel_mix_kernels.residual, args, [branch.rows], "value")
+    kernel = channel_mix_kernels.sparse_residual
+    after = branch.products(kernel, args, [branch.rows], "value")
     return [*after, branch.state]
 
 
