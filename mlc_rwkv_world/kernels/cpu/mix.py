@@ -41,22 +41,6 @@ def storing(inputs: Inputs) -> Callable[..., None]:
     return _STORES[inputs]
 
 
-@T.inline
-def _step(x: Any, row: Any, base: Any, now: Any) -> None:
-    for j in T.unroll(ROWS // LANES):
-        now[T.Ramp(j * LANES, 1, LANES)] = x[row, T.Ramp(base + j * LANES, 1, LANES)]
-
-
-@T.inline
-def _blend(now: Any, before: Any, ratio: Any, base: Any, values: Any) -> None:
-    for j in T.unroll(ROWS // LANES):
-        values[T.Ramp(j * LANES, 1, LANES)] = now[T.Ramp(j * LANES, 1, LANES)] * ratio[
-            T.Ramp(base + j * LANES, 1, LANES)
-        ] + before[T.Ramp(j * LANES, 1, LANES)] * (
-            T.Broadcast(T.float32(1), LANES) - ratio[T.Ramp(base + j * LANES, 1, LANES)]
-        )
-
-
 def _blends(count: int, store: Callable[..., None], of_previous: bool) -> Callable[..., None]:
     """`blend(now, before, ratios, outs, row, group, values)`: `count` blends of 32 channels."""
 
@@ -87,6 +71,22 @@ _OUTS = tuple(f"out_{letter}" for letter in "abcdef")
 def _kept(kernel: tirx.PrimFunc, count: int) -> tirx.PrimFunc:
     """A kernel of six blends, whose body has but `count`."""
     return without(kernel, *_RATIOS[count:], *_OUTS[count:])
+
+
+@T.inline
+def _step(x: Any, row: Any, base: Any, now: Any) -> None:
+    for j in T.unroll(ROWS // LANES):
+        now[T.Ramp(j * LANES, 1, LANES)] = x[row, T.Ramp(base + j * LANES, 1, LANES)]
+
+
+@T.inline
+def _blend(now: Any, before: Any, ratio: Any, base: Any, values: Any) -> None:
+    for j in T.unroll(ROWS // LANES):
+        values[T.Ramp(j * LANES, 1, LANES)] = now[T.Ramp(j * LANES, 1, LANES)] * ratio[
+            T.Ramp(base + j * LANES, 1, LANES)
+        ] + before[T.Ramp(j * LANES, 1, LANES)] * (
+            T.Broadcast(T.float32(1), LANES) - ratio[T.Ramp(base + j * LANES, 1, LANES)]
+        )
 
 
 @T.inline
