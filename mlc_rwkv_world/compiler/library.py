@@ -12,6 +12,7 @@ from typing import Any
 
 import tvm
 from tvm import IRModule
+from tvm.ir.transform import PassContext
 from tvm.support import cc, tar
 from tvm.target import Target
 
@@ -85,13 +86,17 @@ PARTS = ("code generation", "linking")
 _ROOM = 32 << 20
 
 
-def lowering(target: Target) -> tvm.transform.PassContext:
-    """How kernels for a target become machine code.
+def lowering(target: Target) -> PassContext:
+    """How kernels for a target become machine code: on a CPU without TVM's own search for common
+    subexpressions.
 
-    LLVM finds common subexpressions itself, to the same bits and speed; on unrolled loops TVM's
-    own search takes a fifth of all code generation. Shaders are compiled elsewhere, and keep it.
+    That takes a fifth of all code generation on unrolled loops, LLVM does it again to the same
+    bits, and what TVM keeps in variables fills the registers: products of eight rows by AVX-512
+    were a fifth to a half slower. Shaders are compiled elsewhere, and keep it.
     """
-    return tvm.transform.PassContext(config={"tirx.disable_cse_tir": target.kind.name == "llvm"})
+    # TVM's releases name the option's room differently.
+    named = [name for name in PassContext.list_configs() if name.endswith(".disable_cse_tir")]
+    return PassContext(config=dict.fromkeys(named, target.kind.name == "llvm"))
 
 
 def write(
