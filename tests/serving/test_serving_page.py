@@ -443,8 +443,8 @@ def test_its_files(server: Server) -> None:
         assert "content-security-policy" in response.headers
         again = server.get(place, headers={"If-None-Match": response.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
-    for path in ("/page/", "/page/none.js", "/page/../page.py", "/page/%2e%2e/http/page.py"):
-        assert server.get(path).status_code == 404
+    for other in ("/page/", "/page/none.js", "/page/../page.py", "/page/%2e%2e/http/page.py"):
+        assert server.get(other).status_code == 404
     html = (FOLDER / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:|https?://", html)
 
