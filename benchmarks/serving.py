@@ -3,8 +3,10 @@
     python benchmarks/serving.py dist/MODEL [--threads 1] [--streams 1,8,32] [--peer URL]
 
 It starts `python -m mlc_rwkv_world serve`, and in turns measures it and the engine alone, so that
-what else the machine does falls on both. Each ratio is the median over rounds. `--peer` is the
-address of another server with OpenAI's interface for the same model, which the same clients ask.
+what else the machine does falls on both. Each ratio is the median over rounds: `ratio` of tokens
+per second, `cpu_ratio` of tokens per second of processor time, all that the server does counted.
+`--peer` is the address of another server with OpenAI's interface for the same model, which the same
+clients ask.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -21,13 +24,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 _READY = re.compile(r"http://[^/]+/v1")
 # Before each answer, so that none is a copy of another.
-_PROMPT = "User: Tell me of number {}.\n\nAssistant:"
+_PROMPT = "{}:"
 
 
 @dataclass
@@ -72,6 +76,11 @@ class Alone:
         self._process.stdin.write(json.dumps([size, steps]) + "\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
 
     def end(self) -> None:
         """Let it end."""
@@ -133,6 +142,12 @@ def rate(found: list[Streamed]) -> float:
     return sum(begun < at <= ended for one in found for at in one.times) / (ended - begun)
 
 
+def busy(pid: int) -> float:
+    """Seconds for which a process has kept cores busy."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def beside_a_long_prompt(client: Client, length: int) -> dict[str, float]:
     """How late tokens come while a long prompt is read, and how soon it is answered again.
 
@@ -176,12 +191,20 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         client = Client(ready[0])
         peer = Client(options.peer, options.peer_model) if options.peer else None
         for streams in map(int, options.streams.split(",")):
-            rates: dict[str, list[float]] = {"ratio": [], "spread": [], "peer": [], "first": []}
+            rates: dict[str, list[float]] = {
+                name: [] for name in ("ratio", "cpu_ratio", "spread", "peer", "first")
+            }
             for _ in range(options.rounds):
                 # Once before and once after, so that a drift falls on both.
-                bare = alone.rate(streams, options.tokens // 2)
+                half = options.tokens // 2
+                used = -busy(alone.pid), -busy(serving.pid)
+                bare = alone.rate(streams, half)
                 found = asyncio.run(client.together(streams, options.tokens))
-                bare = (bare + alone.rate(streams, options.tokens // 2)) / 2
+                bare = (bare + alone.rate(streams, half)) / 2
+                used = used[0] + busy(alone.pid), used[1] + busy(serving.pid)
+                # Tokens that each decoded, the one before the engine's clock begins too.
+                counts = 2 * (half + 1), options.tokens
+                rates["cpu_ratio"].append(used[0] / counts[0] / (used[1] / counts[1]))
                 rates["ratio"].append(rate(found) / bare)
                 lengths = [one.times[-1] - one.asked for one in found]
                 rates["spread"].append(max(lengths) / min(lengths))

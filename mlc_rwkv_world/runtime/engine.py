@@ -79,8 +79,8 @@ class Engine:
         self.tokenizer = WorldTokenizer.from_file(vocabulary)
         self.library, self.notes = _open_library(found, device)
         self.device = self.library.device
-        if kind_of(self.device) == "cpu":
-            use_threads(threads)
+        self._threads = threads
+        self.enter_thread()
         self.metadata = self.library.metadata
         if self.tokenizer.token_count >= self.vocab_size:
             raise ArtifactError(
@@ -110,6 +110,15 @@ class Engine:
     def tuned_rows(self) -> TunedRows | None:
         """Where a tuned state stands in a state; None where the model takes none."""
         return self.metadata.tuned_rows
+
+    def enter_thread(self) -> None:
+        """Let calls from this thread run on as many threads as the engine was given.
+
+        TVM has a pool for each thread that calls it, and knows only of that one. The thread that
+        loaded the engine has entered; another that runs it enters once.
+        """
+        if kind_of(self.device) == "cpu":
+            use_threads(self._threads)
 
     def new_state(self) -> State:
         """A state that has read nothing."""

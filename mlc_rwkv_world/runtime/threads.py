@@ -1,9 +1,9 @@
-"""How many threads compiled code runs on, in the whole process.
+"""How many threads compiled code runs on.
 
-TVM makes its pool at the first use, of as many threads as TVM_NUM_THREADS says then, or else
-OMP_NUM_THREADS; without them, of half as many as there are processors, which is wrong where a core
-has one. Later only fewer can be used. It takes any number, and hangs or ends the process where
-that is too high.
+TVM makes a pool for each thread that calls it, at its first use, of as many threads as
+TVM_NUM_THREADS says then, or else OMP_NUM_THREADS; without them, of half as many as there are
+processors, which is wrong where a core has one. Later only fewer can be used. It takes any number,
+and hangs or ends the process where that is too high.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def most() -> int:
 
 
 def use(count: int | None) -> int:
-    """Run on `count` threads, None for what TVM_NUM_THREADS says, else physical cores.
+    """Run this thread's calls on `count` threads; None: TVM_NUM_THREADS, else physical cores.
 
     Returns the number asked of TVM; it has fewer where its pool was made smaller before. Raises
     UsageError for less than one thread, or for more than `most`; the variable is left out then.

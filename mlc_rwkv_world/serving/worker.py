@@ -160,6 +160,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
+            self.batch.engine.enter_thread()
             while self._work():
                 pass
         except BaseException as error:

@@ -59,11 +59,11 @@ def act(server: Server, number: int) -> str:
         made = server.post("/v1/states", {"prompt": question}).json()
         asked = {"prompt": " It", "state": made["id"], "max_tokens": 3}
         assert server.post(COMPLETIONS, asked).status_code == 200
-        deleted = server.raw(
+        with server.raw(
             f"DELETE /v1/states/{made['id']} HTTP/1.1\r\nHost: localhost\r\n"
             "Connection: close\r\n\r\n".encode()
-        )
-        assert json.loads(received(deleted).partition(b"\r\n\r\n")[2])["deleted"]
+        ) as connection:
+            assert json.loads(received(connection).partition(b"\r\n\r\n")[2])["deleted"]
     return kind
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.patience import SECONDS
 
-from mlc_rwkv_world.runtime import Engine
+from mlc_rwkv_world.runtime import Engine, load, tvm_runtime
 from mlc_rwkv_world.serving import BatchEngine, Busy, Failed, Finished, Request, Token
 from mlc_rwkv_world.serving.requests import Event
 from mlc_rwkv_world.serving.worker import Stopped, Ticket, Worker
@@ -85,6 +86,18 @@ def test_no_more_requests_are_open_than_may_be(engine: Engine, make: Make) -> No
         last(events, ticket)
     (ticket,) = worker.submit(request(engine, 1))
     assert isinstance(last(events, ticket), Finished)
+
+
+def test_it_runs_on_as_many_threads_as_the_engine(
+    demo_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TVM has a pool for each thread that calls it."""
+    monkeypatch.setenv("TVM_NUM_THREADS", "3")
+    worker = Worker(BatchEngine(load(demo_artifact("q0f32"), "cpu", threads=2)), lambda _: None)
+    worker.start()
+    count = tvm_runtime.function("runtime.NumThreads")
+    assert worker.call(lambda: int(count())).result(SECONDS) == 2
+    worker.stop()
 
 
 def test_a_call_that_fails_harms_only_who_called(engine: Engine, make: Make) -> None:
