@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from process import Server
+from support.patience import SECONDS
 
 pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
@@ -433,18 +435,19 @@ def test_the_policy_holds(window: Window) -> None:
 
 def test_its_files(server: Server) -> None:
     types = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-    for path in FOLDER.iterdir():
-        place = "/" if path.name == "index.html" else f"/page/{path.name}"
-        response = server.get(place)
-        assert (response.status_code, response.content) == (200, path.read_bytes())
-        kind = types.get(path.suffix[1:], "text/html")
-        assert response.headers["content-type"].split(";")[0] == kind
-        assert response.headers["cache-control"] == "no-cache"
-        assert "content-security-policy" in response.headers
-        again = server.get(place, headers={"If-None-Match": response.headers["etag"]})
-        assert (again.status_code, again.content) == (304, b"")
-    for path in ("/page/", "/page/none.js", "/page/../page.py", "/page/%2e%2e/http/page.py"):
-        assert server.get(path).status_code == 404
+    with httpx.Client(base_url=server.url, timeout=SECONDS) as client:
+        for path in FOLDER.iterdir():
+            place = "/" if path.name == "index.html" else f"/page/{path.name}"
+            response = client.get(place)
+            assert (response.status_code, response.content) == (200, path.read_bytes())
+            kind = types.get(path.suffix[1:], "text/html")
+            assert response.headers["content-type"].split(";")[0] == kind
+            assert response.headers["cache-control"] == "no-cache"
+            assert "content-security-policy" in response.headers
+            again = client.get(place, headers={"If-None-Match": response.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b"")
+        for other in ("/page/", "/page/none.js", "/page/../page.py", "/page/%2e%2e/http/page.py"):
+            assert client.get(other).status_code == 404
     html = (FOLDER / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:|https?://", html)
 
