@@ -24,7 +24,7 @@ PROGRAM = "mlc_chat_cli"
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Run the command; gives the exit status."""
-    return status.run(parser(program), _run, argv)
+    return status.run(parser(program), lambda options: _run(options, program), argv)
 
 
 def parser(program: str | None = PROGRAM) -> status.Parser:
@@ -63,7 +63,7 @@ def parser(program: str | None = PROGRAM) -> status.Parser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, program: str) -> int:
     if options.name is not None and options.model is not None:
         raise UsageError("The model is given twice. Give it once.")
     options.model = options.name if options.model is None else options.model
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.prompt is not None:
         _answer(chat, options.prompt)
         return 0
-    return _converse(chat, options)
+    return _converse(chat, options, program)
 
 
 def _open_chat(options: argparse.Namespace, model: str) -> Chat:
@@ -123,7 +123,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _converse(chat: Chat, options: argparse.Namespace) -> int:
+def _converse(chat: Chat, options: argparse.Namespace, program: str) -> int:
     from mlc_rwkv_world.chat.commands import Commands
     from mlc_rwkv_world.cli.terminal import find_person
 
@@ -148,7 +148,7 @@ def _converse(chat: Chat, options: argparse.Namespace) -> int:
         except (BrokenPipeError, console.OutputError, _InputError):
             raise
         except (RwkvWorldError, OSError) as error:
-            status.report(PROGRAM, error)
+            status.report(program, error)
             result = 0 if person is not None else status.exit_status(error)
     return result
 

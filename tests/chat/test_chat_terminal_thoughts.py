@@ -124,6 +124,8 @@ def test_an_interrupted_thought_leaves_the_terminal_as_it_was(
     chat.child.expect_exact("Wait")
     chat.child.sendintr()
     shown = chat.child.before.decode() + "Wait" + chat.ready()
+    # Who speaks is bold, and ends as what is dim does.
+    shown = shown.partition("Assistant: \x1b[22m")[2]
     assert shown.count("\x1b[2m") == shown.count("\x1b[22m") > 0
     assert shown.rpartition("\x1b[22m")[2].removeprefix("^C").startswith("\r\n\x1b[")
 
