@@ -40,7 +40,7 @@ class Model:
     ids: list[int]
 
 
-@pytest.fixture(scope="module", params=[4, 7])
+@pytest.fixture(scope="module", params=[4, 5, 6, 7])
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Model]:
@@ -48,8 +48,14 @@ def model(
     logits: Callable[[Path, Sequence[int]], np.ndarray]
     if request.param == 7:
         tensors, logits = checkpoints.random_rwkv7(3, WIDTH, seed=3, head_size=32), rwkv7_logits
-    else:
+    elif request.param == 4:
         tensors, logits = checkpoints.random_world(LAYERS, WIDTH, seed=3), rwkv_logits
+    else:
+        version = {5: "5.2", 6: "6.0"}[request.param]
+        tensors, logits = (
+            checkpoints.random_rwkv5(LAYERS, WIDTH, seed=3, version=version, head_size=32),
+            rwkv_logits,
+        )
     ids = [int(i) for i in np.random.default_rng(4).integers(1, 65530, POSITIONS)]
     made: dict[str, Model] = {}
 
@@ -67,11 +73,12 @@ def model(
 
 def _kept(name: str, tensor: np.ndarray, fmt: Format) -> np.ndarray:
     """A tensor after a format has stored it; vectors stay as they are."""
-    if re.search(r"\.att\.[wavg][12]$", name):
-        # BlinkDL multiplies by these from the other side.
-        turned = np.ascontiguousarray(tensor.T)
-        kept = dequantize(quantize(turned, fmt.low_rank), fmt.low_rank)
-        return np.asarray(kept.T)
+    if re.search(r"\.att\.([wavg][12]|time_(maa|decay)_w[12])$", name):
+        # BlinkDL multiplies by these from the other side; RWKV-6 has five in one.
+        turned = np.ascontiguousarray(tensor.swapaxes(-1, -2))
+        rows = turned.reshape(-1, turned.shape[-1])
+        kept = dequantize(quantize(rows, fmt.low_rank), fmt.low_rank).reshape(turned.shape)
+        return np.ascontiguousarray(kept.swapaxes(-1, -2))
     if not name.endswith("weight") or tensor.ndim != 2:
         return tensor
     return dequantize(quantize(tensor, fmt.matrix), fmt.matrix)

@@ -1,4 +1,4 @@
-"""A tuned state of an RWKV-7, as BlinkDL's `rwkv` begins from it."""
+"""Tuned states of RWKV-5, 6 and 7, as BlinkDL's `rwkv` begins from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import checkpoints
-from support.peers import rwkv7_logits
+from support.peers import rwkv7_logits, rwkv_logits
 
 import mlc_rwkv_world as world
 from mlc_rwkv_world.errors import StateError
@@ -49,3 +49,25 @@ def test_logits_after_a_tuned_state(tmp_path: Path) -> None:
     for layers, heads in ((1, 2), (2, 3)):
         with pytest.raises(StateError, match="another model's"):
             state.load(write_tuned(tmp_path / "other.pth", layers, heads))
+
+
+@pytest.mark.parametrize("version", ["5.2", "6.0"])
+def test_a_state_inside_a_checkpoint(tmp_path: Path, version: str) -> None:
+    """`rwkv` always begins from it; here a conversation does that is told to."""
+    tensors = checkpoints.random_rwkv5(LAYERS, WIDTH, version=version, tuned=True)
+    pth = checkpoints.write_pth(tmp_path / "model.pth", tensors)
+    artifact = world.build(
+        pth, target="llvm", quantization="q0f32", output=tmp_path / "dist", stock=False
+    )
+    assert any("holds a state that it was tuned with" in note for note in artifact.notes)
+    engine = world.load(artifact.folder, "cpu")
+    ids = [int(i) for i in np.random.default_rng(1).integers(1, 65530, 12)]
+    theirs = rwkv_logits(pth, ids)
+    tolerance = 1e-4 * max(1.0, float(np.abs(theirs).max()))
+    state = engine.new_state()
+    plain = np.stack([engine.decode(token, state) for token in ids])
+    state = engine.new_state()
+    state.load(pth)
+    ours = np.stack([engine.decode(token, state) for token in ids])
+    assert np.abs(ours - theirs).max() <= tolerance
+    assert np.abs(plain - theirs).max() > 100 * tolerance
