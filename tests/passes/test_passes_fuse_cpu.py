@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import tvm
 from support.modules import (
     LAYERS,
+    RWKV7,
     applied,
     callee,
     calls,
@@ -75,6 +77,27 @@ def test_a_block_becomes_few_kernels(function: str) -> None:
     assert not {"token_shift", "state_get", "state_set", "wkv_whole", "wkv_step"} & set(called)
     # Six kernels for a step, nine for a prompt; embedding and head beside them.
     assert len(called) <= LAYERS * (6 if "decode" in function else 9) + 6
+
+
+def test_a_block_of_rwkv7_becomes_few_kernels() -> None:
+    """Seven for a step and nine for a prompt, which begins with two norms of its own."""
+    target, version = resolve("llvm").target, 7
+    names = [s.name for s in parameters(small_config(**RWKV7), format_named("q4f16_1"))]
+    pack = PackWeights(target, names, dict.fromkeys(FUSED, INT8))
+    mod = applied(pack, small_module("q4f16_1", "float32", **RWKV7))
+    mod = chosen(mod, target, version)
+    assert relax.analysis.check_well_formed(mod)
+    shared = {"products": 1, "heads": 1, "residual": 2, "key": 1}
+    steps, prompts = {"norm_mix": 2, **shared}, {"layer_norm": 2, "shift_mix": 2, **shared}
+    for function in FUSED:
+        called = Counter(_called(mod, function))
+        expected = steps if "decode" in function else prompts
+        # Beside them, the norms before the first block and behind the last.
+        beside = Counter(layer_norm=2)
+        wanted = Counter({name: LAYERS * count for name, count in expected.items()}) + beside
+        assert {name: called[name] for name in wanted} == dict(wanted)
+        # And the embedding, the last rows, the head and its input.
+        assert called.total() <= wanted.total() + 4
 
 
 # The kernels of a step that hold a block's products, which they read as their first argument.
