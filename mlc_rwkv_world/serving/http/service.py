@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from mlc_rwkv_world.serving.http.faults import Fault
 from mlc_rwkv_world.serving.http.metrics import Metrics
 from mlc_rwkv_world.serving.http.states import States
 from mlc_rwkv_world.serving.limits import Limits
-from mlc_rwkv_world.serving.requests import Event, Origin, Request
+from mlc_rwkv_world.serving.requests import Event, Failed, Finished, Origin, Request
 from mlc_rwkv_world.serving.worker import Ticket, Worker
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class Service:
         """Hand requests in; `listen` hears events with a request's index, in the event loop."""
         tickets = self.worker.submit(*requests)
         for index, ticket in enumerate(tickets):
-            self._listeners[ticket] = lambda event, index=index: listen(index, event)  # type: ignore[misc]
+            self._listeners[ticket] = partial(listen, index)
         self.metrics.asked(requests)
         return tickets
 
@@ -180,17 +181,10 @@ class Service:
         for ticket, event in events:
             self.metrics.told(ticket, event)
             listener = self._listeners.get(ticket)
-            if ticket.over:
-                # The last event of a step may follow others of the same ticket.
-                self._forget_when_done(ticket, event)
+            if isinstance(event, Finished | Failed):
+                self._listeners.pop(ticket, None)
             if listener is not None:
                 listener(event)
-
-    def _forget_when_done(self, ticket: Ticket, event: Event) -> None:
-        from mlc_rwkv_world.serving.requests import Failed, Finished
-
-        if isinstance(event, Finished | Failed):
-            self._listeners.pop(ticket, None)
 
 
 def new_name(kind: str) -> str:
