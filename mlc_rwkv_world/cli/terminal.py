@@ -73,9 +73,24 @@ def find_person(commands: Commands) -> Person | None:
 
 
 def _keys() -> KeyBindings:
+    from prompt_toolkit.completion import CompleteEvent
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
+
+    @keys.add("tab")
+    def _(event: KeyPressEvent) -> None:
+        # The one completion comes at once: what is typed next would else overtake it.
+        buffer = event.current_buffer
+        if buffer.complete_state is not None:
+            buffer.complete_next()
+            return
+        asked = CompleteEvent(completion_requested=True)
+        found = list(buffer.completer.get_completions(buffer.document, asked))
+        if len(found) == 1:
+            buffer.apply_completion(found[0])
+        else:
+            buffer.start_completion(insert_common_part=True)
 
     # A terminal sends Alt-Enter as Esc and Enter.
     @keys.add("escape", "enter")
