@@ -1,8 +1,7 @@
-"""RWKV-4's reference against two peers, and against itself however a text is divided."""
+"""RWKV-4's reference against two peers."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,11 @@ import numpy as np
 import pytest
 from support import checkpoints
 from support.peers import rwkv_logits
-from support.values import fresh_state, model_config, model_weights, run
+from support.values import run
 
-from mlc_rwkv_world.versions import references
-from mlc_rwkv_world.versions.precision import FLOAT16, FLOAT32, FLOAT64
-from mlc_rwkv_world.versions.rwkv4 import reference as rwkv4
-from mlc_rwkv_world.versions.weights import Dense
+from mlc_rwkv_world.versions.precision import FLOAT16, FLOAT32
 
-LAYERS, WIDTH, VOCABULARY, POSITIONS = 3, 64, 300, 40
+LAYERS, WIDTH, VOCABULARY = 3, 64, 300
 # The peers compute in float32.
 TOLERANCE = 1e-5
 
@@ -27,11 +23,6 @@ Tensors = checkpoints.Tensors
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
     return checkpoints.random_world(LAYERS, WIDTH, VOCABULARY, seed=11)
-
-
-@pytest.fixture(scope="module")
-def ids() -> list[int]:
-    return [int(i) for i in np.random.default_rng(12).integers(1, VOCABULARY, POSITIONS)]
 
 
 def test_logits_are_those_of_rwkv(tensors: Tensors, ids: list[int], tmp_path: Path) -> None:
@@ -65,48 +56,6 @@ def test_layers_are_those_of_transformers(tensors: Tensors, ids: list[int], tmp_
         values = blocks[int(block)][layer]
         atol = TOLERANCE * np.abs(values).max()
         np.testing.assert_allclose(values, found[name], rtol=0, atol=atol, err_msg=name)
-
-
-def test_pieces_of_a_batch(tensors: Tensors, ids: list[int]) -> None:
-    """Sequences of several lengths in two calls, against each one whole."""
-    config, weights = model_config(tensors), model_weights(tensors)
-    texts = [ids[:9], ids[9:10], ids[10:]]
-    state = fresh_state(config, len(texts))
-    halves = [[text[: len(text) // 2 + 1] for text in texts], [t[len(t) // 2 + 1 :] for t in texts]]
-    begun = state.copy()
-    logits, after = _read(halves[0], config, weights, state)
-    np.testing.assert_array_equal(state, begun)
-    longer = [n for n, text in enumerate(halves[1]) if text]
-    logits[longer], after[longer] = _read(
-        [halves[1][n] for n in longer], config, weights, after[longer]
-    )
-    for number, text in enumerate(texts):
-        whole, end = _read([text], config, weights, fresh_state(config, 1))
-        np.testing.assert_allclose(logits[number], whole[0], rtol=0, atol=1e-12)
-        np.testing.assert_allclose(after[number], end[0], rtol=1e-12, atol=1e-12)
-
-
-def _read(
-    texts: list[list[int]], config: Any, weights: Dense, state: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.concatenate([np.array(text) for text in texts])
-    offsets = np.cumsum([0, *map(len, texts)])
-    return references.run(rwkv4, config, weights, ids, offsets, state, FLOAT64)
-
-
-def test_halved_residual(tensors: Tensors, ids: list[int]) -> None:
-    """Halving changes no logit where the outputs' weights are divided to match."""
-    plain, weights = model_config(tensors), model_weights(tensors)
-    halved = dataclasses.replace(plain, rescale_every=1)
-    arrays = dict(weights.arrays)
-    for number in range(LAYERS):
-        for output in ("attention.output", "feed_forward.value"):
-            name = f"model.blocks.{number}.{output}.weight"
-            arrays[name] = arrays[name] / 2**number
-    expected, _ = _read([ids], plain, weights, fresh_state(plain, 1))
-    logits, _ = _read([ids], halved, Dense(arrays), fresh_state(plain, 1))
-    # An epsilon that is not quartered would change the sixth digit.
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
 
 
 def test_types(tensors: Tensors, ids: list[int]) -> None:

@@ -1,22 +1,18 @@
-"""The references of RWKV-5 and 6 against BlinkDL's `rwkv`, and however a text is divided."""
+"""The references of RWKV-5 and 6 against BlinkDL's `rwkv`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from support import checkpoints
 from support.peers import rwkv_logits
-from support.values import fresh_state, model_config, model_weights, run
+from support.values import model_config, run
 
-from mlc_rwkv_world.versions import references
-from mlc_rwkv_world.versions.precision import FLOAT16, FLOAT32, FLOAT64
-from mlc_rwkv_world.versions.table import version_of
-from mlc_rwkv_world.versions.weights import Dense
+from mlc_rwkv_world.versions.precision import FLOAT16, FLOAT32
 
-LAYERS, WIDTH, VOCABULARY, POSITIONS = 3, 128, 300, 40
+LAYERS, WIDTH, VOCABULARY = 3, 128, 300
 # The peer computes in float32.
 TOLERANCE = 1e-5
 VERSIONS = ("5.0", "5.1", "5.2", "6.0")
@@ -29,45 +25,11 @@ def tensors(request: pytest.FixtureRequest) -> Tensors:
     return checkpoints.random_rwkv5(LAYERS, WIDTH, VOCABULARY, seed=11, version=request.param)
 
 
-@pytest.fixture(scope="module")
-def ids() -> list[int]:
-    return [int(i) for i in np.random.default_rng(12).integers(1, VOCABULARY, POSITIONS)]
-
-
 def test_logits_are_those_of_rwkv(tensors: Tensors, ids: list[int], tmp_path: Path) -> None:
     expected = rwkv_logits(checkpoints.write_pth(tmp_path / "random.pth", tensors), ids)
     _, logits = run(tensors, ids)
     assert logits.dtype == np.float64
     np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
-
-
-def test_pieces_of_a_batch(tensors: Tensors, ids: list[int]) -> None:
-    """Sequences of several lengths in two calls, against each one whole."""
-    config, weights = model_config(tensors), model_weights(tensors)
-    texts = [ids[:9], ids[9:10], ids[10:]]
-    state = fresh_state(config, len(texts))
-    assert state.shape == (3, LAYERS, 66, WIDTH)
-    halves = [[text[: len(text) // 2 + 1] for text in texts], [t[len(t) // 2 + 1 :] for t in texts]]
-    begun = state.copy()
-    logits, after = _read(halves[0], config, weights, state)
-    np.testing.assert_array_equal(state, begun)
-    longer = [n for n, text in enumerate(halves[1]) if text]
-    logits[longer], after[longer] = _read(
-        [halves[1][n] for n in longer], config, weights, after[longer]
-    )
-    for number, text in enumerate(texts):
-        whole, end = _read([text], config, weights, fresh_state(config, 1))
-        np.testing.assert_allclose(logits[number], whole[0], rtol=0, atol=1e-12)
-        np.testing.assert_allclose(after[number], end[0], rtol=1e-11, atol=1e-11)
-
-
-def _read(
-    texts: list[list[int]], config: Any, weights: Dense, state: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.concatenate([np.array(text) for text in texts])
-    offsets = np.cumsum([0, *map(len, texts)])
-    reference = version_of(config.model_version).reference
-    return references.run(reference, config, weights, ids, offsets, state, FLOAT64)
 
 
 def test_types(tensors: Tensors, ids: list[int]) -> None:
