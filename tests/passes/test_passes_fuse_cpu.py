@@ -90,7 +90,8 @@ def test_a_block_of_rwkv7_becomes_few_kernels() -> None:
     shared = {"products": 1, "heads": 1, "residual": 2, "key": 1}
     steps, prompts = {"norm_mix": 2, **shared}, {"layer_norm": 2, "shift_mix": 2, **shared}
     for function in FUSED:
-        called = Counter(_called(mod, function))
+        # A product that skips zeros stands in for the one that reads all.
+        called = Counter(name.removeprefix("sparse_") for name in _called(mod, function))
         expected = steps if "decode" in function else prompts
         # Beside them, the norms before the first block and behind the last.
         beside = Counter(layer_norm=2)
