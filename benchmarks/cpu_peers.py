@@ -173,8 +173,10 @@ def _rwkv(kind: str, path: str, options: argparse.Namespace) -> Speeds:
     os.environ["RWKV_V7_ON"] = "1" if seventh else "0"
     from rwkv.model import RWKV
 
-    name = path.removesuffix(".pth") if seventh else path
-    model = RWKV(model=name, strategy=f"cpu {kind}", verbose=False)
+    if seventh:
+        model = RWKV(model=path.removesuffix(".pth"), strategy=f"cpu {kind}")
+    else:
+        model = RWKV(model=path, strategy=f"cpu {kind}", verbose=False)
     state = None
 
     def decode(token: int) -> None:

@@ -141,7 +141,8 @@ class Fields:
 
 def _is_text(value: str) -> bool:
     """Whether a string has a form in UTF-8: JSON can spell halves of characters alone."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    # Nearly all are ASCII, thousands of names among them.
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
