@@ -6,6 +6,8 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,17 @@ from mlc_rwkv_world.storage.formats import FORMATS
 pytestmark = pytest.mark.slow
 
 WAYS = 200
-RANDOM = {4: checkpoints.random_world, 7: checkpoints.random_rwkv7}
+RANDOM: Mapping[int, Callable[..., checkpoints.Tensors]] = {
+    4: checkpoints.random_world,
+    5: checkpoints.random_rwkv5,
+    6: partial(checkpoints.random_rwkv5, version="6.0"),
+    7: checkpoints.random_rwkv7,
+}
 # By name: version, width, format, and further options of a build.
 CASES: dict[str, tuple[int, int, str, dict[str, Any]]] = {
     f"rwkv{version} {name}": (version, 128, name, {}) for version in RANDOM for name in FORMATS
 }
-for _version in RANDOM:
+for _version in (4, 7):
     _name = f"rwkv{_version}"
     CASES |= {
         f"{_name} q4f16_1 fp32-layers": (_version, 128, "q4f16_1", {"fp32_layers": "0"}),
