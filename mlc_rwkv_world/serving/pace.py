@@ -6,8 +6,8 @@ by more than twice its own length. That is a fixed number for each prompt, its *
 what had been read when it came, plus what is left.
 
 Amount: a step decodes one token for all that answer, and then reads a piece that takes at most
-three such steps, so that nobody's next token is later than four. How long a piece takes is a line,
-fitted to the last ones.
+three such steps, so that nobody's next token is later than four. Its size follows the time that the
+last full piece took: down by a half at most, and up by a quarter.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ _AGEING = 0.5
 # Steps of decoding that a piece may take.
 _STEPS = 3.0
 _FIRST_PIECE = 16
-# How much of an older measurement remains beside a new one.
-_MEMORY = 0.9
+_GROWTH = 1.25
+# Part of its size from which on a piece is full; the end of a prompt says little.
+_FULL = 0.8
 
 
 class Clock:
@@ -46,10 +47,8 @@ class Pace:
     def __init__(self, most: int) -> None:
         """`most` are read at once where nobody waits for a token."""
         self.most = most
+        self._size = float(min(_FIRST_PIECE, most))
         self._decode = 0.0
-        self._largest = 0
-        # Decayed sums over pieces: 1, n, n^2, t, n*t for n tokens in t seconds.
-        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
 
     def decoded(self, seconds: float) -> None:
         """A step of decoding has taken so long."""
@@ -58,35 +57,15 @@ class Pace:
 
     def read(self, tokens: int, seconds: float) -> None:
         """A piece of so many tokens has taken so long."""
-        new = (1.0, tokens, tokens * tokens, seconds, tokens * seconds)
-        old = self._sums
-        self._sums = (
-            _MEMORY * old[0] + new[0],
-            _MEMORY * old[1] + new[1],
-            _MEMORY * old[2] + new[2],
-            _MEMORY * old[3] + new[3],
-            _MEMORY * old[4] + new[4],
-        )
-        self._largest = max(self._largest, tokens)
+        if not self._decode:
+            return
+        fits = tokens * _STEPS * self._decode / max(seconds, 1e-9)
+        if fits < tokens:
+            # One that was late by chance does not make the next ones tiny.
+            self._size = min(self._size, max(fits, self._size / 2))
+        elif tokens >= _FULL * int(self._size):
+            self._size = max(self._size, min(fits, _GROWTH * tokens + 1))
 
     def tokens(self, *, others_decode: bool) -> int:
         """The size of the next piece, at least 1."""
-        if not others_decode:
-            return self.most
-        if not self._largest or not self._decode:
-            return min(_FIRST_PIECE, self.most)
-        fixed, each = self._line()
-        fits = int((_STEPS * self._decode - fixed) / each)
-        # A line says little of what lies far beyond all that was measured.
-        return max(1, min(fits, 2 * self._largest, self.most))
-
-    def _line(self) -> tuple[float, float]:
-        """Seconds that a piece takes, and each token of it."""
-        count, n, nn, t, nt = self._sums
-        spread = count * nn - n * n
-        if spread > 1e-6 * count * nn:
-            each = (count * nt - n * t) / spread
-            fixed = (t - each * n) / count
-            if each > 0 and fixed >= 0:
-                return fixed, each
-        return 0.0, t / n
+        return max(1, min(int(self._size), self.most)) if others_decode else self.most

@@ -34,6 +34,21 @@ def test_it_follows_a_machine_that_gets_slower() -> None:
     assert pace.tokens(others_decode=True) in range(8, 12)
 
 
+def test_large_pieces_do_not_decide_of_small_ones() -> None:
+    """Where nobody waited, pieces were large, and faster for each token than small ones are."""
+    pace = Pace(256)
+    for _ in range(50):
+        pace.read(256, 0.4)
+    late = 0
+    for _ in range(20):
+        pace.decoded(0.009)
+        tokens = pace.tokens(others_decode=True)
+        seconds = 0.004 * tokens
+        pace.read(tokens, seconds)
+        late += seconds > 4 * 0.009
+    assert late <= 2
+
+
 def test_noise_does_not_lead_it_astray() -> None:
     pace = Pace(256)
     noise = random.Random(1)
