@@ -72,6 +72,25 @@ def test_events(run: Callable[..., str]) -> None:
     assert "' The'" in lines[0] and re.search(r"\[\d+: -?\d+\.\d{3}, \d+: ", lines[0])
 
 
+def test_client(model: str) -> None:
+    serve = [sys.executable, "-m", "mlc_rwkv_world", "serve", model, "--port", "0", "--no-page"]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        place = re.search(r"http://\S+/v1", server.stdout.readline())
+        assert place is not None
+        client = [sys.executable, str(EXAMPLES / "client.py"), place[0]]
+        done = subprocess.run(client, capture_output=True, encoding="utf-8")
+        server.terminate()
+        assert done.returncode == 0, done.stderr
+    expected = [f"User: What is the capital of {name}?" for name in ("France", "Japan")]
+    assert done.stdout.splitlines() == [
+        expected[0],
+        f"Assistant: {PARIS}",
+        expected[1],
+        f"Assistant: {TOKYO}",
+    ]
+
+
 def test_perplexity(run: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "text").write_text(f"User: What is the capital of France?\n\nAssistant: {PARIS}\n")
     assert re.search(r"perplexity \d", run("perplexity.py", "text"))
