@@ -1,45 +1,21 @@
 """What RWKV-7 does with each head of a token before and after the recurrence, in float32.
 
-Two kernels for every target: a CPU takes the heads of some tokens in parallel, on a GPU a thread
-has a head. Sums go over 16 lanes side by side on a CPU, and channel by channel on a GPU.
+Two kernels, for every target.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
+from mlc_rwkv_world.kernels.common.heads import Heads
+from mlc_rwkv_world.kernels.signature import Signature
 from mlc_rwkv_world.versions.rwkv7.reference import LEAST_NORM
-
-
-class _Heads:
-    """The loops over tokens and heads for one target, and how many channels go side by side."""
-
-    def __init__(self, sig: Signature, size: int) -> None:
-        self.width, self.size = sig.args[0].static(1), size
-        self.heads = self.width // size
-        known = sig.args[0].shape[0]
-        if sig.on_cpu:
-            self.tokens: Any = parallel_if_worth(
-                known * self.width * 8 if isinstance(known, int) else None
-            )
-            self.each: Any = T.serial
-            self.lanes = next(n for n in (16, 8, 4, 2, 1) if size % n == 0)
-            self.scope = STACK
-        else:
-            self.tokens = partial(T.thread_binding, thread="blockIdx.x")
-            self.each = partial(T.thread_binding, thread="threadIdx.x")
-            self.lanes, self.scope = 1, "local"
-        self.steps = size // self.lanes
 
 
 def keys(sig: Signature, size: int) -> tirx.PrimFunc:
     """(k, a [T, D], k_k, k_a [D]) -> three [T, D], for heads of `size`: see `reference.keys`."""
-    over = _Heads(sig, size)
+    over = Heads(sig, size)
     width, heads, lanes, steps, scope = over.width, over.heads, over.lanes, over.steps, over.scope
 
     @T.prim_func(s_tir=True)
@@ -86,9 +62,9 @@ def keys(sig: Signature, size: int) -> tirx.PrimFunc:
 def head_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
     """(y, r, k, v [T, D], r_k [H, N], weight, bias [D]) -> [T, D]: see `reference.head_norm`."""
     size = sig.args[4].static(1)
-    over = _Heads(sig, size)
+    over = Heads(sig, size)
     width, heads, lanes, steps, scope = over.width, over.heads, over.lanes, over.steps, over.scope
-    inverse = 1.0 / size
+    moments = over.moments(eps)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -111,35 +87,20 @@ def head_norm(sig: Signature, eps: float) -> tirx.PrimFunc:
             for head in over.each(heads):
                 base = T.meta_var(T.cast(head, "int64") * T.int64(size))
                 part = T.alloc_buffer((lanes,), "float32", scope=scope)
-                agrees = T.alloc_buffer((lanes,), "float32", scope=scope)
                 # Mean, 1 / deviation, and how much r agrees with k.
                 stat = T.alloc_buffer((3,), "float32", scope=scope)
+                moments(y, t, base, part, stat)
                 for i in T.vectorized(lanes):
                     part[i] = T.float32(0)
-                    agrees[i] = T.float32(0)
                 for n in range(T.int64(steps)):
                     for i in T.vectorized(lanes):
                         place = T.meta_var(n * T.int64(lanes) + i)
-                        part[i] = part[i] + y[t, base + place]
-                        agrees[i] = (
-                            agrees[i] + r[t, base + place] * k[t, base + place] * r_k[head, place]
+                        part[i] = (
+                            part[i] + r[t, base + place] * k[t, base + place] * r_k[head, place]
                         )
-                stat[0] = T.float32(0)
                 stat[2] = T.float32(0)
                 for i in range(lanes):
-                    stat[0] = stat[0] + part[i]
-                    stat[2] = stat[2] + agrees[i]
-                stat[0] = stat[0] * T.float32(inverse)
-                for i in T.vectorized(lanes):
-                    part[i] = T.float32(0)
-                for n in range(T.int64(steps)):
-                    for i in T.vectorized(lanes):
-                        c = T.meta_var(base + n * T.int64(lanes) + i)
-                        part[i] = part[i] + (y[t, c] - stat[0]) * (y[t, c] - stat[0])
-                stat[1] = T.float32(0)
-                for i in range(lanes):
-                    stat[1] = stat[1] + part[i]
-                stat[1] = T.float32(1) / T.sqrt(stat[1] * T.float32(inverse) + T.float32(eps))
+                    stat[2] = stat[2] + part[i]
                 for n in range(T.int64(steps)):
                     for i in T.vectorized(lanes):
                         c = T.meta_var(base + n * T.int64(lanes) + i)

@@ -1,28 +1,54 @@
 """RWKV-7's recurrence, head by head, in float32, on every target.
 
-A head's matrix S [key channel, value channel] lies in one piece of the state, and each value
-channel evolves alone: for a token's r, w, k, v, kk and b (`reference.keys` makes the last two),
+For a token's r, w, k, v, kk and b (`reference.keys` makes the last two),
 
     S <- diag(w) S - b (kk S) + k v,   y = r S
 
-`reference.wkv` is its reference. On a CPU a task has some value channels of a head of a sequence,
-on a GPU a thread has one.
+`reference.wkv` is its reference.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
-from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
+from mlc_rwkv_world.kernels.common.head_matrices import Token, pooled_recurrence, recurrence
+from mlc_rwkv_world.kernels.signature import Signature
 
-# Value channels of one task on a CPU: sums of as many stay in registers.
-_LANES = 32
+
+@T.inline
+def _advance(
+    vectors: Any,
+    t: Any,
+    base: Any,
+    first: Any,
+    state: Any,
+    cell: Any,
+    sums: Any,
+    size: Any,
+    lanes: Any,
+) -> None:
+    r, w, k, v, kk, b = T.meta_var(vectors)
+    # y, and what is taken away.
+    for i in T.vectorized(lanes):
+        sums[i] = T.float32(0)
+        sums[lanes + i] = T.float32(0)
+    for j in range(T.int64(size)):
+        for i in T.vectorized(lanes):
+            sums[lanes + i] = sums[lanes + i] + kk[t, base + j] * state[cell(j, first + i)]
+    for j in range(T.int64(size)):
+        for i in T.vectorized(lanes):
+            state[cell(j, first + i)] = (
+                state[cell(j, first + i)] * w[t, base + j]
+                - sums[lanes + i] * b[t, base + j]
+                + k[t, base + j] * v[t, base + first + i]
+            )
+            sums[i] = sums[i] + r[t, base + j] * state[cell(j, first + i)]
+
+
+_TOKEN = Token(vectors=6, sums=2, advance=_advance)
 
 
 def wkv(sig: Signature) -> tirx.PrimFunc:
@@ -30,38 +56,7 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
 
     Where one argument less is given, there are no offsets: row i is the next token of sequence i.
     """
-    size, step = sig.args[-1].static(1), len(sig.args) == 7
-    body = _body(sig, size, step=step, pooled=False)
-    width = sig.args[0].static(1)
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        var_r: T.handle,
-        var_w: T.handle,
-        var_k: T.handle,
-        var_v: T.handle,
-        var_kk: T.handle,
-        var_b: T.handle,
-        var_offsets: T.handle,
-        var_state: T.handle,
-        var_y: T.handle,
-        var_new: T.handle,
-    ) -> None:
-        seq_len, batch = T.int64(), T.int64()
-        rows = T.meta_var(batch if step else seq_len)
-        r = T.match_buffer(var_r, (rows, width), "float32")
-        w = T.match_buffer(var_w, (rows, width), "float32")
-        k = T.match_buffer(var_k, (rows, width), "float32")
-        v = T.match_buffer(var_v, (rows, width), "float32")
-        kk = T.match_buffer(var_kk, (rows, width), "float32")
-        b = T.match_buffer(var_b, (rows, width), "float32")
-        offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
-        state = T.match_buffer(var_state, (batch, size, width), "float32")
-        y = T.match_buffer(var_y, (rows, width), "float32")
-        new = T.match_buffer(var_new, (batch, size, width), "float32")
-        body((r, w, k, v, kk, b), offsets, (state, new), offsets, 0, 0, y, batch)
-
-    return without(kernel, "offsets") if step else kernel
+    return recurrence(sig, _TOKEN)
 
 
 def wkv_pooled(sig: Signature, size: int) -> tirx.PrimFunc:
@@ -69,120 +64,4 @@ def wkv_pooled(sig: Signature, size: int) -> tirx.PrimFunc:
 
     The heads' matrices are `size` rows of the pool's layer from `row` on, updated in place.
     """
-    step = len(sig.args) == 8
-    body = _body(sig, size, step=step, pooled=True)
-    width = sig.args[0].static(1)
-    layers, state_rows = (sig.args[-2].static(axis) for axis in (1, 2))
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        var_r: T.handle,
-        var_w: T.handle,
-        var_k: T.handle,
-        var_v: T.handle,
-        var_kk: T.handle,
-        var_b: T.handle,
-        var_offsets: T.handle,
-        var_pool: T.handle,
-        var_slots: T.handle,
-        layer: T.int64,
-        row: T.int64,
-        var_y: T.handle,
-    ) -> None:
-        seq_len, batch, places = T.int64(), T.int64(), T.int64()
-        rows = T.meta_var(batch if step else seq_len)
-        r = T.match_buffer(var_r, (rows, width), "float32")
-        w = T.match_buffer(var_w, (rows, width), "float32")
-        k = T.match_buffer(var_k, (rows, width), "float32")
-        v = T.match_buffer(var_v, (rows, width), "float32")
-        kk = T.match_buffer(var_kk, (rows, width), "float32")
-        b = T.match_buffer(var_b, (rows, width), "float32")
-        offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
-        pool = T.match_buffer(var_pool, (places, layers, state_rows, width), "float32")
-        slots = T.match_buffer(var_slots, (batch, 2), "int32")
-        y = T.match_buffer(var_y, (rows, width), "float32")
-        body((r, w, k, v, kk, b), offsets, (pool, pool), slots, layer, row, y, batch)
-
-    return without(kernel, "offsets") if step else kernel
-
-
-def _body(sig: Signature, size: int, *, step: bool, pooled: bool) -> Any:
-    """`body((r, w, k, v, kk, b), offsets, (old, new), slots, layer, row, y, batch)`, inlined.
-
-    `old` and `new` are the pool if `pooled`, else matrices [B, N, D].
-    """
-    width = sig.args[0].static(1)
-    heads = width // size
-    lanes = next(n for n in (_LANES, 16, 8, 4, 2, 1) if size % n == 0) if sig.on_cpu else 1
-    pieces, threads = (size // lanes, 1) if sig.on_cpu else (1, size)
-    known = sig.args[0].shape[0] if step else None
-    if sig.on_cpu:
-        outer: Any = parallel_if_worth(known * width * size if isinstance(known, int) else None)
-        inner: Any = T.serial
-    else:
-        outer = partial(T.thread_binding, thread="blockIdx.x")
-        inner = partial(T.thread_binding, thread="threadIdx.x")
-    scope = STACK if sig.on_cpu else "local"
-
-    # A head's matrix is one piece of memory, which the rows [N, D] cut in another way.
-    def place(h: Any, j: Any) -> tuple[Any, Any]:
-        at = h * T.int64(size) + j
-        row, column = T.truncdiv(at, T.int64(heads)), T.truncmod(at, T.int64(heads))
-        return row, column * T.int64(size)
-
-    def index(s: Any, slot: Any, layer: Any, row: Any, h: Any, j: Any, c: Any) -> tuple[Any, ...]:
-        down, across = place(h, j)
-        return (slot, layer, row + down, across + c) if pooled else (s, down, across + c)
-
-    @T.inline
-    def body(given, offsets, states, slots, layer, row, y, batch):  # type: ignore[no-untyped-def]
-        for task in outer(batch * T.int64(heads * pieces)):
-            for thread in inner(threads):
-                r, w, k, v, kk, b = T.meta_var(given)
-                old, new = T.meta_var(states)
-                s = T.meta_var(T.truncdiv(task, T.int64(heads * pieces)))
-                within = T.meta_var(T.truncmod(task, T.int64(heads * pieces)))
-                h = T.meta_var(T.truncdiv(within, T.int64(pieces)))
-                base = T.meta_var(h * T.int64(size))
-                first = T.meta_var(
-                    T.truncmod(within, T.int64(pieces)) * T.int64(lanes) + T.cast(thread, "int64")
-                )
-                source = T.meta_var(read_slot(slots, s) if pooled else s)
-                target = T.meta_var(write_slot(slots, s) if pooled else s)
-                begin = T.meta_var(s if step else T.cast(offsets[s], "int64"))
-                count = T.meta_var(T.int64(1) if step else T.cast(offsets[s + 1], "int64") - begin)
-                gone = T.alloc_buffer((lanes,), "float32", scope=scope)
-                out = T.alloc_buffer((lanes,), "float32", scope=scope)
-                for j in range(T.int64(size)):
-                    for i in T.vectorized(lanes):
-                        new[index(s, target, layer, row, h, j, first + i)] = old[
-                            index(s, source, layer, row, h, j, first + i)
-                        ]
-                for token in range(count):
-                    for i in T.vectorized(lanes):
-                        gone[i] = T.float32(0)
-                        out[i] = T.float32(0)
-                    for j in range(T.int64(size)):
-                        for i in T.vectorized(lanes):
-                            gone[i] = (
-                                gone[i]
-                                + kk[begin + token, base + j]
-                                * new[index(s, target, layer, row, h, j, first + i)]
-                            )
-                    for j in range(T.int64(size)):
-                        for i in T.vectorized(lanes):
-                            new[index(s, target, layer, row, h, j, first + i)] = (
-                                new[index(s, target, layer, row, h, j, first + i)]
-                                * w[begin + token, base + j]
-                                - gone[i] * b[begin + token, base + j]
-                                + k[begin + token, base + j] * v[begin + token, base + first + i]
-                            )
-                            out[i] = (
-                                out[i]
-                                + r[begin + token, base + j]
-                                * new[index(s, target, layer, row, h, j, first + i)]
-                            )
-                    for i in T.vectorized(lanes):
-                        y[begin + token, base + first + i] = out[i]
-
-    return body
+    return pooled_recurrence(sig, _TOKEN, size)
