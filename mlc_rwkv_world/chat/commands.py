@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mlc_rwkv_world.artifact.sampling_options import SAMPLING
 from mlc_rwkv_world.artifact.templates import no_thinking
 from mlc_rwkv_world.chat import settings
 from mlc_rwkv_world.chat.session import Chat
@@ -130,7 +131,7 @@ class Commands:
     def _set(self, text: str) -> str:
         if text:
             self.chat.set(*settings.read(text))
-        values = {name: getattr(self.chat.sampling, name) for name in settings.FIELDS}
+        values = {name: getattr(self.chat.sampling, name) for name in SAMPLING}
         values[settings.MAX_TOKENS] = self.chat.max_tokens
         return ", ".join(f"{name}={value}" for name, value in values.items())
 

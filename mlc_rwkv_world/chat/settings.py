@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from difflib import get_close_matches
 
+from mlc_rwkv_world.artifact.sampling_options import SAMPLING
 from mlc_rwkv_world.errors import UsageError
 
-_NUMBERS = (
-    *("temperature", "top_p", "min_p"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-)
-# Keywords of `Sampling`, with what reads each from a text.
-FIELDS: dict[str, Callable[[str], float]] = {**dict.fromkeys(_NUMBERS, float), "top_k": int}
 MAX_TOKENS = "max_tokens"
-NAMES = (*FIELDS, MAX_TOKENS)
+NAMES = (*SAMPLING, MAX_TOKENS)
 
 
 def read(text: str) -> tuple[str, float]:
@@ -29,6 +23,6 @@ def read(text: str) -> tuple[str, float]:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UsageError(f"{name!r} cannot be set.{hint} There are {', '.join(NAMES)}.")
     try:
-        return name, FIELDS.get(name, int)(value)
+        return name, SAMPLING.get(name, int)(value)
     except ValueError:
         raise UsageError(f"{name} is {value!r}; give a number, as in /set {name}=1.") from None

@@ -30,6 +30,20 @@ def test_the_script_and_the_module_are_the_same() -> None:
     assert script.load() is __main__.main
 
 
+def test_no_command_imports_much_before_it_starts() -> None:
+    """What a command leaves out, as PyTorch, must not be there before it can say so."""
+    code = (
+        "import sys\n"
+        "from importlib import import_module\n"
+        f"for name in {list(COMMANDS)}:\n"
+        "    import_module(f'mlc_rwkv_world.cli.{name}').parser()\n"
+        "heavy = {'fastapi', 'huggingface_hub', 'numpy', 'torch', 'tqdm', 'tvm', 'tvm_ffi'}\n"
+        "sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_and_a_version(
     name: str, capsys: pytest.CaptureFixture[str]
