@@ -1,6 +1,6 @@
 """Fuzzes one parser for a while.
 
-    python tests/fuzz/fuzz.py checkpoint-torch --seconds 900
+    PYTHONPATH=tests python tests/fuzz/fuzz.py checkpoint-torch --seconds 900
 
 Guided by coverage where atheris is installed (`pip install atheris`, Linux) and this package too,
 not as an editable one, else by seeded mutations alone. Prints what it did; an input that breaks a
