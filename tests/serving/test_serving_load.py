@@ -70,6 +70,8 @@ def act(server: Server, number: int) -> str:
 def test_all_kinds_of_clients_at_once(server: Server) -> None:
     question = chat("What is the capital of France?")
     before = server.post(CHAT, question).json()["choices"][0]
+    # Other tests on this server may have broken off requests.
+    failed = server.figure("vllm:request_failure_total")
     done: Counter[str] = Counter()
     sizes = []
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -81,6 +83,6 @@ def test_all_kinds_of_clients_at_once(server: Server) -> None:
     assert done.total() == CLIENTS * ROUNDS and len(done) == 8
     assert server.figure("vllm:num_requests_waiting") == 0
     assert server.get("/v1/states").json()["data"] == []
-    assert server.figure("vllm:request_failure_total") == 0
+    assert server.figure("vllm:request_failure_total") == failed
     assert sizes[1] - sizes[0] < GROWTH, sizes
     assert server.post(CHAT, question).json()["choices"][0] == before
