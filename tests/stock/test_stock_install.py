@@ -117,14 +117,17 @@ def test_install_and_uninstall(wheel: Callable[[str], Path], environment: Enviro
     assert not [name for name in added if name.endswith(".pth")]
     assert before.items() <= environment.files().items()
 
-    assert environment.models() == ["llama", "rwkv", "rwkv7", "rwkv_world"] and environment.builds()
+    assert (
+        environment.models() == ["llama", "rwkv", "rwkv5", "rwkv6", "rwkv7", "rwkv_world"]
+        and environment.builds()
+    )
     told = environment.run("-m", "mlc_rwkv_world", "doctor").stdout
     assert "TVM 9.9, compiler and runtime, of mlc-ai-cpu 0.20" in told
     assert "entry point tvm.backends: mlc_rwkv_world.stock.autoload:autoload" in told
 
     environment.pip("uninstall", "--yes", "mlc-rwkv-world")
     assert environment.files() == before
-    assert environment.models() == ["llama"]
+    assert environment.models() == ["llama", "rwkv5", "rwkv6"]
     assert not environment.builds()
     # Without the host, too: not even an empty namespace is left.
     shutil.rmtree(environment.site / "mlc_llm")
@@ -161,4 +164,11 @@ def test_editable(
         result = environment.run("-c", "import tvm, mlc_llm; print(mlc_llm.__file__)")
         assert (result.stdout, result.stderr) == ("None\n", "")
     else:
-        assert environment.models(path) == ["llama", "rwkv", "rwkv7", "rwkv_world"]
+        assert environment.models(path) == [
+            "llama",
+            "rwkv",
+            "rwkv5",
+            "rwkv6",
+            "rwkv7",
+            "rwkv_world",
+        ]
