@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -49,9 +49,7 @@ class Answers:
         """Hands `requests` in, which raises what `Service.submit` does."""
         self.choices = [choice() for _ in requests]
         self._queue: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
-        self._tickets = service.submit(
-            requests, lambda i, event: self._queue.put_nowait((i, event))
-        )
+        self._tickets = service.submit(requests, self._hear)
 
     def _hear(self, index: int, event: Event) -> None:
         self._queue.put_nowait((index, event))
@@ -253,8 +251,3 @@ def _timings(prompts: Sequence[Usage], answers: Sequence[Usage]) -> dict[str, An
         "predicted_per_second": round(written / answering, 3) if answering > 0 else None,
         "queue_ms": round(1e3 * sum(usage.waited for usage in answers), 3),
     }
-
-
-def texts(deltas: Sequence[Delta]) -> Iterator[str]:
-    """The texts of an answer."""
-    return (delta.text for delta in deltas)
