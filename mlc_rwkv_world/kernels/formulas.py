@@ -18,6 +18,17 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     return np.asarray(centred / np.sqrt(variance + eps) * weight + bias)
 
 
+def head_norm(y: Array, weight: Array, bias: Array, size: int, eps: float) -> Array:
+    """Each head of `size` channels of y [T, D] normalized; weight, bias: [D].
+
+    Computes in y's dtype.
+    """
+    heads = y.reshape(len(y), -1, size)
+    centred = heads - heads.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    return np.asarray((centred / np.sqrt(variance + eps)).reshape(y.shape) * weight + bias)
+
+
 def sigmoid(x: Array) -> Array:
     """Computes in x's dtype, and rounds each operation to it."""
     return np.asarray(1 / (1 + np.exp(-x)))

@@ -10,7 +10,7 @@ from mlc_rwkv_world.kernels.signature import Signature
 
 
 def head_norm(sig: Signature, size: int, eps: float) -> tirx.PrimFunc:
-    """(y [T, D], weight, bias [D]) -> [T, D], for heads of `size`: see `reference.head_norm`."""
+    """(y [T, D], weight, bias [D]) -> [T, D], for heads of `size`: see `formulas.head_norm`."""
     over = Heads(sig, size)
     width, heads, lanes, steps, scope = over.width, over.heads, over.lanes, over.steps, over.scope
     moments = over.moments(eps)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlc_rwkv_world.kernels.formulas import last_rows, sigmoid, token_shift
+from mlc_rwkv_world.kernels.formulas import head_norm, last_rows, sigmoid, token_shift
 from mlc_rwkv_world.versions import ends
 from mlc_rwkv_world.versions.matrices import head_epsilon
 from mlc_rwkv_world.versions.precision import Precision
@@ -54,14 +54,6 @@ def wkv(
             matrix *= wt[:, :, None]
             matrix += new
     return y, after.reshape(state.shape)
-
-
-def head_norm(y: Array, weight: Array, bias: Array, size: int, eps: float) -> Array:
-    """Each head of `size` channels of y [T, D] normalized; weight, bias: [D]."""
-    heads = y.reshape(len(y), -1, size)
-    centred = heads - heads.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    return np.asarray((centred / np.sqrt(variance + eps)).reshape(y.shape) * weight + bias)
 
 
 def after_mixes(

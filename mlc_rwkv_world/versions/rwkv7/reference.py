@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlc_rwkv_world.kernels import formulas
 from mlc_rwkv_world.kernels.formulas import last_rows, sigmoid, token_shift
 from mlc_rwkv_world.versions import ends
+from mlc_rwkv_world.versions.matrices import head_epsilon
 from mlc_rwkv_world.versions.precision import Precision
 from mlc_rwkv_world.versions.values import Carried, Value, Values
 from mlc_rwkv_world.versions.weights import Weights
@@ -88,12 +90,10 @@ def head_norm(
 
     y, r, k, v: [T, D]; r_k: [H, N]; weight, bias: [D]. Computes in y's dtype.
     """
-    heads = y.reshape(len(y), *r_k.shape)
-    centred = heads - heads.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    normal = (centred / np.sqrt(variance + eps)).reshape(y.shape) * weight + bias
-    agreement = (r * k).reshape(heads.shape) * r_k
-    bonus = agreement.sum(axis=-1, keepdims=True) * v.reshape(heads.shape)
+    heads = (len(y), *r_k.shape)
+    normal = formulas.head_norm(y, weight, bias, r_k.shape[1], eps)
+    agreement = (r * k).reshape(heads) * r_k
+    bonus = agreement.sum(axis=-1, keepdims=True) * v.reshape(heads)
     return np.asarray(normal + bonus.reshape(y.shape))
 
 
@@ -173,9 +173,8 @@ def time_mix(
     yield Value("attention.k_k key", kk)
     y, rows[:, 1:-1] = wkv(r, w, k, v, kk, b, rows[:, 1:-1], offsets)
     yield Value("attention.wkv", y)
-    eps = config.layer_norm_epsilon * config.head_size_divisor**2
     norm = (vector("ln_x.weight"), vector("ln_x.bias"))
-    y = head_norm(y, r, k, v, vector("r_k"), *norm, eps)
+    y = head_norm(y, r, k, v, vector("r_k"), *norm, head_epsilon(config))
     yield Value("attention.ln_x", y)
     gated = (y * g).astype(precision.narrow, copy=False)
     yield Value("attention.ln_x multiply", gated)

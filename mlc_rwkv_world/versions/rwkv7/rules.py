@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from tvm.relax.frontend.nn import Tensor
 
-from mlc_rwkv_world.artifact.abi import OFFSETS, POOL, SLOTS
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type
-from mlc_rwkv_world.model.parts import ROWS, Part
+from mlc_rwkv_world.model.parts import Part
+from mlc_rwkv_world.versions.matrix_rules import recurrence
 from mlc_rwkv_world.versions.rwkv7 import heads, wkv
 
 # The order in which the kernels take a token's vectors.
@@ -21,18 +21,6 @@ def _keys(part: Part, emit: Emitter) -> Sequence[Tensor]:
     return emit.call(heads.keys, args, outs, size=part.attrs["head_size"])
 
 
-def _recurrence(part: Part, emit: Emitter) -> Sequence[Tensor]:
-    args = [*(part.tensor(role) for role in _TOKEN), *part.tensors(OFFSETS)]
-    if POOL not in part:
-        outs = [tensor_type(ty) for ty in part.outs]
-        return emit.call(wkv.wkv, [*args, part.tensor(ROWS)], outs)
-    pool = part.tensor(POOL)
-    (row,), (height,) = part.attrs["rows"], part.attrs["heights"]
-    place = [pool, part.tensor(SLOTS), part.attrs["layer"], row]
-    outs = [tensor_type(ty) for ty in part.outs[:-1]]
-    return emit.call(wkv.wkv_pooled, [*args, *place], outs, state=pool, size=height)
-
-
 def _head_norm(part: Part, emit: Emitter) -> Sequence[Tensor]:
     args = [*(part.tensor(role) for role in ("y", "r", "k", "v", "r_k")), *part.tensors("norm")]
     return emit.call(heads.head_norm, args, [tensor_type(part.outs[0])], eps=part.attrs["eps"])
@@ -41,5 +29,5 @@ def _head_norm(part: Part, emit: Emitter) -> Sequence[Tensor]:
 ANYWHERE: Mapping[str, Rule] = {
     "rwkv7.head_norm": _head_norm,
     "rwkv7.keys": _keys,
-    "rwkv7.recurrence": _recurrence,
+    "rwkv7.recurrence": recurrence(wkv.wkv, wkv.wkv_pooled, _TOKEN),
 }
