@@ -47,7 +47,6 @@ _BESIDE = {"emb": "embeddings", "norm": "ln_out", "lm_head": "head"}
 # Where a model's own names begin. What stands before them names whatever held the model.
 _ROOTS = frozenset({"emb", "embeddings", "blocks", "ln_out", "head"})
 _FLA_MODULES = frozenset(name.partition(".")[0] for name in _FLA)
-_IN_BLOCK = re.compile(r"(blocks|layers)\.(\d+)\.(.+)", re.DOTALL)
 # Matrices that BlinkDL multiplies from the left, x W.
 _TURNED = re.compile(rf"att\.[{_PAIRS}][12]")
 # One tensor of the ratios of all mixes, a row each.
@@ -72,17 +71,29 @@ EMBEDDINGS = "embeddings.weight"
 def canonical_name(name: str) -> str:
     """The one name of a tensor, without the prefixes of whatever wrapped it."""
     parts = _unwrapped(name)
-    found = _IN_BLOCK.fullmatch(".".join(parts))
+    found = _in_block(parts)
     if found is None:
         return _renamed(".".join(parts), _BESIDE)
-    blocks, number, rest = found.groups()
-    return f"blocks.{number}.{_renamed(rest, _BLINKDL if blocks == 'blocks' else _FLA)}"
+    spelling, number, rest = found
+    return f"blocks.{number}.{_renamed(rest, spelling)}"
 
 
 def is_turned(name: str) -> bool:
     """Whether the file has the transpose of the canonical tensor under this name of its own."""
-    found = _IN_BLOCK.fullmatch(".".join(_unwrapped(name)))
-    return found is not None and _TURNED.fullmatch(found[3]) is not None
+    found = _in_block(_unwrapped(name))
+    return found is not None and _TURNED.fullmatch(found[2]) is not None
+
+
+def _in_block(parts: Sequence[str]) -> tuple[Mapping[str, str], str, str] | None:
+    """The spelling of a block's tensor, the block's number, and the name inside the block."""
+    if len(parts) < 3 or not parts[1].isdecimal():
+        return None
+    if parts[0] == "blocks":
+        return _BLINKDL, parts[1], ".".join(parts[2:])
+    # Other libraries' models have layers too.
+    if parts[0] == "layers" and parts[2] in _FLA_MODULES:
+        return _FLA, parts[1], ".".join(parts[2:])
+    return None
 
 
 def _unwrapped(name: str) -> list[str]:
@@ -94,7 +105,7 @@ def _unwrapped(name: str) -> list[str]:
 def _is_root(parts: Sequence[str]) -> bool:
     first, *rest = parts
     if first == "layers":
-        return len(rest) > 1 and rest[0].isdecimal() and rest[1] in _FLA_MODULES
+        return _in_block(parts) is not None
     if first in ("norm", "lm_head"):
         return rest in (["weight"], ["bias"])
     return first in _ROOTS
@@ -152,11 +163,12 @@ def _fla_name(canonical: str) -> str:
 def _spelled(
     canonical: str, blocks: str, table: Mapping[str, str], beside: Mapping[str, str]
 ) -> str:
-    found = _IN_BLOCK.fullmatch(canonical)
+    found = _in_block(canonical.split("."))
     if found is None:
         return _renamed(canonical, beside)
+    _, number, rest = found
     inverse = {name: in_file for in_file, name in table.items()}
-    return f"{blocks}.{found[2]}.{_renamed(found[3], inverse)}"
+    return f"{blocks}.{number}.{_renamed(rest, inverse)}"
 
 
 _SPELLINGS: tuple[Callable[[str], str], ...] = (str, _blinkdl_name, _fla_name)

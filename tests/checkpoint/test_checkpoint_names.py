@@ -65,11 +65,14 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, world: Tensors, pref
         ("_orig_mod.module.head.weight", "head.weight"),
         ("a.b.c.emb.weight", "embeddings.weight"),
         ("transformer.h.0.weight", "transformer.h.0.weight"),
+        ("layers.0.att.time_first", "layers.0.att.time_first"),
+        ("layers.0.attn.r_proj.weight", "blocks.0.attention.receptance.weight"),
         ("", ""),
     ],
 )  # fmt: skip
 def test_wrappers_at_any_depth(name: str, canonical: str) -> None:
     assert canonical_name(name) == canonical
+    assert canonical_name(canonical) == canonical
 
 
 def test_two_models_in_one_set_of_names(tmp_path: Path, world: Tensors) -> None:
