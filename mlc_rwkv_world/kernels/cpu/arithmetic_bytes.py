@@ -170,19 +170,21 @@ def _widened(pairs: Any) -> Any:
 class Dot(_Bytes):
     """Adds four products of bytes to an int32: `vpdpbusd`, of unsigned weights, and `sdot`."""
 
-    tokens = 4
+    imports = ORDER_IR
 
     def __init__(
         self, weight: TensorType, stored: Stored, lanes: int, name: str, *, unsigned: bool
     ) -> None:
         super().__init__(weight, stored, lanes)
         self.vectors = ROWS // lanes
+        # The sums of so many, and of both vectors of rows, stay in AVX-512's 32 registers.
+        self.tokens = 8 if lanes == 16 else 4
         self._name = name
         self._unsigned = unsigned
+        self._offset = OFFSET_4BIT if self.bits == 4 else 128 if unsigned else 0
 
     def integers(self, x: Any, token: Any, w: Any, block: Any, step: Any, row: Any) -> Any:
-        offset = 128 if self._unsigned else 0
-        total = self.start(x, token, step, OFFSET_4BIT if self.bits == 4 else offset)
+        total = self.start(x, token, step, self._offset)
         for j in range(self.bits):
             parts = self._parts(self.word(w, block, step, row, j))
             for i, part in enumerate(parts):
@@ -195,6 +197,54 @@ class Dot(_Bytes):
         if self.bits == 4:
             return self.halves(word)
         return (word ^ self.constant(0x80808080) if self._unsigned else word,)
+
+    def tile(self, tokens: int) -> Callable[..., None] | None:
+        """For several rows on x86: each part of a vector of weights serves all, then is gone.
+
+        Inputs come from memory each time, as the instruction's own operands.
+        """
+        if tokens == 1 or not self._unsigned:
+            return None
+        n, parts = self.lanes, 8 // self.bits
+
+        @T.inline
+        def add_group(
+            x: Any, first: Any, last: Any, w: Any, block: Any, step: Any, total: Any, at: Any
+        ) -> None:
+            sums = T.alloc_buffer((tokens * n,), "int32", scope=STACK)
+            for v in T.unroll(ROWS // n):
+                T.evaluate(T.call_extern("void", ORDER))
+                for t in T.unroll(tokens):
+                    sums[T.Ramp(t * n, 1, n)] = self.start(
+                        x, T.min(first + t, last), step, self._offset
+                    )
+                for j in T.unroll(self.bits):
+                    for i in T.unroll(parts):
+                        for t in T.unroll(tokens):
+                            sums[T.Ramp(t * n, 1, n)] = dot_bytes(
+                                self._name,
+                                n,
+                                sums[T.Ramp(t * n, 1, n)],
+                                self._part(self.word(w, block, step, v * n, j), i),
+                                self.inputs(x, T.min(first + t, last), step, parts * j + i),
+                            )
+                for t in T.unroll(tokens):
+                    total[T.Ramp(at + t * ROWS + v * n, 1, n)] = self.scaled(
+                        total[T.Ramp(at + t * ROWS + v * n, 1, n)],
+                        sums[T.Ramp(t * n, 1, n)],
+                        x,
+                        T.min(first + t, last),
+                        w,
+                        block,
+                        step,
+                        v * n,
+                    )
+
+        chosen: Callable[..., None] = add_group
+        return chosen
+
+    def _part(self, word: Any, i: Any) -> Any:
+        return self.half(word, T.cast(i, "uint32")) if self.bits == 4 else self._parts(word)[0]
 
 
 def dot_bytes(name: str, lanes: int, total: Any, weights: Any, given: Any) -> Any:
