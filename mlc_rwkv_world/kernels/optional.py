@@ -6,7 +6,7 @@ from tvm import tirx
 
 
 def without(func: tirx.PrimFunc, *names: str) -> tirx.PrimFunc:
-    """`func` without the tensor parameters of these names, which its body must not mention.
+    """`func` without the parameters of these names, which its body must not mention.
 
     So a kernel for two or three inputs is written once, for three.
     """
@@ -15,5 +15,9 @@ def without(func: tirx.PrimFunc, *names: str) -> tirx.PrimFunc:
         return tirx.PrimFunc(kept, func.body, func.ret_type, func.attrs, func.span)
     # TVM 0.26: a tensor's parameter is a handle with a name of its own.
     buffers = {param: at for param, at in func.buffer_map.items() if at.name not in names}
-    kept = [param for param in func.params if param in buffers or param not in func.buffer_map]
+    kept = [
+        param
+        for param in func.params
+        if param in buffers or not (param in func.buffer_map or param.name in names)
+    ]
     return tirx.PrimFunc(kept, func.body, func.ret_type, buffers, func.attrs, func.span)

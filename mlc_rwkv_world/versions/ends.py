@@ -77,7 +77,7 @@ def branches(
     time_mix: TimeMix,
     channel_mix: ChannelMix,
 ) -> Values[tuple[Carried, Array]]:
-    """Block `number` around its two branches, see `references.Reference.block`."""
+    """Block `number` around its two branches, which make it `references.Reference.block`."""
     name, eps, rows = f"model.blocks.{number}", config.epsilon(number), rows.copy()
     residual, *values = carried
     x = residual.astype(precision.narrow, copy=False)

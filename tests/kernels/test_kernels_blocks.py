@@ -85,6 +85,11 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
         for count in BLENDS
     }
     cases |= {
+        "norm_kept": (
+            partial(norm, of_previous=True, keeps=True),
+            [row, *[vector] * 3, *state],
+            [given(D), row, row],
+        ),
         "step": (
             time_mix_cpu.time_mix,
             [*inputs, *[square] * 3, vector, vector, *state],
@@ -119,6 +124,11 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
             for count in BLENDS
         }
         cases |= {
+            "shift_kept": (
+                partial(mix_cpu.shift_mix, of_previous=True, keeps=True),
+                [row, offsets, vector, *batch],
+                [given(D), row],
+            ),
             "products": (time_mix_cpu.products, [*inputs, *[square] * 3], [row] * 3),
             "recurrence": (
                 time_mix_cpu.recurrence,
@@ -251,6 +261,31 @@ def test_shift_mix(kernels: Kernels, arithmetic: str, count: int) -> None:
     before[_offsets()[:-1]] = pool.read()[:, ROW]
     for out, ratio in zip(outs, ratios, strict=True):
         bench.close(out, _blend(x.astype(float), before, ratio, count))
+    np.testing.assert_array_equal(pool.written(ROW)[0], x[_offsets()[1:] - 1])
+
+
+def test_norm_mix_keeps_its_rows(bench: _Bench) -> None:
+    x, weight, bias = bench.floats(bench.count, D) + 3, bench.floats(D), bench.floats(D)
+    (ratio,), pool = bench.ratios(1), bench.pool(bench.count)
+    args = [x, weight, bias, ratio, pool.after, pool.slots, LAYER, ROW]
+    outs = [(bench.count, D)] * 3
+    blend, now, before = bench.run("norm_kept", *args, outs=outs, floats=[1, 2])
+    normal = layer_norm(x.astype(float), weight.astype(float), bias.astype(float), EPS)
+    bench.close(blend, _blend(normal, pool.read()[:, ROW], ratio, 1))
+    bench.close(now, normal, RATIO[FLOAT32])
+    np.testing.assert_array_equal(before, pool.read()[:, ROW])
+    np.testing.assert_array_equal(now, pool.written(ROW)[0])
+
+
+def test_shift_mix_keeps_the_rows_before(kernels: Kernels, arithmetic: str) -> None:
+    bench, tokens = _Bench(kernels, arithmetic, "m"), sum(LENGTHS)
+    x, (ratio,), pool = bench.floats(tokens, D), bench.ratios(1), bench.pool(len(LENGTHS))
+    args = [x, _offsets(), ratio, pool.after, pool.slots, LAYER, ROW]
+    blend, kept = bench.run("shift_kept", *args, outs=[(tokens, D)] * 2, floats=[1])
+    before = np.roll(x, 1, axis=0)
+    before[_offsets()[:-1]] = pool.read()[:, ROW]
+    bench.close(blend, _blend(x.astype(float), before, ratio, 1))
+    np.testing.assert_array_equal(kept, before)
     np.testing.assert_array_equal(pool.written(ROW)[0], x[_offsets()[1:] - 1])
 
 

@@ -104,7 +104,7 @@ def _cases(arithmetic: str) -> dict[str, Case]:
         forms = [large] * 3 + [small] * len(ranks)
         cases[f"products_{shape.name}"] = (
             told(products.products, *forms, inputs=kind),
-            [*[given(width)] * 6, *weights],
+            [*[given(width)] * len(weights), *weights],
             [row, row, row, *hidden],
         )
         build = partial(
@@ -152,28 +152,29 @@ def test_products(kernels: Kernels, arithmetic: str, shape: Shape) -> None:
     rng = np.random.default_rng(1)
     (large, small), width = _forms(arithmetic), shape.width
     kind = inputs_of(large, arithmetic)
-    blends = [
-        packing.given(rng.normal(0, 1, (shape.count, width)).astype(F32), kind) for _ in "rwkvag"
-    ]
-    mixed = dict(zip("rwkvag", (values for _, values in blends), strict=True))
+    blends = {
+        letter: packing.given(rng.normal(0, 1, (shape.count, width)).astype(F32), kind)
+        for letter in "rwkvag"
+    }
     made, exact = [], []
     for letter in "rkv":
         dense = rng.normal(0, width**-0.5, (width, width)).astype(F32)
         form, values = packing.weight(dense, large, kernels.target)
         made.append(form)
-        exact.append(mixed[letter] @ values.T)
+        exact.append(blends[letter][1] @ values.T)
     acts: dict[str, Callable[[Array], Array]] = {"w": np.tanh, "g": sigmoid}
     for letter in shape.letters:
         dense = rng.normal(0, width**-0.5, (RANKS[letter], width)).astype(F32)
         form, values = packing.weight(dense, small, kernels.target)
         made.append(form)
-        exact.append(acts.get(letter, np.asarray)(mixed[letter] @ values.T))
+        exact.append(acts.get(letter, np.asarray)(blends[letter][1] @ values.T))
     row = ((shape.count, width), F32)
     outs = [row] * 3
     for letter in shape.letters:
         ty = input_type(shape.count, RANKS[letter], kind)
         outs.append((ty.shape, ty.dtype))
-    found = kernels(f"products_{shape.name}", *(x for x, _ in blends), *made, outs=outs)
+    inputs = [blends[letter][0] for letter in f"rkv{shape.letters}"]
+    found = kernels(f"products_{shape.name}", *inputs, *made, outs=outs)
     for number, (out, wanted) in enumerate(zip(found, exact, strict=True)):
         ratio = RATIO[FLOAT32 if number < 3 else arithmetic]
         assert error_ratio(packing.values(out), wanted) < ratio

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tvm
 from support.modules import (
+    CHANGES,
     LAYERS,
-    RWKV7,
     applied,
     callee,
     calls,
@@ -79,15 +79,25 @@ def test_a_block_becomes_few_kernels(function: str) -> None:
     assert len(called) <= LAYERS * (6 if "decode" in function else 9) + 6
 
 
-def test_a_block_of_rwkv7_becomes_few_kernels() -> None:
-    """Seven for a step and nine for a prompt, which begins with two norms of its own."""
-    target, version = resolve("llvm").target, 7
-    names = [s.name for s in parameters(small_config(**RWKV7), format_named("q4f16_1"))]
+# What a block of the others consists of, but for its two mixes, and those of a prompt's.
+GATED = {"residual": 1, "key_receptance": 1, "gated_residual": 1}
+BLOCKS = {
+    5: {"products": 1, "heads": 1, **GATED},
+    6: {"hidden": 1, "mixes": 1, "products": 1, "heads": 1, **GATED},
+    7: {"products": 1, "heads": 1, "residual": 2, "key": 1},
+}
+
+
+@pytest.mark.parametrize("version", BLOCKS)
+def test_a_block_of_the_others_becomes_few_kernels(version: int) -> None:
+    """A prompt's begins with two norms of its own."""
+    target, changes = resolve("llvm").target, CHANGES[version]
+    names = [s.name for s in parameters(small_config(**changes), format_named("q4f16_1"))]
     pack = PackWeights(target, names, dict.fromkeys(FUSED, INT8))
-    mod = applied(pack, small_module("q4f16_1", "float32", **RWKV7))
+    mod = applied(pack, small_module("q4f16_1", "float32", **changes))
     mod = chosen(mod, target, version)
     assert relax.analysis.check_well_formed(mod)
-    shared = {"products": 1, "heads": 1, "residual": 2, "key": 1}
+    shared = BLOCKS[version]
     steps, prompts = {"norm_mix": 2, **shared}, {"layer_norm": 2, "shift_mix": 2, **shared}
     for function in FUSED:
         # A product that skips zeros stands in for the one that reads all.

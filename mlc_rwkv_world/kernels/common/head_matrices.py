@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
 from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
+from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
 
 # Value channels of one task on a CPU: sums of as many stay in registers.
 _LANES = 32
@@ -46,9 +46,25 @@ def recurrence(sig: Signature, token: Token) -> tirx.PrimFunc:
 
     Where one argument less is given, there are no offsets: row i is the next token of sequence i.
     """
-    size, step = sig.args[-1].static(1), len(sig.args) == token.vectors + 1
-    body = _body(sig, size, token, step=step, pooled=False)
-    width = sig.args[0].static(1)
+    state = sig.args[-1]
+    step = len(sig.args) == token.vectors + 1
+    return _kernel(sig, token, state, state.static(1), step=step, pooled=False)
+
+
+def pooled_recurrence(sig: Signature, token: Token, size: int) -> tirx.PrimFunc:
+    """(vectors..., offsets, pool [S, L, R, D], slots, layer, row) -> y [T, D].
+
+    The heads' matrices are `size` rows of the pool's layer from `row` on, updated in place.
+    """
+    step = len(sig.args) == token.vectors + 2
+    return _kernel(sig, token, sig.args[-2], size, step=step, pooled=True)
+
+
+def _kernel(
+    sig: Signature, token: Token, state_type: TensorType, size: int, *, step: bool, pooled: bool
+) -> tirx.PrimFunc:
+    body = _body(sig, size, token, step=step, pooled=pooled)
+    width, heights = sig.args[0].static(1), state_type.shape[1:]
     own = _own(sig, token)
 
     @T.prim_func(s_tir=True)
@@ -61,52 +77,11 @@ def recurrence(sig: Signature, token: Token) -> tirx.PrimFunc:
         var_f: T.handle,
         var_offsets: T.handle,
         var_state: T.handle,
-        var_y: T.handle,
-        var_new: T.handle,
-    ) -> None:
-        seq_len, batch = T.int64(), T.int64()
-        rows = T.meta_var(batch if step else seq_len)
-        vector_a = T.match_buffer(var_a, own(0, rows), "float32")
-        vector_b = T.match_buffer(var_b, own(1, rows), "float32")
-        vector_c = T.match_buffer(var_c, own(2, rows), "float32")
-        vector_d = T.match_buffer(var_d, own(3, rows), "float32")
-        vector_e = T.match_buffer(var_e, own(4, rows), "float32")
-        vector_f = T.match_buffer(var_f, own(5, rows), "float32")
-        offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
-        state = T.match_buffer(var_state, (batch, size, width), "float32")
-        y = T.match_buffer(var_y, (rows, width), "float32")
-        new = T.match_buffer(var_new, (batch, size, width), "float32")
-        vectors = T.meta_var((vector_a, vector_b, vector_c, vector_d, vector_e, vector_f))
-        body(vectors, offsets, (state, new), offsets, 0, 0, y, batch)
-
-    return _with(kernel, token, step=step)
-
-
-def pooled_recurrence(sig: Signature, token: Token, size: int) -> tirx.PrimFunc:
-    """(vectors..., offsets, pool [S, L, R, D], slots, layer, row) -> y [T, D].
-
-    The heads' matrices are `size` rows of the pool's layer from `row` on, updated in place.
-    """
-    step = len(sig.args) == token.vectors + 2
-    body = _body(sig, size, token, step=step, pooled=True)
-    width = sig.args[0].static(1)
-    layers, state_rows = (sig.args[-2].static(axis) for axis in (1, 2))
-    own = _own(sig, token)
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        var_a: T.handle,
-        var_b: T.handle,
-        var_c: T.handle,
-        var_d: T.handle,
-        var_e: T.handle,
-        var_f: T.handle,
-        var_offsets: T.handle,
-        var_pool: T.handle,
         var_slots: T.handle,
         layer: T.int64,
         row: T.int64,
         var_y: T.handle,
+        var_new: T.handle,
     ) -> None:
         seq_len, batch, places = T.int64(), T.int64(), T.int64()
         rows = T.meta_var(batch if step else seq_len)
@@ -117,18 +92,16 @@ def pooled_recurrence(sig: Signature, token: Token, size: int) -> tirx.PrimFunc:
         vector_e = T.match_buffer(var_e, own(4, rows), "float32")
         vector_f = T.match_buffer(var_f, own(5, rows), "float32")
         offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
-        pool = T.match_buffer(var_pool, (places, layers, state_rows, width), "float32")
+        state = T.match_buffer(var_state, (places if pooled else batch, *heights), "float32")
         slots = T.match_buffer(var_slots, (batch, 2), "int32")
         y = T.match_buffer(var_y, (rows, width), "float32")
+        new = T.match_buffer(var_new, (batch, size, width), "float32")
         vectors = T.meta_var((vector_a, vector_b, vector_c, vector_d, vector_e, vector_f))
-        body(vectors, offsets, (pool, pool), slots, layer, row, y, batch)
+        states = T.meta_var((state, state if pooled else new))
+        body(vectors, offsets, states, slots, layer, row, y, batch)
 
-    return _with(kernel, token, step=step)
-
-
-def _with(kernel: tirx.PrimFunc, token: Token, *, step: bool) -> tirx.PrimFunc:
-    """`kernel` with the tensors that it has in this case."""
-    return without(kernel, *_VECTORS[token.vectors :], *(["offsets"] if step else []))
+    absent = [*_VECTORS[token.vectors :], *(["offsets"] if step else [])]
+    return without(kernel, *absent, *(["new"] if pooled else ["slots", "layer", "row"]))
 
 
 def _own(sig: Signature, token: Token) -> Callable[[int, Any], tuple[Any, ...]]:

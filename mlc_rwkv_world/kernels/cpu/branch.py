@@ -45,21 +45,34 @@ class Branch:
         return [self.state, self.part.tensor(SLOTS), self.part.attrs["layer"], *row]
 
     def mix(self) -> list[Tensor]:
-        """The blends, as inputs of products."""
+        """The blends of the part's ratios, as inputs of products."""
+        of_previous = bool(self.part.attrs.get("of_previous"))
+        return self._mix(self.part.tensors("mix"), of_previous, keeps=False)
+
+    def mix_of_previous(self, ratio: Tensor) -> list[Tensor]:
+        """The blend of one ratio, an input of products, and the rows that it blends.
+
+        These are the normalized ones and those before them, float32 [T, D].
+        """
+        return self._mix([ratio], True, keeps=True)
+
+    def _mix(self, ratios: Sequence[Tensor], of_previous: bool, *, keeps: bool) -> list[Tensor]:
         part, emit, eps = self.part, self.emit, self.part.attrs["eps"]
-        outs = [self.input(self.rows.static(1))] * len(part.args["mix"])
+        outs = [self.input(self.rows.static(1))] * len(ratios)
         norm = part.tensors("norm")
-        tail = [*part.tensors("mix"), *self.place(part.attrs["rows"][0])]
-        of_previous = bool(part.attrs.get("of_previous"))
+        tail = [*ratios, *self.place(part.attrs["rows"][0])]
         given = {"state": self.state, "inputs": self.inputs, "of_previous": of_previous}
+        given["keeps"] = keeps
+        kept = [self.rows] * keeps
         if OFFSETS not in part:
-            blends = emit.call(mix.norm_mix, [self.x, *norm, *tail], outs, eps=eps, **given)
-        else:
-            (normal,) = emit.call(layer_norm, [self.x, *norm], [self.rows], eps=eps)
-            args = [normal, part.tensor(OFFSETS), *tail]
-            blends = emit.call(mix.shift_mix, args, outs, **given)
-        *blends, self.state = blends
-        return blends
+            outs = [*outs, *kept, *kept]
+            found = emit.call(mix.norm_mix, [self.x, *norm, *tail], outs, eps=eps, **given)
+            *found, self.state = found
+            return found
+        (normal,) = emit.call(layer_norm, [self.x, *norm], [self.rows], eps=eps)
+        args = [normal, part.tensor(OFFSETS), *tail]
+        *blends, self.state = emit.call(mix.shift_mix, args, [*outs, *kept], **given)
+        return [blends[0], normal, blends[1]] if keeps else blends
 
     def products(
         self,

@@ -62,6 +62,11 @@ def sigmoid(x: Any, count: int) -> Any:
     return one / (one + exp(T.Broadcast(T.float32(0), count) - x, count))
 
 
+def silu(x: Any, count: int) -> Any:
+    """x / (1 + e^-x) for `count` lanes."""
+    return x * sigmoid(x, count)
+
+
 def tanh(x: Any, count: int) -> Any:
     """The hyperbolic tangent for `count` lanes; what is not a number stays so."""
 

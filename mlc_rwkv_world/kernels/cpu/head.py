@@ -12,14 +12,18 @@ from typing import Any, cast
 
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
 from mlc_rwkv_world.kernels.cpu.features import lanes, vector_registers
-from mlc_rwkv_world.kernels.signature import STACK, Signature
+from mlc_rwkv_world.kernels.cpu.product import Product
+from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType
+from mlc_rwkv_world.storage.stored import ROWS, Stored
 
 
 class Head:
     """A head of `size` channels, a multiple of 32, for one target."""
 
     def __init__(self, sig: Signature, size: int) -> None:
+        self.sig = sig
         self.size = size
         self.lanes = lanes(sig.target)
         self.vectors = size // self.lanes
@@ -82,12 +86,65 @@ class Head:
         chosen: Callable[..., None] = norm
         return chosen
 
+    def up(self, x: TensorType, w: TensorType, stored: Stored) -> Callable[..., None]:
+        """`up(x, w, head, tile, rows, total, out)`: a head's rows of a small product's second
+        factor.
 
-def matrix_at(shape: Any, slot: Any, layer: Any, row: Any, head: Any, size: int) -> Any:
-    """Where a head's matrix begins in the pool [S, L, R, D] as one piece of memory.
+        They go to out, a local buffer [tokens * N], for the tile's tokens, which are those of a
+        `Product` of these types; `total` is room [tokens * 32].
+        """
+        # One block at a time, since a head's lie together.
+        product = Product(x, TensorType((1, *w.shape[1:]), w.dtype), stored, self.sig)
+        multiply, tokens, groups = product.tile(), product.tokens, self.size // ROWS
+        size, lanes = self.size, self.lanes
 
-    The heads' matrices are rows of the pool's layer from `row` on.
-    """
-    _, layers, rows, width = shape
-    place = (slot * T.int64(int(layers)) + layer) * T.int64(int(rows)) + row
-    return place * T.int64(int(width)) + T.cast(head, "int64") * T.int64(size * size)
+        @T.inline
+        def up(x: Any, w: Any, head: Any, tile: Any, rows: Any, total: Any, out: Any) -> None:
+            for n in range(groups):
+                multiply(x, w, head * groups + n, tile, rows, total)
+                for t in T.unroll(tokens):
+                    for j in T.unroll(ROWS // lanes):
+                        out[T.Ramp(t * size + n * ROWS + j * lanes, 1, lanes)] = total[
+                            T.Ramp(t * ROWS + j * lanes, 1, lanes)
+                        ]
+
+        chosen: Callable[..., None] = up
+        return chosen
+
+    def places(self, pool: TensorType, step: bool) -> Callable[..., None]:
+        """`find(row, head, offsets, slots, layer, state_row, sequence, place)` for rows in turn.
+
+        It sets sequence[0], which begins as 0, to the one that a row belongs to, and place[0] and
+        place[1] to where the head's matrix is read and written, in the pool as one piece of memory:
+        the heads' matrices are rows of its layer from `state_row` on. In a `step` row i is the next
+        token of sequence i, and there are no offsets.
+        """
+        layers, height, width = (pool.static(axis) for axis in (1, 2, 3))
+        matrix = self.size * self.size
+
+        def at(slot: Any, layer: Any, state_row: Any, head: Any) -> Any:
+            row = (slot * T.int64(layers) + layer) * T.int64(height) + state_row
+            return row * T.int64(width) + T.cast(head, "int64") * T.int64(matrix)
+
+        @T.inline
+        def find(
+            row: Any,
+            head: Any,
+            offsets: Any,
+            slots: Any,
+            layer: Any,
+            state_row: Any,
+            sequence: Any,
+            place: Any,
+        ) -> None:
+            if step:
+                sequence[0] = T.cast(row, "int64")
+            elif T.cast(row, "int32") == offsets[sequence[0] + T.int64(1)]:
+                sequence[0] = sequence[0] + T.int64(1)
+            place[1] = at(write_slot(slots, sequence[0]), layer, state_row, head)
+            place[0] = place[1]
+            if step or T.cast(row, "int32") == offsets[sequence[0]]:
+                place[0] = at(read_slot(slots, sequence[0]), layer, state_row, head)
+
+        chosen: Callable[..., None] = find
+        return chosen

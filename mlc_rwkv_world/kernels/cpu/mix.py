@@ -2,7 +2,8 @@
 
 A blend is x m + x' (1 - m), x' being the normalized row before x, or the other way round where a
 ratio is that of the previous row; it is written as the input of a packed product. The last row of
-each sequence stays behind in the state.
+each sequence stays behind in the state. Where a kernel `keeps` them, it gives the rows, too, that a
+later one blends by what it computed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
 from mlc_rwkv_world.kernels.cpu import activation, bfloat16
 from mlc_rwkv_world.kernels.inputs import Inputs
 from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.signature import STACK, Signature, parallel_if_worth
+from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
 from mlc_rwkv_world.storage.stored import ROWS
 
 LANES = 8
@@ -86,21 +87,28 @@ _RATIOS = tuple(f"ratio_{letter}" for letter in "abcdef")
 _OUTS = tuple(f"out_{letter}" for letter in "abcdef")
 
 
-def _kept(kernel: tirx.PrimFunc, count: int) -> tirx.PrimFunc:
-    """A kernel of six blends, whose body has but `count`."""
-    return without(kernel, *_RATIOS[count:], *_OUTS[count:])
+def _kept(kernel: tirx.PrimFunc, count: int, outs: int) -> tirx.PrimFunc:
+    """A kernel of six blends and results, whose body has but so many."""
+    return without(kernel, *_RATIOS[count:], *_OUTS[outs:])
 
 
-def norm_mix(sig: Signature, eps: float, of_previous: bool = False) -> tirx.PrimFunc:
+def _types(sig: Signature) -> list[TensorType]:
+    """Those of six results; what is left out is of any."""
+    return [*sig.outs, *[sig.outs[0]] * (len(_OUTS) - len(sig.outs))]
+
+
+def norm_mix(
+    sig: Signature, eps: float, of_previous: bool = False, keeps: bool = False
+) -> tirx.PrimFunc:
     """(x [B, D], weight, bias, ratios..., state, slots, layer, row) -> blends.
 
     Row i is the next token of sequence i. There are one to six ratios; the state's row, which
-    holds the normalized row before, becomes the normalized row.
+    holds the normalized row before, becomes the normalized row. If it `keeps` them, the normalized
+    row and the one before, float32 [B, D], are the last results.
     """
-    width, count = sig.args[0].static(1), len(sig.outs)
+    width, count = sig.args[0].static(1), len(sig.outs) - 2 * keeps
     layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
-    out_type = sig.outs[0]
-    blend, out_shape = _blends(count, storing(sig.inputs), of_previous), out_type.shape[1:]
+    blend, types = _blends(count, storing(sig.inputs), of_previous), _types(sig)
     single = sig.args[0].shape[0] == 1
     tasks = parallel_if_worth(1 if single else None)
 
@@ -130,12 +138,12 @@ def norm_mix(sig: Signature, eps: float, of_previous: bool = False) -> tirx.Prim
         x = T.match_buffer(var_x, (rows, width), "float32")
         state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
         slots = T.match_buffer(var_slots, (rows, 2), "int32")
-        out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
-        out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
-        out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
-        out_d = T.match_buffer(var_d, (rows, *out_shape), out_type.dtype)
-        out_e = T.match_buffer(var_e, (rows, *out_shape), out_type.dtype)
-        out_f = T.match_buffer(var_f, (rows, *out_shape), out_type.dtype)
+        out_a = T.match_buffer(var_a, (rows, *types[0].shape[1:]), types[0].dtype)
+        out_b = T.match_buffer(var_b, (rows, *types[1].shape[1:]), types[1].dtype)
+        out_c = T.match_buffer(var_c, (rows, *types[2].shape[1:]), types[2].dtype)
+        out_d = T.match_buffer(var_d, (rows, *types[3].shape[1:]), types[3].dtype)
+        out_e = T.match_buffer(var_e, (rows, *types[4].shape[1:]), types[4].dtype)
+        out_f = T.match_buffer(var_f, (rows, *types[5].shape[1:]), types[5].dtype)
         ratios = T.meta_var((ratio_a, ratio_b, ratio_c, ratio_d, ratio_e, ratio_f))
         outs = T.meta_var((out_a, out_b, out_c, out_d, out_e, out_f))
         for row in tasks(rows):
@@ -161,19 +169,22 @@ def norm_mix(sig: Signature, eps: float, of_previous: bool = False) -> tirx.Prim
                         T.Ramp(group * ROWS + j * LANES, 1, LANES),
                     ] = now[T.Ramp(j * LANES, 1, LANES)]
                 blend(now, before, ratios, outs, row, group, values)
+                if keeps:
+                    _store_floats(now, outs[count], row, group)
+                    _store_floats(before, outs[count + 1], row, group)
 
-    return _kept(kernel, count)
+    return _kept(kernel, count, len(sig.outs))
 
 
-def shift_mix(sig: Signature, of_previous: bool = False) -> tirx.PrimFunc:
+def shift_mix(sig: Signature, of_previous: bool = False, keeps: bool = False) -> tirx.PrimFunc:
     """(x [T, D], offsets, ratios..., state, slots, layer, row) -> blends, x being normalized.
 
-    There are one to six ratios. Tasks divide channels, and walk along the sequences.
+    There are one to six ratios. Tasks divide channels, and walk along the sequences. If it `keeps`
+    them, the rows before, float32 [T, D], are the last result.
     """
-    width, count = sig.args[0].static(1), len(sig.outs)
+    width, count = sig.args[0].static(1), len(sig.outs) - keeps
     layers, state_rows = sig.args[-2].static(1), sig.args[-2].static(2)
-    out_type = sig.outs[0]
-    blend, out_shape = _blends(count, storing(sig.inputs), of_previous), out_type.shape[1:]
+    blend, types = _blends(count, storing(sig.inputs), of_previous), _types(sig)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -201,12 +212,12 @@ def shift_mix(sig: Signature, of_previous: bool = False) -> tirx.PrimFunc:
         offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
         state = T.match_buffer(var_state, (places, layers, state_rows, width), "float32")
         slots = T.match_buffer(var_slots, (batch, 2), "int32")
-        out_a = T.match_buffer(var_a, (rows, *out_shape), out_type.dtype)
-        out_b = T.match_buffer(var_b, (rows, *out_shape), out_type.dtype)
-        out_c = T.match_buffer(var_c, (rows, *out_shape), out_type.dtype)
-        out_d = T.match_buffer(var_d, (rows, *out_shape), out_type.dtype)
-        out_e = T.match_buffer(var_e, (rows, *out_shape), out_type.dtype)
-        out_f = T.match_buffer(var_f, (rows, *out_shape), out_type.dtype)
+        out_a = T.match_buffer(var_a, (rows, *types[0].shape[1:]), types[0].dtype)
+        out_b = T.match_buffer(var_b, (rows, *types[1].shape[1:]), types[1].dtype)
+        out_c = T.match_buffer(var_c, (rows, *types[2].shape[1:]), types[2].dtype)
+        out_d = T.match_buffer(var_d, (rows, *types[3].shape[1:]), types[3].dtype)
+        out_e = T.match_buffer(var_e, (rows, *types[4].shape[1:]), types[4].dtype)
+        out_f = T.match_buffer(var_f, (rows, *types[5].shape[1:]), types[5].dtype)
         ratios = T.meta_var((ratio_a, ratio_b, ratio_c, ratio_d, ratio_e, ratio_f))
         outs = T.meta_var((out_a, out_b, out_c, out_d, out_e, out_f))
         for group in T.parallel(width // ROWS):
@@ -224,6 +235,8 @@ def shift_mix(sig: Signature, of_previous: bool = False) -> tirx.PrimFunc:
                 for step in range(offsets[s + 1] - offsets[s]):
                     _step(x, offsets[s] + step, group * ROWS, now)
                     blend(now, before, ratios, outs, offsets[s] + step, group, values)
+                    if keeps:
+                        _store_floats(before, outs[count], offsets[s] + step, group)
                     _step(x, offsets[s] + step, group * ROWS, before)
                 for j in T.unroll(ROWS // LANES):
                     state[
@@ -233,4 +246,4 @@ def shift_mix(sig: Signature, of_previous: bool = False) -> tirx.PrimFunc:
                         T.Ramp(group * ROWS + j * LANES, 1, LANES),
                     ] = before[T.Ramp(j * LANES, 1, LANES)]
 
-    return _kept(kernel, count)
+    return _kept(kernel, count, len(sig.outs))

@@ -23,24 +23,28 @@ def unchanged(value: Any, _count: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """A product, what becomes of its sums, and how 32 of them are written: see `mix.storing`."""
+    """A product, what becomes of its sums, and how 32 of them are written: see `mix.storing`.
+
+    Its blocks are those of the weight from `first` on.
+    """
 
     product: Product
     act: Act
     store: Callable[..., None]
+    first: int = 0
 
     def task(self) -> Callable[..., None]:
         """`run(task, x, w, out, rows)`: all rows of one of the product's tasks."""
         product, act, store = self.product, self.act, self.store
         multiply, tokens = product.tile(), product.tokens
-        streams, tasks = product.streams, product.tasks
+        streams, tasks, first = product.streams, product.tasks, self.first
 
         @T.inline
         def run(task: Any, x: Any, w: Any, out: Any, rows: Any) -> None:
             total = T.alloc_buffer((streams * tokens * ROWS,), "float32", scope=STACK)
             values = T.alloc_buffer((ROWS,), "float32", scope=STACK)
             for tile in range((rows + tokens - 1) // tokens):
-                multiply(x, w, task, tile, rows, total)
+                multiply(x, w, task + first, tile, rows, total)
                 for s in range(streams):
                     for t in range(T.min(tokens, rows - tile * tokens)):
                         for j in T.unroll(ROWS // LANES):

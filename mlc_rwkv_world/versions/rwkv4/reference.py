@@ -8,6 +8,7 @@ compiled. T tokens of B sequences lie one after another: sequence b owns the row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -139,16 +140,4 @@ def channel_mix(
     return out
 
 
-def block(
-    number: int,
-    carried: Carried,
-    weights: Weights,
-    rows: Array,
-    offsets: Array,
-    config: ModelConfig,
-    precision: Precision,
-) -> Values[tuple[Carried, Array]]:
-    """What enters block `number`, the residual [T, D], to what leaves it; see `ends.branches`."""
-    return ends.branches(
-        number, carried, weights, rows, offsets, config, precision, time_mix, channel_mix
-    )
+block = partial(ends.branches, time_mix=time_mix, channel_mix=channel_mix)

@@ -7,7 +7,9 @@ type. Each branch of a block is one part, see `parts`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from tvm.relax.frontend import nn
 
@@ -32,10 +34,12 @@ from mlc_rwkv_world.versions.rwkv4.model import ChannelMix
 from mlc_rwkv_world.versions.rwkv5.reference import PRODUCTS
 
 
-class TimeMix(nn.Module):  # type: ignore[misc]
-    """`x + Wo (norm(r S) * silu(Wg xg))`."""
+class HeadsMix(nn.Module):  # type: ignore[misc]
+    """`x + Wo (norm(r S) * silu(Wg xg))`, as RWKV-5 and 6 have it after their mixes and decays."""
 
-    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, fmt: Format, dtype: str, products: Sequence[str]
+    ) -> None:
         super().__init__()
         size, head = config.hidden_size, config.head_size
         self.layer = layer
@@ -43,28 +47,34 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         self.head_size = head
         self.span = spans(fields(config))
         self.float32_keys = config.float32_keys
-        self.products = PRODUCTS if config.attention_gate else PRODUCTS[:3]
-        self.time_decay = nn.Parameter((size // head, head), "float32")
+        self.products = tuple(products)
         self.time_first = nn.Parameter((size // head, head), "float32")
-        for name in self.products:
-            setattr(self, f"time_mix_{name}", nn.Parameter((size,), "float32"))
+        for name in (*products, "output"):
             setattr(self, name, Linear(size, size, fmt.matrix))
-        self.output = Linear(size, size, fmt.matrix)
         self.ln_x = LayerNorm(size, head_epsilon(config))
 
-    def forward(
-        self, carried: Carried, norm: LayerNorm, segments: Segments, state: State
+    def emit(
+        self,
+        name: str,
+        learned: Mapping[str, Any],
+        carried: Carried,
+        norm: LayerNorm,
+        segments: Segments,
+        state: State,
+        **attrs: Any,
     ) -> Carried:
-        """The residual [T, D] of the compute type, before and after."""
+        """The part `name`: the residual [T, D] of the compute type, before and after.
+
+        `learned` are its mixes and its decay, by role; `attrs` what else it says.
+        """
         (x,) = carried
         part = make(
-            "rwkv5.time_mix",
+            name,
             {
                 "x": x,
                 "norm": norm,
-                "mix": [getattr(self, f"time_mix_{name}") for name in self.products],
-                **{name: getattr(self, name) for name in (*self.products, "output", "ln_x")},
-                "decay": self.time_decay,
+                **learned,
+                **{role: getattr(self, role) for role in (*self.products, "output", "ln_x")},
                 "first": self.time_first,
                 OFFSETS: segments.offsets,
             },
@@ -75,8 +85,29 @@ class TimeMix(nn.Module):  # type: ignore[misc]
             head_eps=self.ln_x.eps,
             head_size=self.head_size,
             float32_keys=self.float32_keys,
+            **attrs,
         )
         return tuple(state.emit(part, self.layer, [self.span[ATT_X], self.span[WKV]]))
+
+
+class TimeMix(HeadsMix):
+    """With fixed mixes and decays."""
+
+    def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
+        products = PRODUCTS if config.attention_gate else PRODUCTS[:3]
+        super().__init__(config, layer, fmt, dtype, products)
+        size, head = config.hidden_size, config.head_size
+        self.time_decay = nn.Parameter((size // head, head), "float32")
+        for name in products:
+            setattr(self, f"time_mix_{name}", nn.Parameter((size,), "float32"))
+
+    def forward(
+        self, carried: Carried, norm: LayerNorm, segments: Segments, state: State
+    ) -> Carried:
+        """The residual [T, D] of the compute type, before and after."""
+        mix = [getattr(self, f"time_mix_{name}") for name in self.products]
+        learned = {"mix": mix, "decay": self.time_decay}
+        return self.emit("rwkv5.time_mix", learned, carried, norm, segments, state)
 
 
 class RWKV5(Backbone):

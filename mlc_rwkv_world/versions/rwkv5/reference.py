@@ -10,6 +10,7 @@ key channel, value channel); the previous input of the channel mix.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -123,16 +124,4 @@ def time_mix(
     return out, values
 
 
-def block(
-    number: int,
-    carried: Carried,
-    weights: Weights,
-    rows: Array,
-    offsets: Array,
-    config: ModelConfig,
-    precision: Precision,
-) -> Values[tuple[Carried, Array]]:
-    """What enters block `number`, the residual [T, D], to what leaves it; see `ends.branches`."""
-    return ends.branches(
-        number, carried, weights, rows, offsets, config, precision, time_mix, channel_mix
-    )
+block = partial(ends.branches, time_mix=time_mix, channel_mix=channel_mix)

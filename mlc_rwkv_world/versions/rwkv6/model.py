@@ -6,26 +6,18 @@ from functools import partial
 
 from tvm.relax.frontend import nn
 
-from mlc_rwkv_world.artifact.abi import OFFSETS
 from mlc_rwkv_world.checkpoint.rwkv6 import MIXES
 from mlc_rwkv_world.errors import UsageError
 from mlc_rwkv_world.model.backbone import Backbone, Block, Carried
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.model.fields import spans
 from mlc_rwkv_world.model.layers import LayerNorm, Linear
-from mlc_rwkv_world.model.parts import make
 from mlc_rwkv_world.model.segments import Segments
 from mlc_rwkv_world.model.state import State
 from mlc_rwkv_world.storage import Format
-from mlc_rwkv_world.versions.matrices import (
-    ATT_X,
-    FFN_X,
-    WKV,
-    fields,
-    head_epsilon,
-    require_heads,
-)
+from mlc_rwkv_world.versions.matrices import FFN_X, fields, require_heads
 from mlc_rwkv_world.versions.rwkv4.model import ChannelMix
+from mlc_rwkv_world.versions.rwkv5.model import HeadsMix
 from mlc_rwkv_world.versions.rwkv5.reference import PRODUCTS
 from mlc_rwkv_world.versions.rwkv6.reference import CHANNEL_MIXES
 
@@ -39,19 +31,14 @@ class _Shares(nn.Module):  # type: ignore[misc]
             setattr(self, mix, Linear(rank, size, fmt.low_rank))
 
 
-class TimeMix(nn.Module):  # type: ignore[misc]
-    """`x + Wo (norm(r S) * silu(Wg xg))`."""
+class TimeMix(HeadsMix):
+    """With mixes and decays that are made from the input."""
 
     def __init__(self, config: ModelConfig, layer: int, fmt: Format, dtype: str) -> None:
-        super().__init__()
-        size, head = config.hidden_size, config.head_size
+        super().__init__(config, layer, fmt, dtype, PRODUCTS)
+        size = config.hidden_size
         self.ranks = (config.mix_low_rank_dim, config.decay_low_rank_dim)
         mixing, decay = self.ranks
-        self.layer = layer
-        self.dtype = dtype
-        self.head_size = head
-        self.span = spans(fields(config))
-        self.float32_keys = config.float32_keys
         for mix in f"x{MIXES}":
             setattr(self, f"time_maa_{mix}", nn.Parameter((size,), "float32"))
         self.time_maa_w1 = Linear(size, len(MIXES) * mixing, fmt.low_rank)
@@ -59,41 +46,21 @@ class TimeMix(nn.Module):  # type: ignore[misc]
         self.time_decay = nn.Parameter((size,), "float32")
         self.time_decay_w1 = Linear(size, decay, fmt.low_rank)
         self.time_decay_w2 = Linear(decay, size, fmt.low_rank)
-        self.time_first = nn.Parameter((size // head, head), "float32")
-        for name in (*PRODUCTS, "output"):
-            setattr(self, name, Linear(size, size, fmt.matrix))
-        self.ln_x = LayerNorm(size, head_epsilon(config))
 
     def forward(
         self, carried: Carried, norm: LayerNorm, segments: Segments, state: State
     ) -> Carried:
         """The residual [T, D] of the compute type, before and after."""
-        (x,) = carried
-        part = make(
-            "rwkv6.time_mix",
-            {
-                "x": x,
-                "norm": norm,
-                "mix": [getattr(self, f"time_maa_{mix}") for mix in f"x{MIXES}"],
-                "mix_1": self.time_maa_w1,
-                **{f"mix_{mix}": getattr(self.time_maa_w2, mix) for mix in MIXES},
-                "decay": self.time_decay,
-                "decay_1": self.time_decay_w1,
-                "decay_2": self.time_decay_w2,
-                "first": self.time_first,
-                **{name: getattr(self, name) for name in (*PRODUCTS, "output", "ln_x")},
-                OFFSETS: segments.offsets,
-            },
-            [(x.shape, self.dtype)],
-            block=self.layer,
-            compute=self.dtype,
-            eps=norm.eps,
-            head_eps=self.ln_x.eps,
-            head_size=self.head_size,
-            float32_keys=self.float32_keys,
-            ranks=self.ranks,
-        )
-        return tuple(state.emit(part, self.layer, [self.span[ATT_X], self.span[WKV]]))
+        learned = {
+            "mix": [getattr(self, f"time_maa_{mix}") for mix in f"x{MIXES}"],
+            "mix_1": self.time_maa_w1,
+            **{f"mix_{mix}": getattr(self.time_maa_w2, mix) for mix in MIXES},
+            "decay": self.time_decay,
+            "decay_1": self.time_decay_w1,
+            "decay_2": self.time_decay_w2,
+        }
+        given = (carried, norm, segments, state)
+        return self.emit("rwkv6.time_mix", learned, *given, ranks=self.ranks)
 
 
 class RWKV6(Backbone):

@@ -81,16 +81,4 @@ def time_mix(
     return out, values
 
 
-def block(
-    number: int,
-    carried: Carried,
-    weights: Weights,
-    rows: Array,
-    offsets: Array,
-    config: ModelConfig,
-    precision: Precision,
-) -> Values[tuple[Carried, Array]]:
-    """What enters block `number`, the residual [T, D], to what leaves it; see `ends.branches`."""
-    return ends.branches(
-        number, carried, weights, rows, offsets, config, precision, time_mix, channel_mix
-    )
+block = partial(ends.branches, time_mix=time_mix, channel_mix=channel_mix)

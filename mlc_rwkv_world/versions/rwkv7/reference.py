@@ -12,6 +12,7 @@ What passes from block to block is the residual and, from block 0 on, block 0's 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -196,16 +197,4 @@ def channel_mix(
     return (yield from ends.squared_relu(xk, weights, layer, precision))
 
 
-def block(
-    number: int,
-    carried: Carried,
-    weights: Weights,
-    rows: Array,
-    offsets: Array,
-    config: ModelConfig,
-    precision: Precision,
-) -> Values[tuple[Carried, Array]]:
-    """The residual [T, D] and, from block 0 on, its value, before and after block `number`."""
-    return ends.branches(
-        number, carried, weights, rows, offsets, config, precision, time_mix, channel_mix
-    )
+block = partial(ends.branches, time_mix=time_mix, channel_mix=channel_mix)

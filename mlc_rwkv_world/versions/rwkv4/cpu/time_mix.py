@@ -15,6 +15,8 @@ from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
 from mlc_rwkv_world.kernels.cpu.exp import exp, sigmoid
 from mlc_rwkv_world.kernels.cpu.mix import LANES, storing
 from mlc_rwkv_world.kernels.cpu.product import Product
+from mlc_rwkv_world.kernels.cpu.products import End
+from mlc_rwkv_world.kernels.cpu.products import products as ended_products
 from mlc_rwkv_world.kernels.signature import STACK, Signature
 from mlc_rwkv_world.storage.stored import ROWS
 
@@ -202,50 +204,7 @@ def time_mix(sig: Signature) -> tirx.PrimFunc:
 
 def products(sig: Signature) -> tirx.PrimFunc:
     """(xk, xv, xr, Wk, Wv, Wr) -> k, v, sigmoid(r), float32 [T, D]."""
-    x_type, w_type = sig.args[0], sig.args[3]
-    width = sig.outs[0].static(1)
-    product = Product(x_type, w_type, sig.stored[0], sig)
-    multiply, tokens = product.tile(), product.tokens
-    x_shape, w_shape = x_type.shape[1:], w_type.shape
-
-    @T.inline
-    def rows_of(x: Any, w: Any, block: Any, rows: Any, total: Any, out: Any, gate: bool) -> None:
-        for tile in range((rows + tokens - 1) // tokens):
-            multiply(x, w, block, tile, rows, total)
-            for t in range(T.min(tokens, rows - tile * tokens)):
-                for j in T.unroll(ROWS // LANES):
-                    out[tile * tokens + t, _vector(block * ROWS + j * LANES)] = (
-                        sigmoid(total[_vector(t * ROWS + j * LANES)], LANES)
-                        if gate
-                        else total[_vector(t * ROWS + j * LANES)]
-                    )
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        var_xk: T.handle,
-        var_xv: T.handle,
-        var_xr: T.handle,
-        wk: T.Buffer(w_shape, w_type.dtype),
-        wv: T.Buffer(w_shape, w_type.dtype),
-        wr: T.Buffer(w_shape, w_type.dtype),
-        var_k: T.handle,
-        var_v: T.handle,
-        var_r: T.handle,
-    ) -> None:
-        rows = T.int64()
-        xk = T.match_buffer(var_xk, (rows, *x_shape), x_type.dtype)
-        xv = T.match_buffer(var_xv, (rows, *x_shape), x_type.dtype)
-        xr = T.match_buffer(var_xr, (rows, *x_shape), x_type.dtype)
-        k = T.match_buffer(var_k, (rows, width), "float32")
-        v = T.match_buffer(var_v, (rows, width), "float32")
-        r = T.match_buffer(var_r, (rows, width), "float32")
-        for block in T.parallel(width // ROWS):
-            total = T.alloc_buffer((tokens * ROWS,), "float32", scope=STACK)
-            rows_of(xk, wk, block, rows, total, k, False)
-            rows_of(xv, wv, block, rows, total, v, False)
-            rows_of(xr, wr, block, rows, total, r, True)
-
-    return kernel
+    return ended_products(sig, [End(), End(), End(sigmoid)])
 
 
 def recurrence(sig: Signature) -> tirx.PrimFunc:

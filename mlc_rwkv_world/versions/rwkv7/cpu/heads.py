@@ -14,13 +14,12 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
 from mlc_rwkv_world.kernels.cpu.exp import exp, sigmoid
-from mlc_rwkv_world.kernels.cpu.head import Head, matrix_at
+from mlc_rwkv_world.kernels.cpu.head import Head
 from mlc_rwkv_world.kernels.cpu.mix import storing
 from mlc_rwkv_world.kernels.cpu.product import Product
 from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType
+from mlc_rwkv_world.kernels.signature import STACK, Signature
 from mlc_rwkv_world.storage.stored import ROWS
 from mlc_rwkv_world.versions.rwkv7.reference import DECAY_RATE, LEAST_NORM
 
@@ -38,8 +37,9 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
     small = sig.args[4:12] if shared else sig.args[3:9]
     hidden, factors = small[: len(small) // 2], small[len(small) // 2 :]
     letters = "wavg" if shared else "wag"
+    head = Head(sig, size)
     ups = {
-        letter: _up(sig, x, w, stored, size)
+        letter: head.up(x, w, stored)
         for letter, x, w, stored in zip(letters, hidden, factors, sig.stored, strict=True)
     }
     types = dict(zip(letters, zip(hidden, factors, strict=True), strict=True))
@@ -49,11 +49,10 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
         types[letter] for letter in "wavg"
     )
     tokens = Product(hidden[0], factors[0], sig.stored[0], sig).tokens
-    head = Head(sig, size)
     at, constant, vectors, lanes = head.at, head.constant, head.vectors, head.lanes
     add, norm, recur = head.summed(), head.normalized(eps), _recurrence(head)
     store, out_shape = storing(sig.inputs), out_type.shape[1:]
-    pool_shape = pool_type.shape
+    find = head.places(pool_type, step)
     layers, state_rows = pool_type.static(1), pool_type.static(2)
     count, groups = width // size, size // ROWS
     up_w, up_a, up_v, up_g = (ups.get(letter, ups["w"]) for letter in "wavg")
@@ -213,23 +212,7 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
                         (a, share),
                         (written, removed, replaced, value),
                     )
-                    if step:
-                        sequence[0] = T.cast(row, "int64")
-                    elif T.cast(row, "int32") == offsets[sequence[0] + T.int64(1)]:
-                        sequence[0] = sequence[0] + T.int64(1)
-                    place[1] = matrix_at(
-                        pool_shape, write_slot(slots, sequence[0]), layer, state_row, number, size
-                    )
-                    place[0] = place[1]
-                    if step or T.cast(row, "int32") == offsets[sequence[0]]:
-                        place[0] = matrix_at(
-                            pool_shape,
-                            read_slot(slots, sequence[0]),
-                            layer,
-                            state_row,
-                            number,
-                            size,
-                        )
+                    find(row, number, offsets, slots, layer, state_row, sequence, place)
                     recur(
                         r,
                         row,
@@ -254,33 +237,6 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
 
     absent = [] if shared else ["value_first", "hv", "v2", "v0"]
     return without(kernel, *absent, *(["offsets"] if step else []))
-
-
-def _up(
-    sig: Signature, x: TensorType, w: TensorType, stored: Any, size: int
-) -> Callable[..., None]:
-    """`up(x, w, head, tile, rows, total, out)`: a head's rows of a second factor's product.
-
-    They go to out, a local buffer [tokens * N], for the tile's tokens.
-    """
-    # One block at a time, since a head's lie together.
-    one = TensorType((1, *w.shape[1:]), w.dtype)
-    product = Product(x, one, stored, sig)
-    multiply, tokens, groups = product.tile(), product.tokens, size // ROWS
-    lanes = Head(sig, size).lanes
-
-    @T.inline
-    def up(x: Any, w: Any, head: Any, tile: Any, rows: Any, total: Any, out: Any) -> None:
-        for n in range(groups):
-            multiply(x, w, head * groups + n, tile, rows, total)
-            for t in T.unroll(tokens):
-                for j in T.unroll(ROWS // lanes):
-                    out[T.Ramp(t * size + n * ROWS + j * lanes, 1, lanes)] = total[
-                        T.Ramp(t * ROWS + j * lanes, 1, lanes)
-                    ]
-
-    chosen: Callable[..., None] = up
-    return chosen
 
 
 def _recurrence(head: Head) -> Callable[..., None]:

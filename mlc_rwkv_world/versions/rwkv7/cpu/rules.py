@@ -17,6 +17,7 @@ from mlc_rwkv_world.model.parts import Part
 from mlc_rwkv_world.storage.stored import ROWS
 from mlc_rwkv_world.versions.rwkv7.cpu.heads import heads
 from mlc_rwkv_world.versions.rwkv7.cpu.products import products
+from mlc_rwkv_world.versions.rwkv7.parts import MIXES
 
 _LARGE = ("receptance", "key", "value")
 
@@ -31,11 +32,11 @@ def time_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     if not _suits(part):
         return None
     branch, shared = Branch(part, emit), "value_first" in part
-    blends, ranks = branch.mix(), part.attrs["ranks"]
+    blends, ranks = dict(zip(MIXES, branch.mix(), strict=True)), part.attrs["ranks"]
     small = "wavg" if shared else "wag"
     first, second = [f"{n}1" for n in small], [f"{n}2" for n in small]
     roles = [*_LARGE, *first]
-    args = [*blends, *(part.tensor(role) for role in roles)]
+    args = [*(blends[n] for n in f"rkv{small}"), *(part.tensor(role) for role in roles)]
     outs = [branch.rows] * len(_LARGE) + [branch.input(ranks[n]) for n in small]
     r, k, v, *hidden = branch.products(products, args, outs, *roles)
     vectors = [f"{n}0" for n in small if n != "g"] + ["k_k", "k_a", "r_k", "ln_x"]

@@ -1,0 +1,1 @@
+"""RWKV-5 on a CPU."""
