@@ -69,6 +69,8 @@ def test_everything_on_the_page(demo_checkpoint: Path, tmp_path: Path) -> None:
                     stderr=subprocess.STDOUT,
                     text=True,
                     stdin=subprocess.DEVNULL,
+                    # For hangs: a server that never says where it listens.
+                    timeout=1200,
                 )
                 assert agrees(done.stdout, expected), f"{command}\n{done.stdout}"
         finally:
