@@ -38,9 +38,11 @@ test: $(VENV)/installed-test
 	ctest --test-dir build/cpp --output-on-failure
 	$(PYTEST)
 
-$(VENV)/installed: pyproject.toml CMakeLists.txt $(shell find cpp mlc_rwkv_world mlc_llm -type f -not -path '*/__pycache__/*')
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/installed: pyproject.toml CMakeLists.txt $(shell find cpp mlc_rwkv_world mlc_llm -type f -not -path '*/__pycache__/*') | $(BIN)/python
 	$(BIN)/python -m pip install --quiet .
 	touch $@
 
@@ -49,11 +51,12 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 # Every link inside these files leads somewhere, or this fails.
-docs: $(VENV)/installed-test
+docs: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --group docs
 	$(BIN)/python docs/site.py build/site
 
-wheel: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet build
+wheel: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --group wheel
 	$(BIN)/python -m build --outdir build/wheels .
 
 clean:

@@ -19,7 +19,11 @@ OFF = "off"
 
 
 def clean(message: str) -> str:
-    """`message` without blank lines, which would end the turn, and without space around it."""
+    """`message` without blank lines, which would end the turn, and without space around it.
+
+    So models of the World and of the G1 series were trained: the card of rwkv-7-world, and
+    RWKV-LM/RWKV-v7/RWKV7-G1x-templates.txt, ask for it. Indentation stays.
+    """
     message = message.replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"\n\s*\n", "\n", message).strip()
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import IRModule
 
 from mlc_rwkv_world.artifact.atomic import write_file
@@ -68,6 +70,8 @@ class ModuleCache:
 
     def store(self, mod: IRModule) -> None:
         """Keeps the module; a cache that cannot be written is no reason to fail."""
+        if not _writes_types():
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_file(self.path, tvm.ir.save_json(mod).encode())
@@ -76,6 +80,15 @@ class ModuleCache:
                 old.unlink(missing_ok=True)
         except OSError:
             return
+
+
+def _writes_types() -> bool:
+    """Whether TVM can write a module as JSON here.
+
+    With tvm-ffi 0.1.15, TVM 0.26 and 0.27 die of a segmentation fault at the first type in it.
+    """
+    numbers = re.findall(r"\d+", str(tvm_ffi.__version__))
+    return [int(number) for number in numbers[:3]] < [0, 1, 15]
 
 
 def digest_of_sources(additions: Additions | None = None) -> str:

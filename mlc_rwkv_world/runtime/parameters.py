@@ -48,7 +48,8 @@ class MappedShards:
         record = self.index.tensors[name]
         start = -(-record.offset // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (record.offset + record.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > start:
+        # Windows has no such advice, and takes the memory back when it needs it.
+        if end > start and hasattr(mmap, "MADV_DONTNEED"):
             self._map(record.shard).madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def _map(self, shard: str) -> mmap.mmap:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 from lowering import Lowered
 from running import logits
 from support.modules import small_config
@@ -126,6 +127,19 @@ def test_a_folder_that_cannot_be_written_is_no_failure(lowered: Lowered, tmp_pat
     cache = ModuleCache(tmp_path / "file" / "cache", lowered.described)
     cache.store(lowered.module)
     assert cache.load() is None
+
+
+@pytest.mark.parametrize(
+    ("version", "kept"),
+    [("0.1.14.post0", True), ("0.1.14.post1", True), ("0.1.15.post2", False), ("0.2.0", False)],
+)
+def test_nothing_is_written_where_tvm_would_die_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, kept: bool
+) -> None:
+    monkeypatch.setattr(tvm_ffi, "__version__", version)
+    cache = ModuleCache(tmp_path / "cache", {})
+    cache.store(tvm.IRModule({}))
+    assert cache.path.exists() is kept
 
 
 def test_the_modules_that_are_not_used_make_room(

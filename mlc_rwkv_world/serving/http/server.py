@@ -141,8 +141,11 @@ class _Server(uvicorn.Server):
 
 def _allow_files(count: int) -> None:
     """Let this process have so many connections, as far as it may."""
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        # Windows sets no such limit.
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
