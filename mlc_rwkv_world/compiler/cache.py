@@ -9,19 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tvm
-import tvm_ffi
 from tvm import IRModule
 
 from mlc_rwkv_world.artifact.atomic import write_file
 from mlc_rwkv_world.artifact.metadata import REVISION
 from mlc_rwkv_world.artifact.registry import home
+from mlc_rwkv_world.compiler import ffi
 from mlc_rwkv_world.compiler.additions import Additions
 
 # What a module is made by; a change in any of it makes cached modules stale.
@@ -70,7 +69,7 @@ class ModuleCache:
 
     def store(self, mod: IRModule) -> None:
         """Keeps the module; a cache that cannot be written is no reason to fail."""
-        if not _writes_types():
+        if not ffi.fits():
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,15 +79,6 @@ class ModuleCache:
                 old.unlink(missing_ok=True)
         except OSError:
             return
-
-
-def _writes_types() -> bool:
-    """Whether TVM can write a module as JSON here.
-
-    With tvm-ffi 0.1.15, TVM 0.26 and 0.27 die of a segmentation fault at the first type in it.
-    """
-    numbers = re.findall(r"\d+", str(tvm_ffi.__version__))
-    return [int(number) for number in numbers[:3]] < [0, 1, 15]
 
 
 def digest_of_sources(additions: Additions | None = None) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm.target import Target, codegen
 
+from mlc_rwkv_world.compiler import ffi
 from mlc_rwkv_world.errors import TargetError
 
 _LONGEST = 1000
@@ -186,6 +188,11 @@ def _require_backend(kind: str, text: str) -> None:
         raise TargetError(
             f"--target {text!r}: the TVM that is installed ({tvm.__version__}) was built without "
             f"{kind}. Install a TVM with it, or choose another target."
+        )
+    if kind == "metal" and not ffi.fits():
+        raise TargetError(
+            f"--target {text!r}: with tvm-ffi {tvm_ffi.__version__} TVM dies while it compiles for "
+            "Metal. Run: pip install 'apache-tvm-ffi<0.1.15'"
         )
 
 

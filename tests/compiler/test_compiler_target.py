@@ -6,6 +6,7 @@ import json
 import platform
 
 import pytest
+import tvm_ffi
 
 from mlc_rwkv_world.compiler.library import ending
 from mlc_rwkv_world.compiler.target import resolve
@@ -135,3 +136,13 @@ def test_instruction_sets_can_be_left_out() -> None:
 def test_endings(text: str, expected: str) -> None:
     assert ending(resolve(text), system_lib=False) == expected
     assert ending(resolve(text), system_lib=True) == ".tar"
+
+
+@pytest.mark.parametrize("version", ["0.1.15.post2", "0.2.0"])
+def test_metal_is_refused_where_tvm_would_die_of_it(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(tvm_ffi, "__version__", version)
+    with pytest.raises(TargetError, match=r"pip install 'apache-tvm-ffi<0\.1\.15'"):
+        resolve("metal")
+    assert resolve("llvm").kind == "llvm"

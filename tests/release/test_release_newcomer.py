@@ -21,7 +21,7 @@ import pytest
 pytestmark = pytest.mark.slow
 PARIS = "The capital of France is Paris."
 _GIVEN = os.environ.get("MLC_RWKV_WORLD_WHEELS")
-_WHEELS = sorted(Path(_GIVEN).glob("*.whl")) if _GIVEN else [None]
+_WHEELS: list[Path | None] = [*sorted(Path(_GIVEN).glob("*.whl"))] if _GIVEN else [None]
 
 
 def python_of(wheel: Path) -> str | None:
