@@ -115,22 +115,34 @@ def exact(model: Model, weights: list[Array]) -> Answers:
 
     Its exponents of a state that has read nothing are those of float32.
     """
-    config, fmt = model.config, format_named(model.quantization)
-    named = {spec.name: w for spec, w in zip(parameters(config, fmt), weights, strict=True)}
     pool = _fresh_pool(model).astype(np.float64)
 
     def call(name: str, ids: list[int], moves: list[tuple[int, int]], *rest: Array) -> list[Array]:
         offsets = rest[0] if rest else np.arange(len(ids) + 1)
         reads, writes = ([pair[n] for pair in moves] for n in (0, 1))
-        reference = version_of(config.model_version).reference
-        logits, pool[writes] = references.run(
-            reference, config, Dense(named), np.array(ids), offsets, pool[reads], FLOAT64
-        )
+        logits, pool[writes] = _reference(model, weights, ids, offsets, pool[reads])
         return [logits, pool[writes]]
 
-    answers = _asked(call, config.vocab_size)
+    answers = _asked(call, model.config.vocab_size)
     answers["the fresh state"] = [pool[:1]]
     return answers
+
+
+def exact_logits(model: Model, weights: list[Array], texts: list[list[int]]) -> Array:
+    """Logits [B, V] after each text, from fresh states; see `exact`."""
+    fresh = _fresh_pool(model).astype(np.float64)[[0] * len(texts)]
+    offsets = np.cumsum([0, *map(len, texts)])
+    ids = [token for text in texts for token in text]
+    return _reference(model, weights, ids, offsets, fresh)[0]
+
+
+def _reference(
+    model: Model, weights: list[Array], ids: list[int], offsets: Array, state: Array
+) -> tuple[Array, Array]:
+    config, fmt = model.config, format_named(model.quantization)
+    named = {spec.name: w for spec, w in zip(parameters(config, fmt), weights, strict=True)}
+    reference = version_of(config.model_version).reference
+    return references.run(reference, config, Dense(named), np.array(ids), offsets, state, FLOAT64)
 
 
 def _asked(call: Callable[..., list[Array]], vocabulary: int) -> Answers:
