@@ -37,7 +37,7 @@ from mlc_rwkv_world.artifact.places import expanded
 from mlc_rwkv_world.artifact.registry import HOME_VARIABLE, REGISTRY, Record, home
 from mlc_rwkv_world.errors import ArtifactError, NotFoundError, RwkvWorldError, UsageError
 
-GPU_KINDS = ("cuda", "metal", "vulkan", "opencl", "rocm")
+GPU_KINDS = ("cuda", "metal", "vulkan", "opencl", "rocm", "webgpu")
 
 _QUANTIZATION = re.compile(r"q\d+f\d+(?:_\d+)?", re.ASCII)
 _TARGET = re.compile(rf".*-{_QUANTIZATION.pattern}-(.+)", re.ASCII)

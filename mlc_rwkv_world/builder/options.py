@@ -125,7 +125,8 @@ class Options:
         default=AUTO,
         metadata=_flag(
             "--target",
-            "auto, llvm, cuda, metal, opencl, vulkan, or a full TVM target (default: {default})",
+            "auto, llvm, cuda, metal, opencl, vulkan, webgpu, or a full TVM target (default: "
+            "{default})",
         ),
     )
     quantization: str = field(

@@ -24,7 +24,7 @@ from mlc_rwkv_world.errors import TargetError, is_out_of_memory, out_of_memory
 
 _SYSTEM_ENDINGS = {"darwin": ".dylib", "macos": ".dylib", "windows": ".dll"}
 # Ending of the shader source that a device module can print.
-_SHADERS = {"metal": ".metal", "opencl": ".cl"}
+_SHADERS = {"metal": ".metal", "opencl": ".cl", "webgpu": ".wgsl"}
 
 
 def ending(target: BuildTarget, system_lib: bool) -> str:

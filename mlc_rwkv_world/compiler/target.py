@@ -18,13 +18,15 @@ from mlc_rwkv_world.compiler import ffi
 from mlc_rwkv_world.errors import TargetError
 
 _LONGEST = 1000
-KINDS = ("llvm", "cuda", "metal", "opencl", "vulkan")
+KINDS = ("llvm", "cuda", "metal", "opencl", "vulkan", "webgpu")
 # Limits that TVM would read from a device that is not there.
 _CUDA_LIMITS = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152}
 _CUDA_DEFAULT_ARCH = "sm_80"
 # The first with float16 arithmetic.
 _CUDA_OLDEST_ARCH = 53
 _METAL_LIMITS = {"max_threads_per_block": 256, "max_shared_memory_per_block": 32768}
+# What every WebGPU has, https://www.w3.org/TR/webgpu/#limits; TVM's own default is more memory.
+_WEBGPU_LIMITS = {"max_num_threads": 256, "max_shared_memory_per_block": 16384}
 
 # What generated code is made of; features that only systems or ciphers use do not matter.
 _INSTRUCTION_SETS = (
@@ -110,8 +112,7 @@ def resolve(text: str) -> BuildTarget:
         )
     _require_backend(str(kind), text)
     notes: list[str] = []
-    complete = {"llvm": _llvm, "cuda": _cuda, "metal": _metal}.get(str(kind), _other)
-    attrs = complete(attrs, notes)
+    attrs = _COMPLETE.get(str(kind), _other)(attrs, notes)
     _require_known_cpu(attrs if kind == "llvm" else attrs.get("host"), text)
     _require_known_gpu(str(attrs.get("arch", "")), text)
     target = BuildTarget(_accepted(attrs, text), tuple(notes))
@@ -237,5 +238,15 @@ def _metal(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     return _with_host(attrs, {"kind": "llvm", "mtriple": "arm64-apple-macos"})
 
 
+def _webgpu(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    for key, value in _WEBGPU_LIMITS.items():
+        attrs.setdefault(key, value)
+    # As mlc_llm names what browsers run.
+    return _with_host(attrs, {"kind": "llvm", "mtriple": "wasm32-unknown-unknown-wasm"})
+
+
 def _other(attrs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     return _with_host(attrs)
+
+
+_COMPLETE = {"llvm": _llvm, "cuda": _cuda, "metal": _metal, "webgpu": _webgpu}

@@ -14,11 +14,16 @@ from typing import Any, NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """`rows` rows of a layer's state, every value of which is `fresh` in a new one."""
+    """`rows` rows of a layer's state, filled with `fresh` in a new one: all, or each with its."""
 
     name: str
     rows: int = 1
-    fresh: float = 0.0
+    fresh: float | tuple[float, ...] = 0.0
+
+    @property
+    def initial(self) -> tuple[float, ...]:
+        """The value that fills each row of a new one."""
+        return self.fresh if isinstance(self.fresh, tuple) else (self.fresh,) * self.rows
 
 
 class Span(NamedTuple):
@@ -40,4 +45,4 @@ def spans(fields: Sequence[Field]) -> list[Span]:
 
 def initial_rows(fields: Sequence[Field]) -> tuple[float, ...]:
     """The value that fills each row of a new state's layer, [R]."""
-    return tuple(field.fresh for field in fields for _ in range(field.rows))
+    return tuple(value for field in fields for value in field.initial)

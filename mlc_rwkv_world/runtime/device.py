@@ -15,7 +15,7 @@ import tvm_ffi
 from mlc_rwkv_world.errors import TargetError, UsageError
 from mlc_rwkv_world.runtime import tvm_runtime
 
-KINDS = ("cuda", "metal", "rocm", "vulkan", "opencl", "cpu")
+KINDS = ("cuda", "metal", "rocm", "vulkan", "opencl", "webgpu", "cpu")
 
 
 def open_device(name: str, available: Iterable[str]) -> Any:

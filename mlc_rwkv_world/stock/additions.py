@@ -18,15 +18,14 @@ from mlc_rwkv_world.stock.passes.add_engine_functions import AddEngineFunctions
 from mlc_rwkv_world.stock.passes.add_sampling_functions import AddSamplingFunctions
 
 # Where the engine draws tokens on the device, and stops if a library has no functions for it.
-_DRAWS_THERE = ("cuda", "vulkan", "metal")
+_DRAWS_THERE = ("cuda", "vulkan", "metal", "webgpu")
 
 
 def _passes(target: Target, config: ModelConfig) -> Sequence[Pass]:
-    """TVM's operators for sorting and drawing become its kernels before anything else happens."""
+    """TVM's operators for sorting and sums become its kernels before anything else happens."""
     added: list[Pass] = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS)]
     if target.kind.name in _DRAWS_THERE:
-        drawing = AddSamplingFunctions(target, config.vocab_size)
-        added += [drawing, backend.DispatchSampling(), backend.DispatchSortScan()]
+        added += [AddSamplingFunctions(target, config.vocab_size), backend.DispatchSortScan()]
     return added
 
 

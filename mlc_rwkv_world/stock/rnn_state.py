@@ -1,6 +1,6 @@
 """TVM's RNNState behind the `State` protocol: the state as stock engines hold it.
 
-Each layer has one slot for each row, float32 [D]. The engine owns the object, chooses the
+Each layer has one slot for each field, float32. The engine owns the object, chooses the
 sequences of a call, and copies rows in and out through the functions of `stock.kernels.rnn_state`.
 """
 
@@ -73,7 +73,7 @@ def create_rnn_state(
     gets = [builder.add_func(getter(s, i), f"rnn_state_get_{i}") for i, s in enumerate(shapes)]
     sets = [builder.add_func(setter(s, i), f"rnn_state_set_{i}") for i, s in enumerate(shapes)]
     initial = [
-        relax.const(np.full(shape, field.fresh, "float32"))
+        relax.const(np.repeat(np.array(field.initial, "float32"), width).reshape(shape))
         for field, shape in zip(fields, shapes, strict=True)
     ]
     call = relax.call_pure_packed(

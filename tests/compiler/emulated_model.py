@@ -1,22 +1,28 @@
-"""Runs a small model on the emulated GPU, in a process of its own, or on this CPU."""
+"""Runs a small model on a GPU's stand-in, the emulated one in a process of its own, or this CPU."""
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
 import tvm_ffi
 from running import taken
-from tvm import relax
+from tvm import IRModule, relax
 
-from mlc_rwkv_world.compiler import metadata, pipeline
+from mlc_rwkv_world.compiler import library, metadata, pipeline
 from mlc_rwkv_world.compiler.export import export, parameters
-from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.compiler.target import BuildTarget, resolve
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Stored, format_named
+from mlc_rwkv_world.versions import references
+from mlc_rwkv_world.versions.precision import FLOAT64
 from mlc_rwkv_world.versions.table import version_of
+from mlc_rwkv_world.versions.weights import Dense
 
 Array = np.ndarray
 Answers = dict[str, list[Array]]
@@ -78,17 +84,15 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
     described = metadata.describe(model.config, fmt, specs, target, model.compute_dtype)
     mod = export(model.config, fmt, model.compute_dtype)
     mod = pipeline.run(mod, target.target, model.config, described, None)
-    nothing = tvm.transform.Sequential([])
-    executable = relax.build(mod, target=target.target, relax_pipeline=nothing)
     device = tvm.device("cpu" if target.kind == "llvm" else target.kind, 0)
-    machine = relax.VirtualMachine(executable, device)
+    with tempfile.TemporaryDirectory() as folder:
+        machine = relax.VirtualMachine(_built(mod, target, Path(folder)), device)
     tensors = [tvm.runtime.tensor(value, device) for value in weights]
     stored = {spec.name: tensor for spec, tensor in zip(specs, tensors, strict=True)}
     held = tvm_ffi.convert(taken(machine, stored))
     counts: dict[str, Any] = {}
 
     pool = tvm.runtime.tensor(_fresh_pool(model), device)
-    slots = iter(range(1, SLOTS))
 
     def call(name: str, ids: list[int], moves: list[tuple[int, int]], *rest: Array) -> list[Array]:
         """Logits, and the states that were written."""
@@ -101,7 +105,49 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
         )
         return [logits.numpy(), pool.numpy()[[write for _, write in moves]]]
 
-    vocabulary = model.config.vocab_size
+    answers = _asked(call, model.config.vocab_size)
+    answers["the fresh state"] = [pool.numpy()[:1]]
+    return answers, counts
+
+
+def exact(model: Model, weights: list[Array]) -> Answers:
+    """What `run` should give, by the reference in float64; for weights that are stored as they are.
+
+    Its exponents of a state that has read nothing are those of float32.
+    """
+    pool = _fresh_pool(model).astype(np.float64)
+
+    def call(name: str, ids: list[int], moves: list[tuple[int, int]], *rest: Array) -> list[Array]:
+        offsets = rest[0] if rest else np.arange(len(ids) + 1)
+        reads, writes = ([pair[n] for pair in moves] for n in (0, 1))
+        logits, pool[writes] = _reference(model, weights, ids, offsets, pool[reads])
+        return [logits, pool[writes]]
+
+    answers = _asked(call, model.config.vocab_size)
+    answers["the fresh state"] = [pool[:1]]
+    return answers
+
+
+def exact_logits(model: Model, weights: list[Array], texts: list[list[int]]) -> Array:
+    """Logits [B, V] after each text, from fresh states; see `exact`."""
+    fresh = _fresh_pool(model).astype(np.float64)[[0] * len(texts)]
+    offsets = np.cumsum([0, *map(len, texts)])
+    ids = [token for text in texts for token in text]
+    return _reference(model, weights, ids, offsets, fresh)[0]
+
+
+def _reference(
+    model: Model, weights: list[Array], ids: list[int], offsets: Array, state: Array
+) -> tuple[Array, Array]:
+    config, fmt = model.config, format_named(model.quantization)
+    named = {spec.name: w for spec, w in zip(parameters(config, fmt), weights, strict=True)}
+    reference = version_of(config.model_version).reference
+    return references.run(reference, config, Dense(named), np.array(ids), offsets, state, FLOAT64)
+
+
+def _asked(call: Callable[..., list[Array]], vocabulary: int) -> Answers:
+    """The answers of `call(name, ids, slots of each sequence, offsets of a prefill)`, by name."""
+    slots = iter(range(1, SLOTS))
     tokens = [(7 * i + 3) % vocabulary for i in range(LONG)]
     answers: Answers = {}
     for name, offsets in (("ragged", RAGGED), ("long", [0, LONG])):
@@ -126,8 +172,16 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
             found = call("rwkv_world_decode", [5 + number + step], moves)
             answers[f"decode {step} {number}"] = found
             sequences[number] = moves[0][1]
-    answers["the fresh state"] = [pool.numpy()[:1]]
-    return answers, counts
+    return answers
+
+
+def _built(mod: IRModule, target: BuildTarget, folder: Path) -> Any:
+    if target.kind == "webgpu":
+        # Its kernels are source until they are loaded.
+        (path,) = library.write(mod, target, folder / "model.so")
+        return tvm.runtime.load_module(str(path))
+    nothing = tvm.transform.Sequential([])
+    return relax.build(mod, target=target.target, relax_pipeline=nothing)
 
 
 def _fresh_pool(model: Model) -> Array:

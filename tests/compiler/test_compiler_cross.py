@@ -171,6 +171,24 @@ def test_rwkv7_for_gpus(target: str, tmp_path: Path) -> None:
         assert found.initial_rows == (0.0,) * 66
 
 
+def test_webgpu_objects_are_webassembly(source: Path, tmp_path: Path) -> None:
+    artifact = build(
+        source, target="webgpu", output=tmp_path, prefill_chunk_size=16, weights=False, stock=False
+    )
+    objects, shaders = artifact.libraries
+    assert (objects.name, shaders.name) == ("tiny-q4f16_1-webgpu.tar", "tiny-q4f16_1-webgpu.wgsl")
+    assert library_kind(objects) == artifact.target == "webgpu"
+    (note,) = artifact.notes
+    assert note.startswith("no linker for wasm32-unknown-unknown-wasm here: ")
+    with tarfile.open(objects) as archive:
+        archive.extractall(tmp_path / "objects", filter="data")
+    for path in (tmp_path / "objects").iterdir():
+        assert path.read_bytes()[:8] == b"\0asm\1\0\0\0"
+    text = shaders.read_text()
+    kernels = re.findall(r"^// Function: (\w+)$", text, re.M)
+    assert len(set(kernels)) == len(kernels) == text.count("@compute") > 20
+
+
 def test_another_cpu(source: Path, dist: Path) -> None:
     target = "llvm -mtriple=aarch64-linux-gnu -mattr=+dotprod"
     artifact = build(

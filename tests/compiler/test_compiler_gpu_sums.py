@@ -1,26 +1,33 @@
-"""The source that is generated for GPUs without one: sums are float32, in every kernel."""
+"""The source that is generated for GPUs without one: sums are float32, and WebGPU's limits hold."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from functools import cache
+from math import prod
 
 import pytest
 import tvm
+from support import webgpu
 from support.modules import CHANGES, small_config, small_module
 from tvm import IRModule, tirx
 from tvm.target import Target
 
 from mlc_rwkv_world.compiler import metadata, pipeline
 from mlc_rwkv_world.compiler.export import parameters
-from mlc_rwkv_world.compiler.target import BuildTarget, host, resolve
+from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.storage import format_named
 from mlc_rwkv_world.tvm_names import name_of
 
 KINDS = ("metal", "opencl", "webgpu")
 FORMATS = ("q0f16", "q8f16_1", "q4f16_1")
+BUILT = [
+    *((4, fmt) for fmt in FORMATS),
+    *((version, "q4f16_1") for version in (5, 6, 7)),
+    (7, "q0f16"),
+]
 
 _DECLARED = re.compile(
     r"\b(?:simdgroup_)?(half|float|u?int|u?long|u?char|bool)(?:\d|8x8)?\*? (?:restrict )?(\w+)"
@@ -31,13 +38,6 @@ _STORED = re.compile(r"^ +vstore\d\((.+), \d+, ([^,]+)\);$", re.M)
 _MATRICES = re.compile(r"simdgroup_multiply_accumulate\((\w+)\[[^,]+, .+, (\w+)\[[^,]+\)")
 
 
-def build_target(kind: str) -> BuildTarget:
-    # Browsers' libraries are mlc_llm's to build: it says what the host is.
-    return (
-        BuildTarget(Target({"kind": kind, "host": host()})) if kind == "webgpu" else resolve(kind)
-    )
-
-
 @cache
 def sources(kind: str, quantization: str, version: int = 4) -> dict[str, str]:
     """The source of each kernel of a model that computes one block in float16, one in float32."""
@@ -45,7 +45,7 @@ def sources(kind: str, quantization: str, version: int = 4) -> dict[str, str]:
     config, fmt, target = (
         small_config(**changes, fp32_layers=(1,)),
         format_named(quantization),
-        build_target(kind),
+        resolve(kind),
     )
     described = metadata.describe(config, fmt, parameters(config, fmt), target, "float16")
     mod = small_module(quantization, "float16", **changes, fp32_layers=(1,))
@@ -83,14 +83,7 @@ def sums(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "version, quantization",
-    [
-        *((4, fmt) for fmt in FORMATS),
-        *((version, "q4f16_1") for version in (5, 6, 7)),
-        (7, "q0f16"),
-    ],
-)
+@pytest.mark.parametrize("version, quantization", BUILT)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_summed_in_float16(kind: str, quantization: str, version: int) -> None:
     kernels = sources(kind, quantization, version)
@@ -103,19 +96,67 @@ def test_nothing_is_summed_in_float16(kind: str, quantization: str, version: int
     assert len(products) > 15
 
 
-# Default limit of storage buffers in one shader stage.
-_WEBGPU_BUFFERS = 8
+# What every WebGPU grants, https://www.w3.org/TR/webgpu/#limits: storage buffers of a kernel,
+# threads of a workgroup, and bytes that they share.
+_BUFFERS, _THREADS, _SHARED = 8, 256, 16384
+_SIZE = re.compile(r"@workgroup_size\((\d+), (\d+), (\d+)\)")
+_SHARES = re.compile(r"var<workgroup> \w+ : array<(?:vec(\d)<)?(\w+?)>?, (\d+)>;")
+_BYTES = {"f16": 2, "f32": 4, "i32": 4, "u32": 4}
+
+
+def _beyond(text: str) -> list[str]:
+    """What a kernel asks of WebGPU that not every one gives."""
+    found = []
+    if re.search(r"\b[iu](8|16|64)\b|array<bool", text):
+        found.append("types")
+    if text.count("var<storage") > _BUFFERS:
+        found.append("buffers")
+    if any(prod(map(int, size)) > _THREADS for size in _SIZE.findall(text)):
+        found.append("threads")
+    shared = sum(
+        int(n or 1) * _BYTES[kind] * int(count) for n, kind, count in _SHARES.findall(text)
+    )
+    if shared > _SHARED:
+        found.append("memory")
+    if ("f16" in text) != ("enable f16;" in text):
+        found.append("shader-f16")
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", FORMATS)
-def test_what_webgpu_lacks(quantization: str) -> None:
-    """Arrays of booleans; and buffers, of which the recurrence binds more than browsers give."""
-    kernels = sources("webgpu", quantization)
-    assert not any(re.search(r"array<(i8|bool)", text) for text in kernels.values())
-    count = {name: text.count("var<storage") for name, text in kernels.items()}
-    beyond = {name for name, buffers in count.items() if buffers > _WEBGPU_BUFFERS}
-    assert beyond == {"wkv_whole_kernel", "wkv_step_kernel"}
+@pytest.mark.parametrize("version, quantization", [*BUILT, (4, "q4f32_1"), (7, "q4f32_1")])
+def test_kernels_fit_every_webgpu(quantization: str, version: int) -> None:
+    kernels = sources("webgpu", quantization, version)
+    assert {name: found for name, text in kernels.items() if (found := _beyond(text))} == {}
+    uses_float16 = any("enable f16;" in text for text in kernels.values())
+    assert uses_float16 == ("f16" in quantization)
+    # What reduces, does so in memory that a workgroup shares.
+    assert any(_SHARES.search(text) for text in kernels.values())
+    assert all(_SIZE.search(text) for text in kernels.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(webgpu.missing() is not None, reason=webgpu.missing() or "")
+@pytest.mark.parametrize("version, quantization", [*BUILT, (4, "q4f32_1"), (7, "q4f32_1")])
+def test_webgpu_takes_the_source(quantization: str, version: int) -> None:
+    """naga, the compiler of wgpu and Firefox, finds no fault in any kernel."""
+    float16 = "f16" in quantization
+    if float16 and not webgpu.has_float16():
+        pytest.skip(f"this adapter lacks {webgpu.FLOAT16}")
+    device = webgpu.request(float16=float16)
+    for name, text in sources("webgpu", quantization, version).items():
+        device.create_shader_module(code=text, label=name)
+
+
+def test_what_is_beyond_webgpu_would_be_found() -> None:
+    size = "@compute @workgroup_size(32, 8, 1)"
+    assert _beyond(f"{size} fn f() {{}}") == []
+    assert _beyond("@compute @workgroup_size(32, 16, 1) fn f() {}") == ["threads"]
+    assert _beyond("var<storage, read> a : array<f32>;" * 9) == ["buffers"]
+    assert _beyond("var<workgroup> a : array<vec4<f32>, 1025>;") == ["memory"]
+    assert _beyond("enable f16;\nvar<workgroup> a : array<vec4<f16>, 1025>;") == []
+    assert _beyond("var a : array<f16, 4>;") == ["shader-f16"]
+    assert _beyond("condval = i8(bool(a[0i]));") == ["types"]
 
 
 def test_a_sum_in_float16_would_be_found() -> None:

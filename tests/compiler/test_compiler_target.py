@@ -44,6 +44,8 @@ def test_auto_is_one_of_the_kinds() -> None:
         "metal",
         "apple/m1-gpu",
         "opencl",
+        "webgpu",
+        "webgpu -host=llvm",
         "raspberry-pi/4b-aarch64",
     ],
 )
@@ -63,6 +65,9 @@ def test_options_reach_tvm() -> None:
     assert {"dotprod", "fullfp16", "neon"} <= set(arm.cpu_features())
     assert resolve("llvm -num-cores=2").target.attrs["num-cores"] == 2
     assert resolve("nvidia/nvidia-a100").target.attrs["arch"] == "sm_80"
+    # TVM's own is twice what every WebGPU has.
+    assert resolve("webgpu").target.attrs["max_shared_memory_per_block"] == 16384
+    assert resolve("webgpu").host.attrs["mtriple"].startswith("wasm32")
 
 
 def test_a_host_that_lacks_its_triple_is_this_system() -> None:
@@ -129,6 +134,8 @@ def test_instruction_sets_can_be_left_out() -> None:
         ("cuda -arch=sm_90", ".so"),
         ("metal", ".tar"),
         ("metal -host=llvm", ".so"),
+        ("webgpu", ".tar"),
+        ("webgpu -host=llvm", ".so"),
         ("llvm -mtriple=aarch64-linux-gnu", ".tar"),
         ("llvm -mtriple=x86_64-apple-darwin", ".tar"),
     ],

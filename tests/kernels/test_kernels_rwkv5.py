@@ -29,7 +29,7 @@ SHAPED = pytest.mark.parametrize("width, size", SHAPES)
 def _recurrence(width: int, size: int, *, fixed: bool, step: bool, pooled: bool) -> Case:
     """A token's vectors, the bonus, offsets where it is no step, and the state in either form."""
     token, vector, batch = ("b" if step else "t", width, F32), (width, F32), "b"
-    args: list[tuple[object, ...]] = [token, vector if fixed else token, token, token, vector]
+    args: list[tuple[object, ...]] = [token, token, token, vector if fixed else token, vector]
     if not step:
         args.append(("offsets", "int32"))
     if not pooled:
@@ -66,19 +66,20 @@ def kernels(compiled: Callable[[Mapping[str, Case]], Kernels]) -> Kernels:
 
 
 def _inputs(width: int, size: int, *, fixed: bool) -> tuple[list[Array], Array]:
-    """r, w, k, v and u, and a state of which some sequences are fresh and some are not."""
+    """r, k, v, w and u, and a state of which some sequences are fresh and some are not."""
     rng = np.random.default_rng(width)
     tokens, batch = sum(LENGTHS), len(LENGTHS)
     r, k, v = rng.normal(0, 1, (3, tokens, width))
     w = np.exp(-np.exp(rng.normal(-2, 1.5, width if fixed else (tokens, width))))
     state = rng.normal(0, 1, (batch, size, width))
     state[0] = state[2] = 0
-    inputs = (r, w, k, v, rng.normal(0, 0.5, width))
+    inputs = (r, k, v, w, rng.normal(0, 0.5, width))
     return [x.astype(np.float32) for x in inputs], state.astype(np.float32)
 
 
 def _exact(inputs: list[Array], state: Array, offsets: Array) -> tuple[Array, Array]:
-    return reference.wkv(*[*(x.astype(np.float64) for x in (*inputs, state)), offsets])
+    r, k, v, w, u, given = (x.astype(np.float64) for x in (*inputs, state))
+    return reference.wkv(r, w, k, v, u, given, offsets)
 
 
 def _tokens(inputs: list[Array], which: slice) -> list[Array]:

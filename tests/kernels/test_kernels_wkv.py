@@ -22,14 +22,14 @@ F32 = "float32"
 
 
 def _step(width: int, batch: int | str = "b") -> Case:
-    row = (batch, width, F32)
-    return wkv_step, [row, row, (width, F32), (width, F32), row, row, row], [row] * 4
+    row, state = (batch, width, F32), (batch, 3, width, F32)
+    return wkv_step, [row, row, (width, F32), (width, F32), state], [row, state]
 
 
 def _whole(width: int) -> Case:
-    tokens, row, vector = ("t", width, F32), ("b", width, F32), (width, F32)
-    args = [tokens, tokens, vector, vector, row, row, row, ("offsets", "int32")]
-    return wkv, args, [tokens, row, row, row]
+    tokens, state, vector = ("t", width, F32), ("b", 3, width, F32), (width, F32)
+    args = [tokens, tokens, vector, vector, state, ("offsets", "int32")]
+    return wkv, args, [tokens, state]
 
 
 CASES: dict[str, Case] = {
@@ -45,7 +45,7 @@ def kernels(compiled: Callable[[Mapping[str, Case]], Kernels]) -> Kernels:
 
 
 def _inputs(width: int, scale: float) -> list[Array]:
-    """k, v, w, u and a state of which some sequences are fresh and some are not."""
+    """k, v, w, u and a state [B, 3, D] of which some sequences are fresh and some are not."""
     rng = np.random.default_rng(width)
     tokens, batch = sum(LENGTHS), len(LENGTHS)
     k = rng.normal(0, scale, (tokens, width))
@@ -56,7 +56,7 @@ def _inputs(width: int, scale: float) -> list[Array]:
     b, p = np.abs(b) + 0.5, p * scale
     for fresh in (0, 2):
         a[fresh], b[fresh], p[fresh] = 0, 0, -1e30
-    return [x.astype(np.float32) for x in (k, v, w, u, a, b, p)]
+    return [x.astype(np.float32) for x in (k, v, w, u, np.stack([a, b, p], axis=1))]
 
 
 @pytest.mark.parametrize("scale", RATIO)
@@ -64,22 +64,22 @@ def _inputs(width: int, scale: float) -> list[Array]:
 def test_recurrence(kernels: Kernels, width: int, scale: float) -> None:
     inputs = _inputs(width, scale)
     offsets = np.cumsum([0, *LENGTHS]).astype(np.int32)
-    row = ((len(LENGTHS), width), F32)
-    outs = [((int(offsets[-1]), width), F32), row, row, row]
-    actual = kernels(f"wkv_{width}", *inputs, offsets, outs=outs)
-    given: list[Array] = [*(x.astype(np.float64) for x in inputs), offsets]
-    expected = reference.wkv(*given)
-    for result, exact in zip(actual, expected, strict=True):
+    outs = [((int(offsets[-1]), width), F32), ((len(LENGTHS), 3, width), F32)]
+    y, after = kernels(f"wkv_{width}", *inputs, offsets, outs=outs)
+    k, v, w, u, state = (x.astype(np.float64) for x in inputs)
+    a, b, p = np.moveaxis(state, 1, 0)
+    expected = reference.wkv(k, v, w, u, a, b, p, offsets)
+    for result, exact in zip((y, *np.moveaxis(after, 1, 0)), expected, strict=True):
         assert error_ratio(result, exact) < RATIO[scale]
 
-    k, v, w, u, *state = inputs
-    steps = [((1, width), F32)] * 4
+    k, v, w, u, state = inputs
+    steps = [((1, width), F32), ((1, 3, width), F32)]
     for s, (begin, end) in enumerate(pairwise(offsets)):
-        rows = [x[s : s + 1] for x in state]
+        rows = state[s : s + 1]
         for t in range(begin, end):
-            y, *rows = kernels(f"step_{width}", k[t, None], v[t, None], w, u, *rows, outs=steps)
+            y, rows = kernels(f"step_{width}", k[t, None], v[t, None], w, u, rows, outs=steps)
             assert error_ratio(y, expected[0][t]) < RATIO[scale]
-        for result, exact in zip(rows, expected[1:], strict=True):
+        for result, exact in zip(rows[0], expected[1:], strict=True):
             assert error_ratio(result, exact[s]) < RATIO[scale]
 
 
@@ -89,9 +89,12 @@ def test_first_token_of_a_fresh_state_is_its_value(kernels: Kernels, name: str) 
     k = np.repeat(np.array([[-300.0], [0.0], [300.0]], np.float32), 64, axis=1)
     v = np.random.default_rng(0).standard_normal((3, 64), np.float32)
     w, u = np.full(64, -0.5, F32), np.full(64, 3.0, F32)
-    zero, p = np.zeros((3, 64), F32), np.full((3, 64), -1e30, F32)
+    state = np.zeros((3, 3, 64), F32)
+    state[:, 2] = -1e30
     offsets = [np.arange(4, dtype=np.int32)] if name == "wkv_64" else []
-    y, a, b, p = kernels(name, k, v, w, u, zero, zero, p, *offsets, outs=[((3, 64), F32)] * 4)
+    outs = [((3, 64), F32), ((3, 3, 64), F32)]
+    y, after = kernels(name, k, v, w, u, state, *offsets, outs=outs)
+    a, b, p = np.moveaxis(after, 1, 0)
     np.testing.assert_array_equal(y, v)
     np.testing.assert_array_equal(a, v)
     np.testing.assert_array_equal(b, 1)

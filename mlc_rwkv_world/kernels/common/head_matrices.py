@@ -32,8 +32,9 @@ class Token:
     `advance(vectors, t, base, first, state, cell, sums, size, lanes)` is inlined: for token t, with
     the head's channels from `base` on and its value channels from `first` on, it brings
     `state[cell(j, first + i)]`, S of key channel j, to what it becomes, and leaves y in the first
-    `lanes` of `sums`. `vectors` are as many tensors [T, D], or [D] where a vector is no token's
-    own; there are `sums` times `lanes` sums.
+    `lanes` of `sums`; there are `sums` times `lanes` sums. `vectors` are as many tensors [T, D],
+    and then [D] where they are no token's own. A kernel's arguments are these tensors, or begin
+    with one [how many, T, D] in place of those [T, D].
     """
 
     vectors: int
@@ -41,14 +42,48 @@ class Token:
     advance: Callable[..., None]
 
 
+class _Row:
+    """One of the tensors [T, D] that lie in one, read as if it were alone."""
+
+    def __init__(self, stacked: Any, number: int) -> None:
+        self.stacked, self.number = stacked, number
+        self.shape = stacked.shape[1:]
+
+    def __getitem__(self, index: tuple[Any, ...]) -> Any:
+        place = (self.number, *index)
+        return self.stacked[place]
+
+
+class _Given:
+    """The arguments that hold a token's vectors."""
+
+    def __init__(self, sig: Signature, token: Token) -> None:
+        first = sig.args[0].shape
+        self.stacked = int(first[0]) if len(first) == 3 else 0
+        self.width = int(first[-1])
+        self.count = token.vectors - self.stacked + bool(self.stacked)
+        self._ranks = [len(arg.shape) for arg in sig.args[: self.count]]
+
+    def shape(self, number: int, rows: Any) -> tuple[Any, ...]:
+        """That of an argument, for `rows` of tokens."""
+        rank = self._ranks[number] if number < self.count else 2
+        return (self.width,) if rank == 1 else (self.stacked, rows, self.width)[3 - rank :]
+
+    def vectors(self, *tensors: Any) -> tuple[Any, ...]:
+        """The vectors themselves."""
+        first, *others = tensors[: self.count]
+        tokens = [_Row(first, n) for n in range(self.stacked)] if self.stacked else [first]
+        return (*tokens, *others)
+
+
 def recurrence(sig: Signature, token: Token) -> tirx.PrimFunc:
     """(vectors..., offsets, state [B, N, D]) -> (y [T, D], state [B, N, D]).
 
     Where one argument less is given, there are no offsets: row i is the next token of sequence i.
     """
-    state = sig.args[-1]
-    step = len(sig.args) == token.vectors + 1
-    return _kernel(sig, token, state, state.static(1), step=step, pooled=False)
+    state, given = sig.args[-1], _Given(sig, token)
+    step = len(sig.args) == given.count + 1
+    return _kernel(sig, token, given, state, state.static(1), step=step, pooled=False)
 
 
 def pooled_recurrence(sig: Signature, token: Token, size: int) -> tirx.PrimFunc:
@@ -56,16 +91,23 @@ def pooled_recurrence(sig: Signature, token: Token, size: int) -> tirx.PrimFunc:
 
     The heads' matrices are `size` rows of the pool's layer from `row` on, updated in place.
     """
-    step = len(sig.args) == token.vectors + 2
-    return _kernel(sig, token, sig.args[-2], size, step=step, pooled=True)
+    given = _Given(sig, token)
+    step = len(sig.args) == given.count + 2
+    return _kernel(sig, token, given, sig.args[-2], size, step=step, pooled=True)
 
 
 def _kernel(
-    sig: Signature, token: Token, state_type: TensorType, size: int, *, step: bool, pooled: bool
+    sig: Signature,
+    token: Token,
+    given: _Given,
+    state_type: TensorType,
+    size: int,
+    *,
+    step: bool,
+    pooled: bool,
 ) -> tirx.PrimFunc:
     body = _body(sig, size, token, step=step, pooled=pooled)
-    width, heights = sig.args[0].static(1), state_type.shape[1:]
-    own = _own(sig, token)
+    width, own, heights = given.width, given.shape, state_type.shape[1:]
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -96,23 +138,14 @@ def _kernel(
         slots = T.match_buffer(var_slots, (batch, 2), "int32")
         y = T.match_buffer(var_y, (rows, width), "float32")
         new = T.match_buffer(var_new, (batch, size, width), "float32")
-        vectors = T.meta_var((vector_a, vector_b, vector_c, vector_d, vector_e, vector_f))
+        vectors = T.meta_var(
+            given.vectors(vector_a, vector_b, vector_c, vector_d, vector_e, vector_f)
+        )
         states = T.meta_var((state, state if pooled else new))
         body(vectors, offsets, states, slots, layer, row, y, batch)
 
-    absent = [*_VECTORS[token.vectors :], *(["offsets"] if step else [])]
+    absent = [*_VECTORS[given.count :], *(["offsets"] if step else [])]
     return without(kernel, *absent, *(["new"] if pooled else ["slots", "layer", "row"]))
-
-
-def _own(sig: Signature, token: Token) -> Callable[[int, Any], tuple[Any, ...]]:
-    """The shape of a vector's tensor, by its number and the rows of tokens."""
-    width = sig.args[0].static(1)
-    fixed = [len(arg.shape) == 1 for arg in sig.args[: token.vectors]]
-
-    def own(number: int, rows: Any) -> tuple[Any, ...]:
-        return (width,) if number < len(fixed) and fixed[number] else (rows, width)
-
-    return own
 
 
 def _body(sig: Signature, size: int, token: Token, *, step: bool, pooled: bool) -> Any:
@@ -120,11 +153,11 @@ def _body(sig: Signature, size: int, token: Token, *, step: bool, pooled: bool) 
 
     `old` and `new` are the pool if `pooled`, else matrices [B, N, D].
     """
-    width = sig.args[0].static(1)
-    heads, count = width // size, token.vectors
+    width = sig.args[0].static(-1)
+    heads = width // size
     lanes = next(n for n in (_LANES, 16, 8, 4, 2, 1) if size % n == 0) if sig.on_cpu else 1
     pieces, threads = (size // lanes, 1) if sig.on_cpu else (1, size)
-    known = sig.args[0].shape[0] if step else None
+    known = sig.args[0].shape[-2] if step else None
     if sig.on_cpu:
         outer: Any = parallel_if_worth(known * width * size if isinstance(known, int) else None)
         inner: Any = T.serial
@@ -163,9 +196,7 @@ def _body(sig: Signature, size: int, token: Token, *, step: bool, pooled: bool) 
                     for i in T.vectorized(lanes):
                         new[cell(j, first + i)] = old[index(s, source, layer, row, h, j, first + i)]
                 for number in range(tokens):
-                    advance(
-                        vectors[:count], begin + number, base, first, new, cell, sums, size, lanes
-                    )
+                    advance(vectors, begin + number, base, first, new, cell, sums, size, lanes)
                     for i in T.vectorized(lanes):
                         y[begin + number, base + first + i] = sums[i]
 

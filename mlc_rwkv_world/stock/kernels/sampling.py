@@ -1,4 +1,4 @@
-"""What mlc_llm's engine asks of a GPU library to draw tokens there: two small kernels.
+"""What mlc_llm's engine asks of a GPU library to draw tokens there: three small kernels.
 
 One thread serves one sample. Probabilities [B, V] are float32, ids and rows int32.
 """
@@ -29,6 +29,60 @@ def reference_sample(
         index = int(np.searchsorted(sums[:count], u * sums[count - 1], side="right"))
         chosen.append(sorted_ids[row, min(index, count - 1)])
     return np.array(chosen, np.int32)
+
+
+def reference_draw(probs: Array, uniform: Array, rows: Array) -> Array:
+    """`multinomial_from_uniform`, in float64: ids [N]."""
+    sums = np.cumsum(probs.astype(np.float64), axis=1)
+    found = [np.searchsorted(sums[row], u, "right") for u, row in zip(uniform, rows, strict=True)]
+    return np.array(found, np.int32)
+
+
+def multinomial_from_uniform(target: Target, vocab_size: int) -> tirx.PrimFunc:
+    """(probabilities, their sums up to each id, u of each sample, its row) -> ids [N].
+
+    The first id of any probability up to which they sum to more than u.
+    """
+    items = Items(target)
+    threads = items.threads
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        var_probs: T.handle,
+        var_sums: T.handle,
+        var_uniform: T.handle,
+        var_rows: T.handle,
+        var_chosen: T.handle,
+    ) -> None:
+        batch, count = T.int64(), T.int64()
+        probs = T.match_buffer(var_probs, (batch, vocab_size), "float32")
+        sums = T.match_buffer(var_sums, (batch, vocab_size), "float32")
+        uniform = T.match_buffer(var_uniform, (count,), "float32")
+        rows = T.match_buffer(var_rows, (count,), "int32")
+        chosen = T.match_buffer(var_chosen, (count,), "int32")
+        for block in items.outer(items.blocks(count)):
+            for thread in items.inner(threads):
+                low = T.alloc_buffer((1,), "int32", scope="local")
+                high = T.alloc_buffer((1,), "int32", scope="local")
+                n = T.meta_var(items.item(block, thread))
+                if n < count:
+                    row: T.let[T.int64] = T.cast(rows[n], "int64")
+                    low[0] = 0
+                    high[0] = T.int32(vocab_size - 1)
+                    while low[0] < high[0]:
+                        if sums[row, T.cast((low[0] + high[0]) // 2, "int64")] > uniform[n]:
+                            high[0] = (low[0] + high[0]) // 2
+                        else:
+                            low[0] = (low[0] + high[0]) // 2 + 1
+                    # Sums that were made in pieces may grow where no probability is.
+                    while T.And(
+                        low[0] < T.int32(vocab_size - 1),
+                        probs[row, T.cast(low[0], "int64")] <= T.float32(0),
+                    ):
+                        low[0] = low[0] + 1
+                    chosen[n] = low[0]
+
+    return kernel
 
 
 def sample_with_top_p(target: Target, vocab_size: int) -> tirx.PrimFunc:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tvm
-from tvm import IRModule, relax, tirx
+from tvm import IRModule, relax, te, tirx
 from tvm.target import Target
 
 from mlc_rwkv_world.kernels.finished import finished
@@ -17,7 +17,7 @@ from mlc_rwkv_world.stock.kernels import sampling as kernels
 class AddSamplingFunctions:
     """Sorting, drawing with and without top_p, and looking probabilities up: over [B, V] float32.
 
-    Sorting, sums and drawing without top_p are TVM's operators, for passes that know the target.
+    Sorting and sums are TVM's operators, for passes that know the target.
     """
 
     def __init__(self, target: Target, vocab_size: int) -> None:
@@ -28,10 +28,29 @@ class AddSamplingFunctions:
         builder = relax.BlockBuilder(mod)
         _argsort(builder, self.vocab_size)
         _renormalize(builder, self.vocab_size)
-        _multinomial(builder, self.vocab_size)
+        self._multinomial(builder)
         self._sample(builder)
         self._take(builder)
         return builder.finalize()
+
+    def _multinomial(self, builder: relax.BlockBuilder) -> None:
+        """Ours, since TVM's kernel for GPUs is no WGSL, and counts on a warp's moving in step."""
+        batch, count = _sizes("batch_size", "num_samples")
+        names = ("probs", "uniform_samples", "sample_indices")
+        shapes = ((batch, self.vocab_size), (count,), (count,))
+        probs, uniform, rows = _inputs(names, shapes, ("float32", "float32", "int32"))
+        kernel = finished(kernels.multinomial_from_uniform(self.target, self.vocab_size))
+        with builder.function("multinomial_from_uniform", [probs, uniform, rows]):
+            with builder.dataflow():
+                sums = builder.emit(relax.op.cumsum(probs, axis=1))
+                function = builder.add_func(
+                    kernel.without_attr("global_symbol"), "multinomial_from_uniform_kernel"
+                )
+                ids = relax.call_tir(
+                    function, [probs, sums, uniform, rows], relax.TensorType([count], "int32")
+                )
+                out = builder.emit_output(builder.emit(ids))
+            builder.emit_func_output(out)
 
     def _sample(self, builder: relax.BlockBuilder) -> None:
         batch, count = _sizes("batch_size", "num_samples")
@@ -91,8 +110,12 @@ def _call(
 def _sorted(builder: relax.BlockBuilder, probs: relax.Var) -> tuple[relax.Var, relax.Var]:
     """Probabilities from the greatest down, and their ids."""
     order = builder.emit(relax.op.argsort(probs, axis=-1, descending=True, dtype="int32"))
-    places = relax.op.astype(order, "int64")
-    return builder.emit(relax.op.gather_elements(probs, builder.emit(places), axis=1)), order
+
+    # Relax's operator for it wants places of int64, which WebGPU lacks.
+    def taken(probs: te.Tensor, order: te.Tensor) -> te.Tensor:
+        return te.compute(probs.shape, lambda row, n: probs[row, order[row, n]], "taken")
+
+    return builder.emit_te(taken, probs, order), order
 
 
 def _argsort(builder: relax.BlockBuilder, vocab_size: int) -> None:
@@ -124,19 +147,4 @@ def _renormalize(builder: relax.BlockBuilder, vocab_size: int) -> None:
             kept = builder.emit(op.where(op.greater_equal(probs, least), probs, zero))
             total = builder.emit(op.sum(kept, axis=1, keepdims=True))
             out = builder.emit_output(op.divide(kept, total))
-        builder.emit_func_output(out)
-
-
-def _multinomial(builder: relax.BlockBuilder, vocab_size: int) -> None:
-    batch, count = _sizes("batch_size", "num_samples")
-    names = ("probs", "uniform_samples", "sample_indices")
-    shapes = ((batch, vocab_size), (count,), (count,))
-    probs, uniform, rows = _inputs(names, shapes, ("float32", "float32", "int32"))
-    with builder.function("multinomial_from_uniform", [probs, uniform, rows]):
-        with builder.dataflow():
-            column = (count, 1)
-            u = builder.emit(relax.op.reshape(uniform, column))
-            row = builder.emit(relax.op.reshape(rows, column))
-            ids = builder.emit(relax.op.multinomial_from_uniform(probs, u, row, dtype="int32"))
-            out = builder.emit_output(relax.op.reshape(ids, (count,)))
         builder.emit_func_output(out)

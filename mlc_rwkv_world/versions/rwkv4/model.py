@@ -22,12 +22,11 @@ from mlc_rwkv_world.model.parts import make
 from mlc_rwkv_world.model.segments import Segments
 from mlc_rwkv_world.model.state import State
 from mlc_rwkv_world.storage import Format
-from mlc_rwkv_world.versions.rwkv4.reference import ATT_A, ATT_B, ATT_P, ATT_X, FFN_X
 
-# Rows as the reference numbers them. A fresh state is zero, but for the exponent, which stands for
-# log(0).
-FIELDS = (Field("att_x"), Field("a"), Field("b"), Field("p", fresh=-1e30), Field("ffn_x"))
-_SPANS = spans(FIELDS)
+# The rows that the reference numbers: the recurrence's a, b and p are one field, which kernels get
+# whole. A fresh state is zero, but for the exponent p, which stands for log(0).
+FIELDS = (Field("att_x"), Field("wkv", rows=3, fresh=(0.0, 0.0, -1e30)), Field("ffn_x"))
+_ATT_X, _WKV, _FFN_X = spans(FIELDS)
 
 
 class TimeMix(nn.Module):  # type: ignore[misc]
@@ -75,8 +74,7 @@ class TimeMix(nn.Module):  # type: ignore[misc]
             eps=norm.eps,
             float32_keys=self.float32_keys,
         )
-        rows = [_SPANS[row] for row in (ATT_X, ATT_A, ATT_B, ATT_P)]
-        return tuple(state.emit(part, self.layer, rows))
+        return tuple(state.emit(part, self.layer, [_ATT_X, _WKV]))
 
 
 class ChannelMix(nn.Module):  # type: ignore[misc]
@@ -144,4 +142,4 @@ class RWKV4(Backbone):
 
 def _block(config: ModelConfig, fmt: Format, dtype: str, layer: int) -> Block:
     given = (config, layer, fmt, dtype)
-    return Block(config, layer, TimeMix(*given), ChannelMix(*given, _SPANS[FFN_X]))
+    return Block(config, layer, TimeMix(*given), ChannelMix(*given, _FFN_X))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tvm import tirx
 from tvm.relax.frontend.nn import Tensor
@@ -15,26 +15,25 @@ from mlc_rwkv_world.versions.rwkv4.cuda import wkv as cuda
 
 
 def wkv(
-    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Sequence[Tensor], offsets: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor]:
     """The RWKV-4 recurrence over each sequence, all float32.
 
-    k, v: [T, D]; decay (`-exp(time_decay)`) and first (`time_first`): [D]; state: a, b, p, each
-    [B, D]. Returns the output [T, D] and the new a, b, p.
+    k, v: [T, D]; decay (`-exp(time_decay)`) and first (`time_first`): [D]; state: a, b and p,
+    [B, 3, D]. Returns the output [T, D] and the new state.
     """
-    row = (state[0].shape, "float32")
-    outs = [(k.shape, "float32"), row, row, row]
-    y, a, b, p = named("rwkv4.wkv_whole", [k, v, decay, first, *state, offsets], outs)
-    return y, a, b, p
+    outs = [(k.shape, "float32"), (state.shape, "float32")]
+    y, new = named("rwkv4.wkv_whole", [k, v, decay, first, state, offsets], outs)
+    return y, new
 
 
 def wkv_step(
-    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """`wkv` where every row is the next token of its own sequence (T = B)."""
-    row = (k.shape, "float32")
-    y, a, b, p = named("rwkv4.wkv_step", [k, v, decay, first, *state], [row, row, row, row])
-    return y, a, b, p
+    outs = [(k.shape, "float32"), (state.shape, "float32")]
+    y, new = named("rwkv4.wkv_step", [k, v, decay, first, state], outs)
+    return y, new
 
 
 def wkv_whole(sig: Signature) -> tirx.PrimFunc:

@@ -26,7 +26,7 @@ from mlc_rwkv_world.versions.rwkv4 import operations
 
 
 def time_mix(part: Part) -> list[Tensor]:
-    """Rows of the state: previous input, a, b, p."""
+    """Fields of the state: previous input; a, b and p."""
     x, state = part.tensor("x"), PartState(part)
     blends = norm_mix(part, state, segments_of(part, state.batch), 0)
     weights = {role: role for role in ("key", "value", "receptance", "decay", "first", OFFSETS)}
@@ -36,12 +36,12 @@ def time_mix(part: Part) -> list[Tensor]:
         [(x.shape, part.compute)],
         float32_keys=part.attrs["float32_keys"],
     )
-    (gated,) = state.emit(inner, [1, 2, 3])
+    (gated,) = state.emit(inner, [1])
     return [residual_product(part, gated, "output", x), *state.results()]
 
 
 def wkv(part: Part) -> list[Tensor]:
-    """`sigmoid(Wr xr) * wkv(Wk xk, Wv xv)` of the compute type; rows a, b and p."""
+    """`sigmoid(Wr xr) * wkv(Wk xk, Wv xv)` of the compute type; the field of a, b and p."""
     state = PartState(part)
     dtype = "float32" if part.attrs["float32_keys"] else part.compute
     xk, xv, xr = part.tensors("blends")
@@ -50,14 +50,12 @@ def wkv(part: Part) -> list[Tensor]:
     v = op.astype(product(part, xv, "value", width, dtype), "float32")
     r = op.sigmoid(op.astype(product(part, xr, "receptance", width, part.compute), "float32"))
     decay = op.negative(op.exp(part.tensor("decay")))
-    rows = [state.get(place) for place in range(3)]
+    args = (k, v, decay, part.tensor("first"), state.get(0))
     if OFFSETS in part:
-        offsets = part.tensor(OFFSETS)
-        y, *rows = operations.wkv(k, v, decay, part.tensor("first"), rows, offsets)
+        y, after = operations.wkv(*args, part.tensor(OFFSETS))
     else:
-        y, *rows = operations.wkv_step(k, v, decay, part.tensor("first"), rows)
-    for place, value in enumerate(rows):
-        state.set(place, value)
+        y, after = operations.wkv_step(*args)
+    state.set(0, after)
     return [op.astype(r * y, part.compute), *state.results()]
 
 

@@ -37,10 +37,10 @@ def accumulate(total: Any, old: Any, new: Any, value: Any) -> Any:
 
 
 def kernel_of(width: int, body: Any, *, step: bool = False) -> tirx.PrimFunc:
-    """(k, v, w, u, a, b, p, offsets) -> (y, a, b, p), computed by `body`; see `wkv`.
+    """(k, v, w, u, state, offsets) -> (y, state), computed by `body`; see `wkv`.
 
-    `body(k, v, w, u, (a, b, p), offsets, y, (a_out, b_out, p_out), batch)` is inlined. A `step` has
-    one row for each sequence, and no offsets.
+    `body(k, v, w, u, old, offsets, y, new, batch)` is inlined. A `step` has one row for each
+    sequence, and no offsets.
     """
 
     @T.prim_func(s_tir=True)
@@ -49,34 +49,29 @@ def kernel_of(width: int, body: Any, *, step: bool = False) -> tirx.PrimFunc:
         var_v: T.handle,
         w: T.Buffer((width,), "float32"),
         u: T.Buffer((width,), "float32"),
-        var_a: T.handle,
-        var_b: T.handle,
-        var_p: T.handle,
+        var_old: T.handle,
         var_offsets: T.handle,
         var_y: T.handle,
-        var_a_out: T.handle,
-        var_b_out: T.handle,
-        var_p_out: T.handle,
+        var_new: T.handle,
     ) -> None:
         seq_len, batch = T.int64(), T.int64()
         rows = T.meta_var(batch if step else seq_len)
         k = T.match_buffer(var_k, (rows, width), "float32")
         v = T.match_buffer(var_v, (rows, width), "float32")
-        a = T.match_buffer(var_a, (batch, width), "float32")
-        b = T.match_buffer(var_b, (batch, width), "float32")
-        p = T.match_buffer(var_p, (batch, width), "float32")
+        old = T.match_buffer(var_old, (batch, 3, width), "float32")
         offsets = T.match_buffer(var_offsets, (batch + 1,), "int32")
         y = T.match_buffer(var_y, (rows, width), "float32")
-        a_out = T.match_buffer(var_a_out, (batch, width), "float32")
-        b_out = T.match_buffer(var_b_out, (batch, width), "float32")
-        p_out = T.match_buffer(var_p_out, (batch, width), "float32")
-        body(k, v, w, u, (a, b, p), offsets, y, (a_out, b_out, p_out), batch)
+        new = T.match_buffer(var_new, (batch, 3, width), "float32")
+        body(k, v, w, u, old, offsets, y, new, batch)
 
     return without(kernel, "offsets") if step else kernel
 
 
 def wkv(sig: Signature) -> tirx.PrimFunc:
-    """(k, v, w, u, a, b, p, offsets) -> (y, a, b, p)."""
+    """(k, v [T, D], w, u [D], state [B, 3, D], offsets) -> (y [T, D], state).
+
+    The state's rows of a sequence are a, b and p.
+    """
     width = sig.args[0].static(1)
     grid = Channels(width, sig)
     lanes, blocks = grid.lanes, grid.blocks
@@ -93,9 +88,9 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
                 b = T.alloc_buffer((lanes,), "float32", scope=scope)
                 p = T.alloc_buffer((lanes,), "float32", scope=scope)
                 for i in T.vectorized(lanes):
-                    a[i] = old[0][s, c + i]
-                    b[i] = old[1][s, c + i]
-                    p[i] = old[2][s, c + i]
+                    a[i] = old[s, 0, c + i]
+                    b[i] = old[s, 1, c + i]
+                    p[i] = old[s, 2, c + i]
                 for step in range(offsets[s + 1] - offsets[s]):
                     t: T.let[T.int64] = T.cast(offsets[s] + step, "int64")
                     for i in T.vectorized(lanes):
@@ -104,15 +99,15 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
                         b[i] = accumulate(b[i], p[i] + w[c + i], k[t, c + i], one)
                         p[i] = T.max(p[i] + w[c + i], k[t, c + i])
                 for i in T.vectorized(lanes):
-                    new[0][s, c + i] = a[i]
-                    new[1][s, c + i] = b[i]
-                    new[2][s, c + i] = p[i]
+                    new[s, 0, c + i] = a[i]
+                    new[s, 1, c + i] = b[i]
+                    new[s, 2, c + i] = p[i]
 
     return kernel_of(width, body)
 
 
 def wkv_step(sig: Signature) -> tirx.PrimFunc:
-    """(k, v, w, u, a, b, p) -> (y, a, b, p) where row i is the next token of sequence i."""
+    """(k, v, w, u, state) -> (y, state) where row i is the next token of sequence i."""
     width = sig.args[0].static(1)
     grid = Channels(width, sig, sig.args[0].shape[0], cost=_STEP_COST)
     lanes, blocks = grid.lanes, grid.blocks
@@ -124,17 +119,13 @@ def wkv_step(sig: Signature) -> tirx.PrimFunc:
             for thread in grid.threads():
                 s = T.meta_var(grid.row(piece))
                 c = T.meta_var(grid.channel(piece, thread))
-                a, b, p = T.meta_var(old)
                 for i in T.vectorized(lanes):
-                    y[s, c + i] = output(
-                        a[s, c + i], b[s, c + i], p[s, c + i], u[c + i] + k[s, c + i], v[s, c + i]
-                    )
-                    new[0][s, c + i] = accumulate(
-                        a[s, c + i], p[s, c + i] + w[c + i], k[s, c + i], v[s, c + i]
-                    )
-                    new[1][s, c + i] = accumulate(
-                        b[s, c + i], p[s, c + i] + w[c + i], k[s, c + i], one
-                    )
-                    new[2][s, c + i] = T.max(p[s, c + i] + w[c + i], k[s, c + i])
+                    a = T.meta_var(old[s, 0, c + i])
+                    b = T.meta_var(old[s, 1, c + i])
+                    p = T.meta_var(old[s, 2, c + i])
+                    y[s, c + i] = output(a, b, p, u[c + i] + k[s, c + i], v[s, c + i])
+                    new[s, 0, c + i] = accumulate(a, p + w[c + i], k[s, c + i], v[s, c + i])
+                    new[s, 1, c + i] = accumulate(b, p + w[c + i], k[s, c + i], one)
+                    new[s, 2, c + i] = T.max(p + w[c + i], k[s, c + i])
 
     return kernel_of(width, body, step=True)

@@ -12,7 +12,7 @@ from mlc_rwkv_world.versions.matrix_rules import recurrence
 from mlc_rwkv_world.versions.rwkv5 import heads, wkv
 
 # The order in which the kernels take a token's vectors, and the bonus.
-_TOKEN = ("r", "w", "k", "v", "u")
+_TOKEN = ("r", "k", "v", "w", "u")
 
 
 def _head_norm(part: Part, emit: Emitter) -> Sequence[Tensor]:

@@ -35,7 +35,7 @@ def _advance(
     size: Any,
     lanes: Any,
 ) -> None:
-    r, w, k, v, u = T.meta_var(vectors)
+    r, k, v, w, u = T.meta_var(vectors)
     for i in T.vectorized(lanes):
         sums[i] = T.float32(0)
     for j in range(T.int64(size)):
@@ -53,7 +53,7 @@ _TOKEN = Token(vectors=5, sums=1, advance=_advance)
 
 
 def wkv(sig: Signature) -> tirx.PrimFunc:
-    """(r, w, k, v, u, offsets, state [B, N, D]) -> (y [T, D], state [B, N, D]).
+    """(r, k, v, w, u, offsets, state [B, N, D]) -> (y [T, D], state [B, N, D]).
 
     r, k, v: [T, D]; w: [D] or [T, D]; u: [D]. Where one argument less is given, there are no
     offsets: row i is the next token of sequence i.
@@ -62,7 +62,7 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
 
 
 def wkv_pooled(sig: Signature, size: int) -> tirx.PrimFunc:
-    """(r, w, k, v, u, offsets, pool [S, L, R, D], slots, layer, row) -> y [T, D].
+    """(r, k, v, w, u, offsets, pool [S, L, R, D], slots, layer, row) -> y [T, D].
 
     The heads' matrices are `size` rows of the pool's layer from `row` on, updated in place.
     """

@@ -26,7 +26,7 @@ def suits(sig: Signature) -> bool:
 
 
 def wkv(sig: Signature) -> tirx.PrimFunc:
-    """(k, v, w, u, a, b, p, offsets) -> (y, a, b, p), as `versions.rwkv4.wkv`."""
+    """(k, v, w, u, state, offsets) -> (y, state), as `versions.rwkv4.wkv`."""
     width = sig.args[0].static(1)
     blocks, row_pieces = width // WARP, WARP // _PIECE
     copies = STEPS * row_pieces // WARP
@@ -66,9 +66,9 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
                             16,
                         )
 
-                state[0] = old[0][s, c]
-                state[1] = old[1][s, c]
-                state[2] = old[2][s, c]
+                state[0] = old[s, 0, c]
+                state[1] = old[s, 1, c]
+                state[2] = old[s, 2, c]
                 for turn in T.unroll(STAGES - 1):
                     if turn * STEPS < count:
                         start(turn)
@@ -89,8 +89,8 @@ def wkv(sig: Signature) -> tirx.PrimFunc:
                         state[0] = accumulate(state[0], step[2], step[0], step[1])
                         state[1] = accumulate(state[1], step[2], step[0], T.float32(1))
                         state[2] = T.max(step[2], step[0])
-                new[0][s, c] = state[0]
-                new[1][s, c] = state[1]
-                new[2][s, c] = state[2]
+                new[s, 0, c] = state[0]
+                new[s, 1, c] = state[1]
+                new[s, 2, c] = state[2]
 
     return kernel_of(width, body)

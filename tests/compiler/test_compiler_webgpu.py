@@ -1,0 +1,285 @@
+"""Whole models by a real WebGPU, against the reference in float64 and against this CPU."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from emulated_model import STEPS, Answers, Model, exact, exact_logits, random_parameters, run
+from support import webgpu
+from support.once import once
+
+import mlc_rwkv_world as world
+from mlc_rwkv_world.compiler import library, metadata, pipeline
+from mlc_rwkv_world.compiler.export import export, parameters
+from mlc_rwkv_world.compiler.target import resolve
+from mlc_rwkv_world.model.config import ModelConfig
+from mlc_rwkv_world.stock.additions import STOCK
+from mlc_rwkv_world.stock.kernels.logits import reference_bitmask, reference_penalty
+from mlc_rwkv_world.stock.kernels.sampling import reference_draw, reference_sample
+from mlc_rwkv_world.storage import format_named
+from mlc_rwkv_world.versions.table import settled
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(webgpu.missing() is not None, reason=webgpu.missing() or ""),
+]
+
+DEMO = Path(__file__).parents[2] / "demo"
+VERSIONS = (4, 5, 6, 7)
+LAYERS = 2
+# Relative root mean square, by the type that products compute in.
+BOUNDS = {"float32": 1e-5, "float16": 4e-3}
+RANKS: dict[int, dict[str, int]] = {
+    4: {},
+    5: {},
+    6: {"mix_low_rank_dim": 32, "decay_low_rank_dim": 64},
+    7: {
+        "decay_low_rank_dim": 32,
+        "a_low_rank_dim": 64,
+        "v_low_rank_dim": 32,
+        "gate_low_rank_dim": 96,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def device(shared: Path) -> webgpu.Device:
+    library = shared / "webgpu.so"
+    return webgpu.install(once(library, lambda: webgpu.make_library(library)))
+
+
+def _model(version: int, width: int, dtype: str, vocab_size: int = 512) -> Model:
+    config = ModelConfig(
+        model_version=version,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=LAYERS,
+        vocab_size=vocab_size,
+        rescale_every=0,
+        prefill_chunk_size=160,
+        fp32_layers=(),
+        **RANKS[version],  # type: ignore[arg-type]
+    )
+    return Model(settled(config), {"float32": "q0f32", "float16": "q0f16"}[dtype], dtype)
+
+
+def _hold(found: Answers, wanted: Answers, bound: float) -> None:
+    np.testing.assert_array_equal(found.pop("the fresh state"), wanted.pop("the fresh state"))
+    assert found.keys() == wanted.keys()
+    errors = {}
+    for name, tensors in wanted.items():
+        for what, got, right in zip(("logits", "state"), found[name], tensors, strict=True):
+            assert np.isfinite(got).all(), name
+            # The exponent of a state that has read nothing would drown all else.
+            known = np.abs(right) < 1e20
+            error = np.square(got - right)[known].mean() / np.square(right)[known].mean()
+            errors[name, what] = float(error**0.5)
+        # The likeliest token is the same, unless another is as likely to within the error.
+        best = np.take_along_axis(tensors[0], found[name][0].argmax(1)[:, None], 1)[:, 0]
+        margin = 8 * bound * np.square(tensors[0]).mean() ** 0.5
+        assert (tensors[0].max(1) - best < margin).all(), name
+    print("worst", max(errors.values()))
+    assert {key: error for key, error in errors.items() if error > bound} == {}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("width, dtype", [(256, "float32"), (1024, "float16")])
+def test_random_models(device: webgpu.Device, width: int, dtype: str, version: int) -> None:
+    """Prompts of many lengths together, batches and steps; kernels of ours were what ran."""
+    if dtype == "float16" and not webgpu.has_float16():
+        pytest.skip(f"this adapter lacks {webgpu.FLOAT16}")
+    model = _model(version, width, dtype)
+    weights = random_parameters(model)
+    device.launches.clear()
+    found, _ = run(model, "webgpu -host=llvm", weights)
+    launched = " ".join(device.launches)
+    assert re.search(r"\bwkv", launched) and "linear" in launched
+    assert sum(device.launches.values()) > 2 * STEPS * LAYERS
+    _hold(found, exact(model, weights), BOUNDS[dtype])
+
+
+LONGEST = 12
+
+
+def _texts(engine: world.Engine, prompts: list[str]) -> list[str]:
+    """What a model writes after each prompt, read in two pieces and decoded together."""
+    ids = [engine.tokenizer.encode(prompt) for prompt in prompts]
+    states = [engine.new_state() for _ in ids]
+    engine.prefill_batch([one[:5] for one in ids], states)
+    logits = engine.prefill_batch([one[5:] for one in ids], states)
+    chosen: list[list[int]] = [[] for _ in ids]
+    for _ in range(LONGEST):
+        tokens = [int(row.argmax()) for row in logits]
+        for row, token in zip(chosen, tokens, strict=True):
+            row.append(token)
+        logits = engine.decode_batch(tokens, states)
+    # Alone, the first one is what it was among the others.
+    state = engine.new_state()
+    logits = engine.prefill(ids[0], state)
+    for token in chosen[0]:
+        assert int(logits.argmax()) == token
+        logits = engine.decode(token, state)
+    return [engine.tokenizer.decode(row) for row in chosen]
+
+
+@pytest.mark.parametrize("quantization", ["q4f32_1", "q4f16_1"])
+@pytest.mark.parametrize("version", [4, 7])
+def test_trained_models_answer_as_on_the_cpu(
+    device: webgpu.Device,
+    version: int,
+    quantization: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    """From a checkpoint to answers, by the commands' own functions; one block of RWKV-4's in
+    float32, where the others are float16.
+    """
+    if "f16" in quantization and not webgpu.has_float16():
+        pytest.skip(f"this adapter lacks {webgpu.FLOAT16}")
+    demo = {4: "demo", 7: "demo7"}[version]
+    checkpoint = request.getfixturevalue(f"{demo}_checkpoint")
+    on_cpu = world.load(request.getfixturevalue(f"{demo}_artifact")(quantization), "cpu")
+    built = world.build(
+        checkpoint,
+        target="webgpu -host=llvm",
+        quantization=quantization,
+        fp32_layers="0" if (version, quantization) == (4, "q4f16_1") else "none",
+        output=tmp_path,
+        stock=False,
+    )
+    engine = world.load(built.folder, "webgpu")
+    lines = (DEMO / "questions.jsonl").read_text("utf-8").splitlines()[::20]
+    ending = "Assistant:" if version == 4 else "Assistant: <think>\n</think"
+    prompts = [f"User: {json.loads(line)['questions'][0]}\n\n{ending}" for line in lines]
+    found = _texts(engine, prompts)
+    assert found == _texts(on_cpu, prompts)
+    for line, text in zip(lines, found, strict=True):
+        assert json.loads(line)["answer"] in text
+    assert device.launches
+
+
+VOCAB = 3000
+
+
+class Stock:
+    """A small model under stock's names, as mlc_llm's engine opens it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = _model(4, 128, "float32", vocab_size=VOCAB)
+        self.weights = random_parameters(self.model)
+        config, fmt = self.model.config, format_named("q0f32")
+        target = resolve("webgpu -host=llvm")
+        described = metadata.describe(config, fmt, parameters(config, fmt), target, "float32")
+        mod = export(config, fmt, "float32", STOCK)
+        mod = pipeline.run(mod, target.target, config, described, None, additions=STOCK)
+        (path,) = library.write(mod, target, folder / "stock.so")
+        self.device = tvm.device("webgpu", 0)
+        self.machine = tvm.runtime.vm.VirtualMachine(
+            tvm.runtime.load_module(str(path)), self.device
+        )
+        self.params = list(map(self.tensor, self.weights))
+
+    def tensor(self, array: np.ndarray) -> Any:
+        return tvm.runtime.tensor(array, self.device)
+
+    def __call__(self, name: str, *arrays: np.ndarray) -> Any:
+        """A function's result, or what it makes of its first argument in place."""
+        given = list(map(self.tensor, arrays))
+        if name.endswith("_inplace"):
+            self.machine.module.get_function(name, query_imports=True)(*given)
+            return given[0].numpy()
+        found = self.machine[name](*given)
+        return found.numpy() if hasattr(found, "numpy") else tuple(one.numpy() for one in found)
+
+
+@pytest.fixture(scope="module")
+def stock(device: webgpu.Device, tmp_path_factory: pytest.TempPathFactory) -> Stock:
+    return Stock(tmp_path_factory.mktemp("stock"))
+
+
+def test_stock_names(stock: Stock) -> None:
+    """Two sequences in one of TVM's RNNStates: prompts together, a step together, one alone."""
+    function, shape = tvm.get_global_func, tvm.runtime.ShapeTuple
+    state = stock.machine["create_rnn_state"](shape([2]), shape([1]))
+    for sequence in (0, 1):
+        function("vm.builtin.kv_state_add_sequence")(state, sequence)
+    read: list[list[int]] = [[], []]
+
+    def forward(name: str, pieces: dict[int, list[int]], *rest: np.ndarray) -> np.ndarray:
+        lengths = shape([len(piece) for piece in pieces.values()])
+        function("vm.builtin.kv_state_begin_forward")(state, shape(list(pieces)), lengths)
+        ids = np.array([token for piece in pieces.values() for token in piece], np.int32)
+        x = stock.machine["embed"](stock.tensor(ids), stock.params).numpy()
+        x = x[:, None] if name == "batch_decode" else x[None]
+        given = [stock.tensor(array) for array in (x, *rest)]
+        logits = stock.machine[name](*given, state, stock.params)[0].numpy()
+        function("vm.builtin.kv_state_end_forward")(state)
+        for sequence, piece in pieces.items():
+            read[sequence] += piece
+        wanted = exact_logits(stock.model, stock.weights, [read[sequence] for sequence in pieces])
+        found = logits.reshape(len(pieces), VOCAB)
+        assert np.square(found - wanted).mean() < BOUNDS["float32"] ** 2 * np.square(wanted).mean()
+        return found
+
+    ends = np.array([4, 7], np.int32)
+    forward("batch_prefill", {0: [3, 1, 4, 1, 5], 1: [9, 2, 6]}, ends)
+    forward("batch_decode", {0: [5], 1: [2999]})
+    forward("decode", {1: [8]})
+    forward("prefill", {0: [9, 7, 9]})
+
+
+def test_engine_functions(stock: Stock) -> None:
+    """What the engine does with logits, and draws tokens with."""
+    rng = np.random.default_rng(1)
+    logits = rng.standard_normal((3, VOCAB)).astype(np.float32) * 4
+    heat = np.array([1.0, 0.5, 2.0], np.float32)
+    probs = stock("softmax_with_temperature", logits[:, None], heat)[:, 0]
+    scaled = np.exp(logits.astype(np.float64) / heat[:, None])
+    np.testing.assert_allclose(probs, scaled / scaled.sum(1, keepdims=True), rtol=1e-4, atol=1e-9)
+
+    owner, tokens = np.array([0, 0, 1], np.int32), np.array([5, VOCAB - 1, 5], np.int32)
+    counts, rows = np.array([1, 3, 2], np.int32), np.array([0, 2], np.int32)
+    penalties = np.array([[0.5, 0.25, 1.5], [0.0, 0.1, 2.0]], np.float32)
+    given = (rows, owner, tokens, counts, penalties)
+    found = stock("apply_penalty_inplace", logits, *given)
+    np.testing.assert_allclose(found, reference_penalty(logits, *given), rtol=1e-6, atol=1e-6)
+    mask = rng.integers(-(2**31), 2**31, (3, -(-VOCAB // 32))).astype(np.int32)
+    found = stock("apply_bitmask_inplace", logits, rows, mask)
+    np.testing.assert_array_equal(found, reference_bitmask(logits, rows, mask))
+    changed = logits.copy()
+    changed[owner, tokens] += 1
+    found = stock("apply_logit_bias_inplace", logits, owner, tokens, np.ones(3, np.float32))
+    np.testing.assert_allclose(found, changed, rtol=1e-6)
+
+    values, ids = stock("argsort_probs", probs)
+    np.testing.assert_array_equal(values, -np.sort(-probs, axis=1))
+    np.testing.assert_array_equal(np.take_along_axis(probs, ids.astype(np.int64), 1), values)
+    rows = rng.integers(0, 3, 300).astype(np.int32)
+    uniform = rng.random(300).astype(np.float32)
+    # A sum in float32 may fall to the other side of u.
+    found = stock("multinomial_from_uniform", probs, uniform, rows)
+    assert (found == reference_draw(probs, uniform, rows)).mean() > 0.98
+    top_p = np.array([0.0, 0.3, 0.9], np.float32)
+    found = stock("sample_with_top_p", values, ids, uniform, rows, top_p)
+    assert (found == reference_sample(values, ids, uniform, rows, top_p)).mean() > 0.98
+    found = stock("renormalize_by_top_p", probs, top_p, np.zeros((3, 3), np.float32))
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+    kept = [
+        max(1, int((np.cumsum(row, dtype=np.float64) - row < p).sum()))
+        for row, p in zip(values, top_p, strict=True)
+    ]
+    assert ((found > 0).sum(1) - kept <= 1).all() and ((found > 0).sum(1) - kept >= -1).all()
+    drawn = np.array([17, 2999], np.int32)
+    places = np.array([0, 1, VOCAB, 2 * VOCAB + 4], np.int32)
+    of_drawn, of_places, at_places = stock(
+        "sampler_take_probs", probs, ids, rows[:2], drawn, places
+    )
+    np.testing.assert_array_equal(of_drawn, probs[rows[:2], drawn])
+    np.testing.assert_array_equal(of_places, values[[0, 0, 1, 2], [0, 1, 0, 4]])
+    np.testing.assert_array_equal(at_places, ids[[0, 0, 1, 2], [0, 1, 0, 4]])
