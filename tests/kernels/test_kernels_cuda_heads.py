@@ -28,7 +28,7 @@ SHAPES = [(64, 64), (64, 32)]
 LENGTHS = [1, 35, 9, 3]
 LAYERS, PLACES = 2, 9
 SLOTS = np.array([[3, 1], [0, 2], [5, 8], [4, 4]], np.int32)
-ORDERS = 3
+ORDERS = 50
 # RWKV-5's decay is a channel's, RWKV-6's a token's.
 KINDS = ("5", "6", "7")
 

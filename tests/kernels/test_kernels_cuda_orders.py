@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or ""),
 ]
 
-ORDERS = 2
+ORDERS = 50
 F16, F32 = "float16", "float32"
 Q4 = Stored.symmetric(4, F16, group=32)
 # Channels: the least that four bits are streamed for; of kernels that go by head, or by channel.
@@ -114,9 +114,8 @@ def _steps() -> dict[str, Entry]:
     """What a step of each sequence does beside products, in the pool."""
     x, vectors = _normal(3, D, dtype=F16), _normal(4, D)
     pool = _normal(6, 2, 5, D)
-    mixed, _ = norm_mix(
-        x, *vectors[:2], list(vectors[2:].astype(np.float64)), pool[SLOTS[:, 0], 1, 2], EPS
-    )
+    read = pool[SLOTS[:, 0], 1, 2].astype(np.float64)
+    mixed, _ = norm_mix(x, *vectors[:2], list(vectors[2:].astype(np.float64)), read, EPS)
     at = [("s", 2, 5, D, F32), ("b", 2, "int32")]
     types, outs = [("b", D, F16), *[(D, F32)] * 4, *at], [("b", D, F32)] * 2
     return {
