@@ -39,26 +39,27 @@ def build(cases: Mapping[str, Case], target: str = ARCH, general: bool = False) 
 
 
 def compute(
-    cases: Mapping[str, Case],
-    calls: Sequence[tuple[str, Call]],
-    general: bool = False,
-    orders: int = 1,
+    cases: Mapping[str, Case], calls: Sequence[tuple[str, Call]], general: bool = False
 ) -> list[list[Array]]:
-    """What each call leaves in its results, which start as NaN or -1, and in its array inputs.
+    """What each call leaves in its results, which start as NaN or -1, and in its array inputs."""
+    module = build(cases, ARCH, general)
+    return [_called(module[name], *call) for name, call in calls]
 
-    Every one of so many `orders` of threads and blocks must leave the same bits.
-    """
+
+def compute_in_orders(
+    cases: Mapping[str, Case], calls: Sequence[tuple[str, Call]], orders: Sequence[int]
+) -> list[list[Array]]:
+    """As `compute`; every one of so many orders of threads and blocks must leave the same bits."""
     from support import cuda_emulation
 
-    module = build(cases, ARCH, general)
-    answers: list[list[Array]] = []
-    for order in range(orders):
-        cuda_emulation.seed(order)
-        for number, (name, call) in enumerate(calls):
-            found = _called(module[name], *call)
-            if not order:
-                answers.append(found)
-            for got, first in zip(found, answers[number], strict=True):
+    module = build(cases)
+    answers = []
+    for (name, call), count in zip(calls, orders, strict=True):
+        cuda_emulation.seed(0)
+        answers.append(_called(module[name], *call))
+        for order in range(1, count):
+            cuda_emulation.seed(order)
+            for got, first in zip(_called(module[name], *call), answers[-1], strict=True):
                 np.testing.assert_array_equal(got, first, f"{name}, order {order}")
     return answers
 

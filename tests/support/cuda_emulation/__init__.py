@@ -100,7 +100,7 @@ def make_libraries(folder: Path) -> list[Path]:
     versions = folder / "versions"
     versions.write_text("libcudart.so.13 { global: cuda*; };")
     runtime, driver = folder / "libcudart.so.13", folder / "libcuda.so.1"
-    flags = ["-O2", "-Wl,-soname,libcudart.so.13", f"-Wl,--version-script={versions}"]
+    flags = ["-O2", "-flto", "-Wl,-soname,libcudart.so.13", f"-Wl,--version-script={versions}"]
     _compile([str(_HERE / part) for part in _PARTS], runtime, *flags)
     # It holds the driver's functions too.
     _compile(["-x", "c++", os.devnull], driver, "-Wl,-soname,libcuda.so.1")

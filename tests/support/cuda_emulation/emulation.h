@@ -21,11 +21,16 @@ constexpr size_t kGranule = 2;
 
 // Who touched some bytes last. All zeros is nobody.
 struct Access {
-  uint32_t run = 0;     // of a block; blocks of a launch are numbered from its first on
-  uint32_t thread = 0;  // or kWarp + warp, kBlock or kGrid where several did; and kFlying
-  uint32_t block_epoch = 0, warp_epoch = 0;
+  uint64_t run : 24;     // of a block; blocks of a launch are numbered from its first on
+  uint64_t thread : 13;  // or kWarp + warp, kBlock or kGrid where several did; and kFlying
+  uint64_t block_epoch : 13;
+  uint64_t warp_epoch : 14;
+
+  bool operator==(const Access& other) const { return !std::memcmp(this, &other, sizeof *this); }
 };
-constexpr uint32_t kWarp = 1u << 16, kBlock = 2u << 16, kGrid = 3u << 16, kFlying = 1u << 31;
+static_assert(sizeof(Access) == 8, "it is one word");
+constexpr uint32_t kWarp = 1 << 10, kBlock = 2 << 10, kGrid = 3 << 10, kFlying = 1 << 12;
+constexpr uint32_t kMostRuns = 1 << 24;
 
 struct Record {
   Access written, read;
@@ -37,6 +42,8 @@ struct Group {
   int alive = 0;
   uint32_t epoch = 1;
   std::vector<Fiber*> waiting;
+
+  uint32_t number(int bits) const { return epoch & ((1u << bits) - 1); }
 };
 
 struct Warp : Group {
@@ -88,10 +95,14 @@ struct Kernel {
 // fibers.cc: runs all blocks of a launch, some at a time.
 void run_grid(const Kernel& kernel, Dim grid, Dim block, size_t dynamic, void** arguments);
 void seed(uint64_t value);
-// Lets others run before an access, now and then.
-void give_way();
-// The number of the first block of the launch that runs, and the running kernel's name.
-uint32_t first_run();
+// Lets others run before an access, now and then: when this has come down to 0.
+extern int accesses_left;
+void let_others_run();
+inline void give_way() {
+  if (--accesses_left <= 0) let_others_run();
+}
+// The number of the first block of the launch that runs, and the running thread's place.
+extern uint32_t first_run;
 std::string place();
 
 // memory.cc: device memory. Bytes outside of what was asked for, at either end, belong to nobody.

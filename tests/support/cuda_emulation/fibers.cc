@@ -13,6 +13,8 @@
 namespace emulation {
 
 Thread* current = nullptr;
+int accesses_left = 1;
+uint32_t first_run = 0;
 
 void fail(const std::string& what) {
   std::fprintf(stderr, "CUDA emulation: %s\n", what.c_str());
@@ -48,8 +50,7 @@ struct State {
   jmp_buf scheduler;
   const Kernel* kernel = nullptr;
   void** arguments = nullptr;
-  uint32_t runs = 0, first = 0;
-  int accesses = 1;  // before the next that lets others run
+  uint32_t runs = 0;
 };
 State state;
 
@@ -109,6 +110,7 @@ void begin(Resident& block, Dim index, Dim size, size_t dynamic) {
   }
   block.index = index;
   block.run = ++state.runs;
+  if (block.run >= kMostRuns) fail("too many blocks for one process");
   block.alive = static_cast<int>(count);
   const auto start = reinterpret_cast<uintptr_t>(block.arena.get());
   block.shared = block.arena.get() + (1024 - start % 1024) % 1024;
@@ -150,7 +152,7 @@ void begin(Resident& block, Dim index, Dim size, size_t dynamic) {
 void run_grid(const Kernel& kernel, Dim grid, Dim size, size_t dynamic, void** arguments) {
   state.kernel = &kernel;
   state.arguments = arguments;
-  state.first = state.runs + 1;
+  first_run = state.runs + 1;
   std::vector<Dim> waiting;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
@@ -182,14 +184,11 @@ void run_grid(const Kernel& kernel, Dim grid, Dim size, size_t dynamic, void** a
 
 void seed(uint64_t value) { state.random.seed(static_cast<unsigned>(value % 2147483646 + 1)); }
 
-void give_way() {
-  if (--state.accesses > 0) return;
-  state.accesses = 1 + below(2 * kEach);
+void let_others_run() {
+  accesses_left = static_cast<int>(1 + below(2 * kEach));
   state.ready.push_back(running());
   wait();
 }
-
-uint32_t first_run() { return state.first; }
 
 std::string place() {
   if (!current) return "the host";

@@ -50,28 +50,29 @@ bool ordered(const Access& before, const Fiber& self, uint32_t oldest) {
   if (before.run != self.home->run) return false;
   const uint32_t who = before.thread & ~kFlying;
   if (who == kGrid) return false;
-  if (who == self.number || before.block_epoch != self.home->epoch) return true;
+  if (who == self.number || before.block_epoch != self.home->number(13)) return true;
   if (who == kBlock) return false;
   const uint32_t warp = who >= kWarp ? who - kWarp : who / 32;
-  return warp == self.number / 32 && before.warp_epoch != self.warp->epoch;
+  return warp == self.number / 32 && before.warp_epoch != self.warp->number(14);
 }
 
 Access now(const Fiber& self) {
-  return {self.home->run, self.number, self.home->epoch, self.warp->epoch};
+  return {self.home->run, self.number, self.home->number(13), self.warp->number(14)};
 }
 
-void add_reader(Access& read, const Fiber& self, uint32_t oldest) {
+void add_reader(Access& read, const Access& mine, const Fiber& self, uint32_t oldest) {
   // What all read needs no further note.
   if (read.thread == kGrid && read.run >= oldest) return;
-  const Access mine = now(self);
-  if (ordered(read, self, oldest)) {
-    read = mine;
-  } else if (read.run != mine.run) {
-    read = mine, read.thread = kGrid;
-  } else if (read.thread < kBlock &&
-             (read.thread >= kWarp ? read.thread - kWarp : read.thread / 32) == mine.thread / 32) {
-    read = mine, read.thread = kWarp + mine.thread / 32;
-  } else if (read.thread != kGrid) {
+  const Access before = read;
+  read = mine;
+  if (ordered(before, self, oldest)) return;
+  if (before.run != mine.run) {
+    read.thread = kGrid;
+  } else if (before.thread < kBlock &&
+             (before.thread >= kWarp ? before.thread - kWarp : before.thread / 32) ==
+                 mine.thread / 32) {
+    read.thread = kWarp + mine.thread / 32;
+  } else {
     read.thread = kBlock;
   }
 }
@@ -88,19 +89,25 @@ void watch(Record* records, size_t begin, size_t bytes, bool write, bool shared)
   // Neighbours of one byte each share a record.
   if (bytes < kGranule) return;
   const Fiber& self = *running();
-  const uint32_t oldest = shared ? self.home->run : first_run();
-  const char* where = shared ? "shared" : "device";
-  for (size_t i = begin / kGranule; i <= (begin + bytes - 1) / kGranule; ++i) {
-    Record& record = records[i];
-    if (record.written.thread & kFlying && record.written.run == self.home->run)
-      fail(place() + " touches shared memory that a copy is still bringing");
-    if (!ordered(record.written, self, oldest)) race(record.written, "wrote", write, where);
+  const uint32_t oldest = shared ? self.home->run : first_run;
+  const Access mine = now(self);
+  Record* const end = records + (begin + bytes - 1) / kGranule + 1;
+  for (Record* record = records + begin / kGranule; record != end; ++record) {
+    // Whoever came in between would have been noticed.
+    if (!write && record->read == mine) continue;
+    if (record->written.run >= oldest) {
+      if (record->written.thread & kFlying && record->written.run == self.home->run)
+        fail(place() + " touches shared memory that a copy is still bringing");
+      if (!ordered(record->written, self, oldest))
+        race(record->written, "wrote", write, shared ? "shared" : "device");
+    }
     if (!write) {
-      add_reader(record.read, self, oldest);
+      add_reader(record->read, mine, self, oldest);
       continue;
     }
-    if (!ordered(record.read, self, oldest)) race(record.read, "read", write, where);
-    record.written = now(self);
+    if (!ordered(record->read, self, oldest))
+      race(record->read, "read", write, shared ? "shared" : "device");
+    record->written = mine;
   }
 }
 
@@ -122,8 +129,9 @@ void touch_shared(const unsigned char* address, size_t bytes, bool write) {
 }
 
 void touch_device(const unsigned char* address, size_t bytes, bool write) {
-  require_allocated(address, bytes, write ? "writes" : "reads");
   Allocation& one = *owner(address);
+  if (address < one.begin || address + bytes > one.begin + one.bytes)
+    require_allocated(address, bytes, write ? "writes" : "reads");
   if (!one.records)
     one.records = static_cast<Record*>(
         reserve((one.bytes / kGranule + 1) * sizeof(Record), PROT_READ | PROT_WRITE));
@@ -218,8 +226,12 @@ void copy_later(unsigned char* to, const void* from, int bytes) {
   Fiber& self = *running();
   touch(from, bytes, false);
   touch_shared(to, 16, true);
-  for (size_t i = 0; i < 16 / kGranule; ++i)
-    self.home->records[(to - self.home->shared) / kGranule + i].written.thread |= kFlying;
+  // Its own thread may not read what it has read before.
+  for (size_t i = 0; i < 16 / kGranule; ++i) {
+    Record& record = self.home->records[(to - self.home->shared) / kGranule + i];
+    record.written.thread |= kFlying;
+    record.read = {};
+  }
   self.copies.push_back({to, static_cast<const unsigned char*>(from), bytes});
 }
 
