@@ -116,7 +116,9 @@ int cuModuleUnload(void*) { return 0; }
 int cuModuleGetFunction(void** out, void* handle, const char* name) {
   auto* module = static_cast<Module*>(handle);
   const std::string text = name;
-  const auto found = [&](const std::string& kind) { return dlsym(module->library, (kind + text).c_str()); };
+  const auto found = [&](const std::string& kind) {
+    return dlsym(module->library, (kind + text).c_str());
+  };
   void* function = found("emulated_");
   if (!function) return 500;  // CUDA_ERROR_NOT_FOUND
   Kernel kernel{text, reinterpret_cast<void (*)(void**)>(function)};
@@ -160,16 +162,16 @@ int cudaGetDevice(int* device) {
 int cudaSetDevice(int) { return 0; }
 int cudaDeviceGetAttribute(int* value, int attribute, int) {
   static const std::map<int, int> known = {
-      {1, 1024},          // threads of a block
-      {8, 48 * 1024},     // shared memory of a block
-      {10, 32},           // threads of a warp
-      {13, 1980000},      // clock, kHz
-      {16, 2},            // multiprocessors
-      {75, 9},  {76, 0},  // compute capability
-      {81, 228 * 1024},   // shared memory of a multiprocessor
-      {82, 65536},        // registers of a multiprocessor
-      {97, 227 * 1024},   // shared memory that a block may ask for
-      {38, 50 << 20},     // L2
+      {1, 1024},                  // threads of a block
+      {8, 48 * 1024},             // shared memory of a block
+      {10, 32},                   // threads of a warp
+      {13, 1980000},              // clock, kHz
+      {16, 2},                    // multiprocessors
+      {75, 9},          {76, 0},  // compute capability
+      {81, 228 * 1024},           // shared memory of a multiprocessor
+      {82, 65536},                // registers of a multiprocessor
+      {97, 227 * 1024},           // shared memory that a block may ask for
+      {38, 50 << 20},             // L2
   };
   auto found = known.find(attribute);
   *value = found == known.end() ? 1024 : found->second;

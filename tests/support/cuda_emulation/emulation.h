@@ -14,6 +14,9 @@ namespace emulation {
 constexpr unsigned char kPoison = 0xff;  // NaN in every float type
 // The card's, an H100's: what a block may have in all, and without asking for more.
 constexpr size_t kSharedLimit = 227 * 1024, kSharedDefault = 48 * 1024;
+// A block's arena: its static arrays, which are apart from each other (see __init__.py) and so take
+// more than on a card, and from kDynamic on its dynamic memory.
+constexpr size_t kArena = 512 * 1024, kDynamic = 256 * 1024;
 // Bytes that one record of who has touched them stands for.
 constexpr size_t kGranule = 2;
 

@@ -24,7 +24,7 @@ void fail(const std::string& what) {
 
 namespace {
 
-constexpr size_t kStack = 128 * 1024, kArena = 512 * 1024;
+constexpr size_t kStack = 128 * 1024;
 // Blocks whose threads take turns.
 constexpr size_t kResident = 3;
 // One access in so many lets others run first.
@@ -115,12 +115,10 @@ void begin(Resident& block, Dim index, Dim size, size_t dynamic) {
   const auto start = reinterpret_cast<uintptr_t>(block.arena.get());
   block.shared = block.arena.get() + (1024 - start % 1024) % 1024;
   block.records.resize(kArena / kGranule);
-  // Arrays are apart from each other, see __init__.py, so that twice the limit has room for them.
-  const size_t at = 256 * 1024;
   std::memset(block.shared, kPoison, 2 * kSharedDefault);
-  std::memset(block.shared + at, kPoison, dynamic);
+  std::memset(block.shared + kDynamic, kPoison, dynamic);
   block.arrays.clear();
-  if (dynamic) block.arrays.push_back({at, dynamic});
+  if (dynamic) block.arrays.push_back({kDynamic, dynamic});
   block.warps.assign((count + 31) / 32, Warp{});
   if (block.fibers.size() != count) block.fibers = std::vector<Running>(count);
   for (size_t i = 0; i < count; ++i) {
@@ -128,7 +126,7 @@ void begin(Resident& block, Dim index, Dim size, size_t dynamic) {
     const auto n = static_cast<unsigned>(i);
     fiber.index = {n % size.x, n / size.x % size.y, n / (size.x * size.y)};
     fiber.block = index;
-    fiber.dynamic = block.shared + at;
+    fiber.dynamic = block.shared + kDynamic;
     fiber.lane = static_cast<int>(i % 32);
     fiber.number = n;
     fiber.home = &block;
@@ -169,15 +167,13 @@ void run_grid(const Kernel& kernel, Dim grid, Dim size, size_t dynamic, void** a
     }
     if (!alive) return;
     if (state.ready.empty()) fail(kernel.name + ": threads of a block wait at different barriers");
-    const size_t before = alive;
-    // Until one ends, which may make room for another block.
-    for (size_t left = before; left == before && !state.ready.empty();) {
+    // Until a block ends, which makes room for another.
+    for (bool ended = false; !ended && !state.ready.empty();) {
       std::swap(state.ready[below(state.ready.size())], state.ready.back());
       auto& fiber = static_cast<Running&>(*state.ready.back());
       state.ready.pop_back();
-      Block& block = *fiber.home;
       resume(fiber);
-      if (block.alive == 0) left = 0;
+      ended = fiber.home->alive == 0;
     }
   }
 }
@@ -203,7 +199,7 @@ void block_barrier() { arrive(*running()->home); }
 void warp_barrier() { arrive(*running()->warp); }
 void warp_meeting() { arrive(running()->warp->meeting); }
 
-unsigned char (*next_slots())[kSlot] {
+unsigned char (*next_slots()) [kSlot] {
   Fiber& self = *running();
   return self.warp->slots[self.exchanges++ & 1];
 }

@@ -111,8 +111,6 @@ void watch(Record* records, size_t begin, size_t bytes, bool write, bool shared)
   }
 }
 
-constexpr size_t kArena = 512 * 1024;
-
 bool in_shared(const void* address) {
   const auto* at = static_cast<const unsigned char*>(address);
   const unsigned char* begin = running()->home->shared;
@@ -256,10 +254,10 @@ void finish_copies(int pending) {
 
 extern "C" {
 
-#define WATCH(n)                                                                         \
-  void __tsan_read##n(void* at) { emulation::touch(at, n, false); }                      \
-  void __tsan_write##n(void* at) { emulation::touch(at, n, true); }                      \
-  void __tsan_unaligned_read##n(void* at) { emulation::touch(at, n, false); }            \
+#define WATCH(n)                                                              \
+  void __tsan_read##n(void* at) { emulation::touch(at, n, false); }           \
+  void __tsan_write##n(void* at) { emulation::touch(at, n, true); }           \
+  void __tsan_unaligned_read##n(void* at) { emulation::touch(at, n, false); } \
   void __tsan_unaligned_write##n(void* at) { emulation::touch(at, n, true); }
 WATCH(1)
 WATCH(2)
