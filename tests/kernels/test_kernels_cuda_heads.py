@@ -62,7 +62,9 @@ def _inputs(kind: str, width: int, size: int, tokens: int) -> list[Array]:
 
 def _exact(kind: str, inputs: list[Array], state: Array, offsets: Array) -> tuple[Array, Array]:
     exact = [x.astype(np.float64) for x in (*inputs, state)]
-    return rwkv7.wkv(*exact, offsets) if kind == "7" else rwkv5.wkv(*exact, offsets)
+    if kind == "7":
+        return partial(rwkv7.wkv, offsets=offsets)(*exact)
+    return partial(rwkv5.wkv, offsets=offsets)(*exact)
 
 
 WAYS = [(step, pooled) for step in (False, True) for pooled in (False, True)]

@@ -115,7 +115,7 @@ def _steps() -> dict[str, Entry]:
     x, vectors = _normal(3, D, dtype=F16), _normal(4, D)
     pool = _normal(6, 2, 5, D)
     read = pool[SLOTS[:, 0], 1, 2].astype(np.float64)
-    mixed, _ = norm_mix(x, *vectors[:2], list(vectors[2:].astype(np.float64)), read, EPS)
+    mixed, _ = norm_mix(x, vectors[0], vectors[1], _double(*vectors[2:]), read, EPS)
     at = [("s", 2, 5, D, F32), ("b", 2, "int32")]
     types, outs = [("b", D, F16), *[(D, F32)] * 4, *at], [("b", D, F32)] * 2
     return {
@@ -156,9 +156,9 @@ def _heads() -> dict[str, Entry]:
     k, a, y, r, v = _normal(5, 6, D)
     k_k, k_a, weight, bias = _normal(4, D)
     r_k = _normal(D // HEAD, HEAD)
-    keys = rwkv7.keys(*_double(k, a, k_k, k_a), HEAD)
-    normal = formulas.head_norm(*_double(y, weight, bias), HEAD, EPS)
-    full = rwkv7.head_norm(*_double(y, r, k, v, r_k, weight, bias), EPS)
+    keys = partial(rwkv7.keys, head_size=HEAD)(*_double(k, a, k_k, k_a))
+    normal = partial(formulas.head_norm, size=HEAD, eps=EPS)(*_double(y, weight, bias))
+    full = partial(rwkv7.head_norm, eps=EPS)(*_double(y, r, k, v, r_k, weight, bias))
     return {
         "keys": (
             *(partial(heads7.keys, size=HEAD), [token, token, vector, vector], [token] * 3),

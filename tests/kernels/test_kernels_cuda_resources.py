@@ -51,7 +51,7 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
     moving = ((tirx.Var("tokens", "int64"), WIDTH), "float32")
     several = [((tirx.Var("slots", "int64"), 32, 66, WIDTH), "float32"), ((batch, 2), "int32")]
     ends = ((batch + 1,), "int32")
-    tokens = {
+    tokens: dict[str, tuple[Any, list[Any]]] = {
         "5": (wkv5.wkv_pooled, [moving, vector, moving, moving, vector]),
         "6": (wkv5.wkv_pooled, [*[moving] * 4, vector]),
         "7": (wkv7.wkv_pooled, [moving] * 6),
