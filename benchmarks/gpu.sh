@@ -2,10 +2,10 @@
 # Checks and measures the CUDA libraries on a machine with an NVIDIA GPU that need not have a network.
 #
 #   benchmarks/gpu.sh pack FOLDER [OPTION...]   here, without a GPU: builds what is to be carried there
-#   benchmarks/gpu.sh run FOLDER [OPTION...]    there: checks every kernel, then measures
+#   benchmarks/gpu.sh run FOLDER [OPTION...]    there: checks every kernel, and measures
 #
 # `pack` needs nvcc and this package's Python environment, `run` a python3 with numpy; with torch it
-# measures the card's matrix peak too, and with `rwkv` beside it that package. --help lists options.
+# measures the card's matrix peak and the package `rwkv` too. --help lists options.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 usage() { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -18,10 +18,12 @@ pack)
     ;;
 run)
     # The machine may have no more of the project than the folder.
-    folder=$(cd "$folder" && pwd)
-    export PYTHONPATH="$folder/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-    export TVM_USE_RUNTIME_LIB=1 LD_LIBRARY_PATH="$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-    exec python3 "$folder/gpu_run.py" "$folder" "$@"
+    inside=$(mktemp -d)
+    trap 'rm -rf "$inside"' EXIT
+    python3 -m tarfile -e "$folder/carried.tar.xz" "$inside"
+    export PYTHONPATH="$inside/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+    export TVM_USE_RUNTIME_LIB=1 LD_LIBRARY_PATH="$inside/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    python3 "$inside/gpu_run.py" "$inside" "$@"
     ;;
 *)
     usage

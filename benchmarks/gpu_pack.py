@@ -1,39 +1,58 @@
 """Builds the folder that `gpu.sh run` needs on a machine with a GPU, and shows what it weighs.
 
-It holds libraries of this package for the World models' shapes, without weights; TVM's runtime and
-tvm_ffi for the Python there; CUDA's runtime library; this package's Python files, of which the
-reference is used; and the two scripts.
+It holds `gpu.sh` and one archive: libraries of this package for the World models' shapes, without
+weights; TVM's runtime and tvm_ffi for the Python there; CUDA's runtime library; this package's
+Python files, of which the references are used; the package `rwkv`; and the scripts.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import IRModule
 
 import mlc_rwkv_world
 from mlc_rwkv_world.compiler import library, metadata, pipeline
-from mlc_rwkv_world.compiler.export import export, parameters
+from mlc_rwkv_world.compiler.export import compute_dtype, export, parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import format_named
+from mlc_rwkv_world.versions.table import settled
 
 LIMIT = 64 * 2**20
-SHAPES = {"1.5B": (24, 2048), "3B": (32, 2560), "7B": (32, 4096)}
-# Two blocks of each width with a small vocabulary, which a CPU can follow in float32.
-CHECKED = "check-"
-FORMATS = ("q0f16", "q4f16_1")
+# Blocks, channels, and hidden channels as a multiple of them.
+SIZES = {
+    "4-1.5B": (24, 2048, 4.0),
+    "4-3B": (32, 2560, 4.0),
+    "4-7B": (32, 4096, 4.0),
+    "5-1.5B": (24, 2048, 3.5),
+    "5-7B": (32, 4096, 3.5),
+    "6-1.6B": (24, 2048, 3.5),
+    "6-7B": (32, 4096, 3.5),
+    "7-1.5B": (24, 2048, 4.0),
+    "7-2.9B": (32, 2560, 4.0),
+    "7-7.2B": (32, 4096, 4.0),
+}
+# Most important first; `peer:` is the package `rwkv` at the shape of a model.
+PLAN = "7-7.2B,4-7B,peer:7-7.2B,peer:4-7B,7-1.5B,6-1.6B,5-1.5B,4-1.5B,7-2.9B,4-3B"
+FORMATS = ("q4f16_1", "q0f16")
+# A short twin has two blocks and a small vocabulary, which a CPU can follow in float32.
 VOCABULARY, CHECKED_VOCABULARY = 65536, 2048
 HERE = Path(__file__).parent
+SCRIPTS = ("gpu_model.py", "gpu_peer.py", "gpu_run.py")
 
 
 def main() -> None:
@@ -43,9 +62,9 @@ def main() -> None:
     parser.add_argument("--target", default="cuda -arch=sm_90")
     parser.add_argument(
         "--models",
-        default=",".join([*(CHECKED + name for name in SHAPES), *SHAPES]),
-        help="comma-separated: 1.5B, 3B, 7B, blocks x channels such as 4x1024; check-... for a "
-        "short model of that width that is compared with a reference",
+        default=PLAN,
+        help="comma-separated, in the order of the run: names such as 7-1.5B, or version-blocks x "
+        "channels such as 7-4x1024; peer:... for the package rwkv at that shape",
     )
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--python", default="3.12", help="the Python there")
@@ -53,53 +72,116 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="sequences of the largest batch")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for name in options.models.split(","):
-        for fmt in options.formats.split(","):
-            begin = time.monotonic()
-            path = _library(options, name, fmt)
-            size = path.stat().st_size
-            print(f"{path.name}: {size / 1e6:.1f} MB, {time.monotonic() - begin:.0f} s", flush=True)
-    _runtime(options.folder, options.python)
-    _package(options.folder)
-    for script in ("gpu.sh", "gpu_run.py"):
-        shutil.copy2(HERE / script, options.folder)
+    with tempfile.TemporaryDirectory() as text:
+        inside = Path(text)
+        models(inside, options)
+        _runtime(inside, options.python)
+        _package(inside)
+        for script in SCRIPTS:
+            shutil.copy2(HERE / script, inside)
+        _show(inside)
+        with tarfile.open(options.folder / "carried.tar.xz", "w:xz") as archive:
+            archive.add(inside, ".")
+    shutil.copy2(HERE / "gpu.sh", options.folder)
     total = _show(options.folder)
     if total > LIMIT:
         sys.exit(f"{options.folder} has {total / 2**20:.1f} MiB, more than {LIMIT >> 20} MiB")
 
 
-def _shape(name: str) -> tuple[int, int]:
-    """Blocks and channels."""
-    plain = name.removeprefix(CHECKED)
-    match = re.fullmatch(r"(\d+)x(\d+)", plain)
-    if plain not in SHAPES and match is None:
-        sys.exit(f"--models: {name!r} is none of {', '.join(SHAPES)} and no blocks x channels")
-    layers, width = SHAPES[plain] if match is None else (int(match[1]), int(match[2]))
-    return (2 if name.startswith(CHECKED) else layers), width
+def models(folder: Path, options: Any) -> None:
+    """Builds what `options.models` lists into `folder`/models, and writes plan.json."""
+    plan: list[dict[str, Any]] = []
+    (folder / "models").mkdir()
+    for name in options.models.split(","):
+        shape = name.removeprefix("peer:")
+        full = config_of(shape, options.chunk, options.batch)
+        if name != shape:
+            plan.append({"model": shape, "peer": dataclasses.asdict(full)})
+            continue
+        twin = twin_of(full)
+        for fmt in options.formats.split(","):
+            step = {"model": f"{name}-{fmt}"}
+            for role, config in (("check", twin), ("measure", full)):
+                path = folder / "models" / f"{name}-{fmt}{'-twin' * (config == twin)}.so"
+                step[role] = path.name
+                if path.exists():
+                    continue
+                begin = time.monotonic()
+                _library(path, config, fmt, options.target)
+                taken, size = time.monotonic() - begin, path.stat().st_size
+                print(f"{path.name}: {size / 1e6:.1f} MB, {taken:.0f} s", flush=True)
+            plan.append(step)
+    (folder / "plan.json").write_text(json.dumps(plan))
 
 
-def _library(options: argparse.Namespace, name: str, quantization: str) -> Path:
-    layers, width = _shape(name)
-    checked = name.startswith(CHECKED)
-    fmt, target = format_named(quantization), resolve(options.target)
+def config_of(name: str, chunk: int, batch: int) -> ModelConfig:
+    """The configuration of a size, or of version-blocks x channels; ends where it is neither."""
+    match = re.fullmatch(r"([4567])-(\d+)x(\d+)", name)
+    if name not in SIZES and match is None:
+        sys.exit(f"--models: {name!r} is none of {', '.join(SIZES)} and no 7-blocks x channels")
+    version = int(name[0])
+    layers, width, ratio = SIZES.get(name) or (0, 0, 4.0)
+    if match is not None:
+        layers, width = int(match[2]), int(match[3])
     config = ModelConfig(
+        model_version=version,
         hidden_size=width,
-        intermediate_size=4 * width,
+        intermediate_size=int(ratio * width) // 32 * 32,
         num_hidden_layers=layers,
-        vocab_size=CHECKED_VOCABULARY if checked else VOCABULARY,
-        rescale_every=2 if checked else 6,
-        prefill_chunk_size=256 if checked else options.chunk,
-        max_batch_size=options.batch,
-        # Each checked model has one block of either type.
-        fp32_layers=(0,) if checked else (),
+        vocab_size=VOCABULARY,
+        rescale_every=6,
+        prefill_chunk_size=chunk,
+        max_batch_size=batch,
+        fp32_layers=(),
+        **_ranks(version, width),
     )
-    described = metadata.describe(config, fmt, parameters(config, fmt), target, fmt.dtype)
-    mod = export(config, fmt, fmt.dtype)
+    return settled(config)
+
+
+def twin_of(config: ModelConfig) -> ModelConfig:
+    """The short model of the same width that a CPU can follow."""
+    return dataclasses.replace(
+        config,
+        num_hidden_layers=2,
+        vocab_size=CHECKED_VOCABULARY,
+        rescale_every=2 if config.rescale_every else 0,
+        prefill_chunk_size=256,
+        # One block of either type.
+        fp32_layers=(0,),
+    )
+
+
+def _ranks(version: int, width: int) -> dict[str, Any]:
+    """The ranks of the published models, by the formula behind them."""
+    if version == 6:
+        large = width >= 4096
+        return {
+            "mix_low_rank_dim": 64 if large else 32,
+            "decay_low_rank_dim": 128 if large else 64,
+        }
+    if version != 7:
+        return {}
+
+    def rank(factor: float, power: float) -> int:
+        return max(32, round(factor * float(width**power) / 32) * 32)
+
+    decay = rank(1.8, 0.5)
+    return {
+        "decay_low_rank_dim": decay,
+        "a_low_rank_dim": decay,
+        "v_low_rank_dim": rank(1.3, 0.5),
+        "gate_low_rank_dim": rank(0.6, 0.8),
+    }
+
+
+def _library(path: Path, config: ModelConfig, quantization: str, target_text: str) -> None:
+    fmt, target = format_named(quantization), resolve(target_text)
+    dtype = compute_dtype(fmt, target.kind)
+    described = metadata.describe(config, fmt, parameters(config, fmt), target, dtype)
+    mod = export(config, fmt, dtype)
     lowered: IRModule = pipeline.run(mod, target.target, config, described, None)
-    path = Path(options.folder) / "models" / f"{name}-{quantization}.so"
-    path.parent.mkdir(exist_ok=True)
     library.write(lowered, target, path)
-    return path
+    path.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(config)))
 
 
 def _runtime(folder: Path, version: str) -> None:
@@ -130,6 +212,7 @@ def _runtime(folder: Path, version: str) -> None:
                 str(folder / "wheels"),
                 "apache-tvm-ffi==0.1.14.post1",
                 "typing-extensions",
+                "rwkv",
             ),
         ],
         check=True,
@@ -144,7 +227,6 @@ def _runtime(folder: Path, version: str) -> None:
     )
     if cudart is not None:
         shutil.copy2(cudart.resolve(), libraries / "libcudart.so.13")
-    (folder / "built.json").write_text(json.dumps({"tvm": tvm.__version__, "python": version}))
 
 
 def _package(folder: Path) -> None:

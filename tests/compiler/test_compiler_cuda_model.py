@@ -68,9 +68,7 @@ def _compared(model: Model) -> dict[str, list[list[int]]]:
     weights = random_parameters(model)
     exact, _ = run(Model(model.config, model.quantization, "float32"), "llvm", weights)
     target = "cuda -arch=sm_90"
-    actual, launches = cuda_emulation.run(
-        "emulated_model:run", model, target, weights, backwards=True
-    )
+    actual, launches = cuda_emulation.run("emulated_model:run", model, target, weights)
     assert actual.keys() == exact.keys()
     np.testing.assert_array_equal(actual.pop("the fresh state"), exact.pop("the fresh state"))
     for name, tensors in exact.items():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -13,6 +16,9 @@ from tvm.s_tir import dlight
 
 from mlc_rwkv_world.compiler.passes import schedule_gpu
 from mlc_rwkv_world.compiler.target import resolve
+
+if TYPE_CHECKING:
+    from support.cuda_emulation import Fault
 
 ARCH = "cuda -arch=sm_90"
 # Inputs, and shape and dtype of each result.
@@ -36,14 +42,71 @@ def compute(
     cases: Mapping[str, Case], calls: Sequence[tuple[str, Call]], general: bool = False
 ) -> list[list[Array]]:
     """What each call leaves in its results, which start as NaN or -1, and in its array inputs."""
-    module, device = build(cases, ARCH, general), tvm.cuda(0)
+    module = build(cases, ARCH, general)
+    return [_called(module[name], *call) for name, call in calls]
+
+
+def compute_in_orders(
+    cases: Mapping[str, Case], calls: Sequence[tuple[str, Call]], orders: Sequence[int]
+) -> list[list[Array]]:
+    """As `compute`; every one of so many orders of threads and blocks must leave the same bits."""
+    from support import cuda_emulation
+
+    module = build(cases)
     answers = []
-    for name, (inputs, outs) in calls:
-        tensors = [
-            tvm.runtime.tensor(a, device) if isinstance(a, np.ndarray) else a for a in inputs
-        ]
-        results = [tvm.runtime.tensor(poisoned(*out), device) for out in outs]
-        module[name](*tensors, *results)
-        arrays = [t.numpy() for t in tensors if not isinstance(t, int)]
-        answers.append([*(result.numpy() for result in results), *arrays])
+    for (name, call), count in zip(calls, orders, strict=True):
+        cuda_emulation.seed(0)
+        answers.append(_called(module[name], *call))
+        for order in range(1, count):
+            cuda_emulation.seed(order)
+            for got, first in zip(_called(module[name], *call), answers[-1], strict=True):
+                np.testing.assert_array_equal(got, first, f"{name}, order {order}")
     return answers
+
+
+def _called(
+    function: Any, inputs: Sequence[Any], outs: Sequence[tuple[tuple[int, ...], str]]
+) -> list[Array]:
+    device = tvm.cuda(0)
+    tensors = [tvm.runtime.tensor(a, device) if isinstance(a, np.ndarray) else a for a in inputs]
+    results = [tvm.runtime.tensor(poisoned(*out), device) for out in outs]
+    function(*tensors, *results)
+    arrays = [t.numpy() for t in tensors if not isinstance(t, int)]
+    return [*(result.numpy() for result in results), *arrays]
+
+
+def planted(
+    cases: Mapping[str, Case], calls: Mapping[str, Call], faults: Sequence[tuple[Fault, str]]
+) -> list[str]:
+    """What ends the process of each fault's kernel; or "other values", or "nothing"."""
+    right = compute(cases, list(calls.items()))
+    expected = dict(zip(calls, right, strict=True))
+    said = []
+    for fault, owner in faults:
+        name = owner.partition("_kernel")[0]
+        with tempfile.TemporaryFile("w+") as errors:
+            child = os.fork()
+            if not child:
+                os.dup2(errors.fileno(), 2)
+                _try(cases[name], (name, calls[name]), expected[name], fault)
+            _, status = os.waitpid(child, 0)
+            errors.seek(0)
+            said.append(errors.read() or f"ended with {status} and no word")
+    return said
+
+
+def _try(case: Case, call: tuple[str, Call], expected: list[Array], fault: Fault) -> None:
+    """Says on stderr what came of a fault, and ends the process."""
+    from support import cuda_emulation
+
+    try:
+        cuda_emulation.faults.append(fault)
+        (found,) = compute({call[0]: case}, [call])
+        pairs = zip(found, expected, strict=True)
+        same = all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+        sys.stderr.write("nothing" if same else "other values")
+    except BaseException as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}")
+    finally:
+        sys.stderr.flush()
+        os._exit(0)

@@ -21,6 +21,8 @@ from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.rwkv4.cuda.time_mix import time_mix_step
+from mlc_rwkv_world.versions.rwkv5 import wkv as wkv5
+from mlc_rwkv_world.versions.rwkv7 import wkv as wkv7
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,6 +37,7 @@ REGISTERS, SHARED = 65536, 100 * 1024
 def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
     row, long, vector = ((1, WIDTH), "float16"), ((1, 4 * WIDTH), "float16"), ((WIDTH,), "float32")
     state = [((tirx.Var("slots", "int64"), 32, 5, WIDTH), "float32"), ((1, 2), "int32")]
+    batch = tirx.Var("batch", "int64")
     many = ((tirx.Var("rows", "int64"), WIDTH), "float16")
 
     def weight(outer: int, inner: int, stored: Stored) -> list[Any]:
@@ -45,7 +48,24 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
         taken, given = ([TensorType(*one) for one in some] for some in (args, outs))
         return Signature(taken, given, target, stored)
 
-    kernels = {"norm_mix": norm_mix_step(sig([row, *[vector] * 5, *state], [row] * 3), eps=1e-5)}
+    moving = ((tirx.Var("tokens", "int64"), WIDTH), "float32")
+    several = [((tirx.Var("slots", "int64"), 32, 66, WIDTH), "float32"), ((batch, 2), "int32")]
+    ends = ((batch + 1,), "int32")
+    tokens: dict[str, tuple[Any, list[Any]]] = {
+        "5": (wkv5.wkv_pooled, [moving, vector, moving, moving, vector]),
+        "6": (wkv5.wkv_pooled, [*[moving] * 4, vector]),
+        "7": (wkv7.wkv_pooled, [moving] * 6),
+    }
+    recurrences = {
+        f"wkv_{version}{'_step' * step}": build(
+            sig([*given, *([] if step else [ends]), *several], [moving]), size=64
+        )
+        for version, (build, given) in tokens.items()
+        for step in (False, True)
+    }
+    kernels = recurrences | {
+        "norm_mix": norm_mix_step(sig([row, *[vector] * 5, *state], [row] * 3), eps=1e-5)
+    }
     for stored in (Stored(0, "float16"), Stored.symmetric(4, "float16", group=32)):
         bits = stored.bits
         square, value = weight(WIDTH, WIDTH, stored), weight(WIDTH, 4 * WIDTH, stored)
@@ -87,8 +107,8 @@ def _source(target: Any) -> str:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90"])
 def test_nothing_spills_and_blocks_fit(arch: str) -> None:
     found = resources(_source(resolve(f"cuda -arch={arch}").target), arch)
-    # Six kernels a storage, of which the last is three tiles', and the normalization.
-    assert len(found) == 1 + 2 * (4 + len(matmul_cuda.TILES))
+    # Six kernels a storage, of which the last is three tiles', the normalization, and recurrences.
+    assert len(found) == 1 + 2 * (4 + len(matmul_cuda.TILES)) + 2 * 3
     for one in found:
         assert (one.stack, one.spilled) == (0, 0), one
         blocks = min(REGISTERS // (one.registers * one.threads), SHARED // max(one.shared, 1))

@@ -2,7 +2,8 @@
 
 A head's matrix S [key channel, value channel] lies in one piece of the state, and each value
 channel evolves alone. On a CPU a task has some value channels of a head of a sequence, on a GPU a
-thread has one. What a token does to them, a version says by a `Token`.
+thread has one; CUDA has a kernel of its own, in `kernels.cuda.head_matrices`. What a token does to
+them, a version says by a `Token`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
+from mlc_rwkv_world.kernels.cuda import head_matrices as cuda
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType, parallel_if_worth
 
@@ -34,12 +36,14 @@ class Token:
     `state[cell(j, first + i)]`, S of key channel j, to what it becomes, and leaves y in the first
     `lanes` of `sums`; there are `sums` times `lanes` sums. `vectors` are as many tensors [T, D],
     and then [D] where they are no token's own. A kernel's arguments are these tensors, or begin
-    with one [how many, T, D] in place of those [T, D].
+    with one [how many, T, D] in place of those [T, D]. `cell` says
+    the same of one value of S.
     """
 
     vectors: int
     sums: int
     advance: Callable[..., None]
+    cell: cuda.Cell
 
 
 class _Row:
@@ -173,6 +177,10 @@ def _body(sig: Signature, size: int, token: Token, *, step: bool, pooled: bool) 
         down, column = T.truncdiv(at, T.int64(heads)), T.truncmod(at, T.int64(heads))
         across = column * T.int64(size) + c
         return (slot, layer, row + down, across) if pooled else (s, down, across)
+
+    if cuda.suits(sig, size):
+        fixed = [len(arg.shape) == 1 for arg in sig.args[: token.vectors]]
+        return cuda.body(sig, size, token.cell, fixed, index, step=step, pooled=pooled)
 
     @T.inline
     def body(vectors, offsets, states, slots, layer, row, y, batch):  # type: ignore[no-untyped-def]

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.common.head_matrices import Token, pooled_recurrence, recurrence
+from mlc_rwkv_world.kernels.cuda.head_matrices import Cell
 from mlc_rwkv_world.kernels.signature import Signature
 
 
@@ -49,7 +50,13 @@ def _advance(
             )
 
 
-_TOKEN = Token(vectors=5, sums=1, advance=_advance)
+# Of r, w, k, v and u, by their numbers.
+_CELL = Cell(
+    value=3,
+    update=lambda s, x, v, _: s * x[1] + x[2] * v,
+    read=lambda s, _, x, v: x[0] * (s + x[4] * (x[2] * v)),
+)
+_TOKEN = Token(vectors=5, sums=1, advance=_advance, cell=_CELL)
 
 
 def wkv(sig: Signature) -> tirx.PrimFunc:

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.common.head_matrices import Token, pooled_recurrence, recurrence
+from mlc_rwkv_world.kernels.cuda.head_matrices import Cell
 from mlc_rwkv_world.kernels.signature import Signature
 
 
@@ -48,7 +49,14 @@ def _advance(
             sums[i] = sums[i] + r[t, base + j] * state[cell(j, first + i)]
 
 
-_TOKEN = Token(vectors=6, sums=2, advance=_advance)
+# Of r, w, k, v, kk and b, by their numbers.
+_CELL = Cell(
+    value=3,
+    removed=lambda s, x: s * x[4],
+    update=lambda s, x, v, removed: s * x[1] - removed * x[5] + x[2] * v,
+    read=lambda s, new, x, v: x[0] * new,
+)
+_TOKEN = Token(vectors=6, sums=2, advance=_advance, cell=_CELL)
 
 
 def wkv(sig: Signature) -> tirx.PrimFunc:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include "engine.h"
 
@@ -12,8 +13,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define threadIdx (emulation::current->thread)
-#define blockIdx (emulation::current->block->index)
+#define threadIdx (emulation::current->index)
+#define blockIdx (emulation::current->block)
 #define __restrict__
 
 #define VECTOR_TYPES(T, name)                                                                  \
@@ -60,5 +61,19 @@ inline int64_t min(int a, int64_t b) { return a < b ? a : b; }
 inline unsigned __float_as_uint(float x) { unsigned y; std::memcpy(&y, &x, 4); return y; }
 inline float __uint_as_float(unsigned x) { float y; std::memcpy(&y, &x, 4); return y; }
 
+// Bytes of both words, of which each nibble of `select` names one; the highest bit of a nibble, which
+// spreads a sign, is not used.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned select) {
+  if (select & 0xffff8888u) std::abort();
+  const uint64_t both = uint64_t(y) << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= unsigned(both >> (select >> i * 4 & 7) * 8 & 255) << i * 8;
+  return result;
+}
+template <typename T>
+unsigned __cvta_generic_to_shared(T* pointer) {
+  return emulation::shared_address(pointer);
+}
+
 #include "cuda_fp16.h"
-#include "intrinsics.h"
+#include "ptx.h"

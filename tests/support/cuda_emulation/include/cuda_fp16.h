@@ -35,7 +35,19 @@ inline half __float2half_rn(float a) { return half(a); }
 inline half hexp(half a) { return half(std::exp(float(a))); }
 inline half hsqrt(half a) { return half(std::sqrt(float(a))); }
 
-struct half2 {
+struct alignas(4) half2 {
   half x, y;
 };
 using __half2 = half2;
+inline half2 __halves2half2(half x, half y) { return {x, y}; }
+inline half2 __half2half2(half x) { return {x, x}; }
+inline half2 __float2half2_rn(float x) { return {half(x), half(x)}; }
+inline half2 __hadd2(half2 a, half2 b) { return {a.x + b.x, a.y + b.y}; }
+inline half2 __hmul2(half2 a, half2 b) { return {a.x * b.x, a.y * b.y}; }
+// One rounding, of what a double holds.
+inline half __hfma(half a, half b, half c) {
+  return half(double(float(a)) * double(float(b)) + double(float(c)));
+}
+inline half2 __hfma2(half2 a, half2 b, half2 c) {
+  return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
+}

@@ -1,13 +1,12 @@
-// Runs the threads of one block as fibers that take turns at barriers.
-//
-// A thread runs until it waits for its warp or its block, so that what one thread reads before a
-// barrier that another needed to reach first is still the poison that shared memory starts with.
+// What a kernel's source calls of the emulation. Threads are fibers; those of some blocks take
+// turns in a random, seeded order, at barriers and at some accesses to memory. The compiler calls a
+// hook at each access (see memory.cc), so that races are found whether or not they changed a value.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <deque>
-#include <vector>
+
+#define NOT_WATCHED __attribute__((no_sanitize("thread")))
 
 namespace emulation {
 
@@ -15,92 +14,60 @@ struct Dim {
   unsigned x, y, z;
 };
 
-struct Warp {
-  int alive = 0;
-  int arrived = 0;
-  long epoch = 0;
-  // Values of a warp's exchange; consecutive exchanges take turns.
-  alignas(16) unsigned char slots[2][32][128];
-};
+constexpr int kSlot = 128;
 
-struct Block {
-  Dim index;
-  int alive = 0;
-  int arrived = 0;
-  long epoch = 0;
-  unsigned char* shared = nullptr;   // static shared memory, in the order of its declarations
-  unsigned char* dynamic = nullptr;  // extern shared memory
-};
-
-struct Copy {
-  void* to;
-  const void* from;
-  int bytes;  // of 16; the rest becomes zeros
-};
-
-struct Fiber {
-  Dim thread;
-  Block* block;
-  Warp* warp;
+// What kernels may know of the thread that runs, and of its block.
+struct Thread {
+  Dim index, block;
   int lane;
-  unsigned exchanges = 0;
-  std::vector<Copy> copies;  // not committed yet
-  std::deque<std::vector<Copy>> groups;
+  unsigned char* dynamic;  // extern shared memory
 };
 
-extern Fiber* current;
+extern Thread* current;
 
 void block_barrier();
+// Orders a warp's accesses to memory.
 void warp_barrier();
-// Ends the process with a message where the address is no multiple of `bytes`.
-void require_aligned(const void* address, size_t bytes);
+// Waits for a warp's lanes, and orders nothing.
+void warp_meeting();
 // The place of the static shared array that stands at `offset` of its kernel's.
 unsigned char* shared_array(size_t offset, size_t bytes);
+// A lane's slot for the next exchange of its warp, and those of all lanes.
+unsigned char (*next_slots())[kSlot];
 
-inline void copy_later(void* to, const void* from, int bytes) {
-  current->copies.push_back({to, from, bytes});
-}
-
-inline void commit_copies() {
-  current->groups.push_back(std::move(current->copies));
-  current->copies.clear();
-}
-
+// A pointer to shared memory as instructions take it, 32 bits.
+unsigned shared_address(const void* pointer);
+unsigned char* shared_pointer(unsigned address);
+// Ends the process with a message where the address is no multiple of `bytes`.
+void require_aligned(const void* address, size_t bytes);
+// An instruction's access, which the compiler does not see.
+void touch(const void* address, size_t bytes, bool write);
+// Copies of this thread that arrive as late as they may: when their group is waited for.
+void copy_later(unsigned char* to, const void* from, int bytes);
+void commit_copies();
 // Makes the copies of all groups but the latest `pending`.
-inline void finish_copies(size_t pending) {
-  for (auto& groups = current->groups; groups.size() > pending; groups.pop_front())
-    for (const Copy& copy : groups.front()) {
-      std::memset(copy.to, 0, 16);
-      std::memcpy(copy.to, copy.from, copy.bytes);
-    }
-}
-
-// Every lane's `value` is offered to the warp; gives that of the lane `from(own lane)`.
-template <typename T, typename From>
-T exchange(const T& value, From from) {
-  static_assert(sizeof(T) <= 128, "a slot is too small");
-  Fiber* self = current;
-  auto& slots = self->warp->slots[self->exchanges++ & 1];
-  std::memcpy(slots[self->lane], &value, sizeof(T));
-  warp_barrier();
-  T result;
-  std::memcpy(&result, slots[from(self->lane)], sizeof(T));
-  return result;
-}
+void finish_copies(int pending);
 
 // Every lane's `value` is offered to the warp; `use(get)` may then get those of all lanes.
 template <typename T, typename Use>
-void gather(const T& value, Use use) {
-  static_assert(sizeof(T) <= 128, "a slot is too small");
-  Fiber* self = current;
-  auto& slots = self->warp->slots[self->exchanges++ & 1];
-  std::memcpy(slots[self->lane], &value, sizeof(T));
-  warp_barrier();
-  use([&](int lane) {
+NOT_WATCHED void gather(const T& value, Use use) {
+  static_assert(sizeof(T) <= kSlot, "a slot is too small");
+  auto slots = next_slots();
+  std::memcpy(slots[current->lane], &value, sizeof(T));
+  warp_meeting();
+  use([slots](int lane) NOT_WATCHED {
     T result;
     std::memcpy(&result, slots[lane], sizeof(T));
     return result;
   });
+}
+
+// Every lane's `value` is offered to the warp; gives that of the lane `from(own lane)`.
+template <typename T, typename From>
+NOT_WATCHED T exchange(const T& value, From from) {
+  T result;
+  gather(value, [&](auto get) NOT_WATCHED { result = get(from(current->lane)); });
+  return result;
 }
 
 }  // namespace emulation
