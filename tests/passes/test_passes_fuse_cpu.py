@@ -79,6 +79,7 @@ def test_a_block_becomes_few_kernels(function: str) -> None:
     assert len(called) <= LAYERS * (6 if "decode" in function else 9) + 6
 
 
+@pytest.mark.slow
 def test_a_block_of_rwkv7_becomes_few_kernels() -> None:
     """Seven for a step and nine for a prompt, which begins with two norms of its own."""
     target, version = resolve("llvm").target, 7
@@ -105,6 +106,7 @@ def test_a_block_of_rwkv7_becomes_few_kernels() -> None:
 PRODUCTS = ("time_mix", "residual", "key_receptance", "gated_residual")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantization", "arithmetic", "rounded"),
     [("q4f16_1", INT8, "uint32"), ("q0f16", BFLOAT16, "uint16")],
