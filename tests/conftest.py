@@ -31,6 +31,20 @@ os.environ.setdefault("RWKV_V7_ON", "0")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Seconds of a test's call that `make quick` can bear.
+QUICK = 2.0
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which tests have become slow without being marked so."""
+    passed = terminalreporter.stats.get("passed", [])
+    late = [test for test in passed if test.duration > QUICK and "slow" not in test.keywords]
+    if late:
+        terminalreporter.section("no pytest.mark.slow, and took more than a second or two")
+        for test in late:
+            terminalreporter.line(f"{test.duration:.1f}s {test.nodeid}")
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder of this run's own, which all of its worker processes see."""

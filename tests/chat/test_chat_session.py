@@ -258,6 +258,7 @@ def test_a_plain_state_begins_a_conversation(engine: Engine, tmp_path: Path) -> 
     assert say(chat, FRANCE) == "The capital of France is Paris."
 
 
+@pytest.mark.slow
 def test_files_that_do_not_fit_change_nothing(
     engine: Engine, demo_artifact: Callable[[str], Path], tmp_path: Path
 ) -> None:

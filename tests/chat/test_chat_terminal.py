@@ -253,6 +253,7 @@ def test_tab_completes_commands_settings_and_files(
     assert chat.ends() == 0
 
 
+@pytest.mark.slow
 def test_history_goes_on_in_the_next_run(
     terminal: Callable[..., Terminal],
     model: str,
@@ -385,6 +386,7 @@ def test_lines_from_a_pipe(model: str) -> None:
     assert len(output) == 3
 
 
+@pytest.mark.slow
 def test_a_line_of_a_megabyte(model: str) -> None:
     """It is read whole, 13108 tokens of it, and what follows is answered as ever."""
     message = "-" * (1 << 20)

@@ -244,6 +244,7 @@ def test_flipped_bits_in_json(tmp_path: Path, world: Tensors, make: Maker) -> No
     assert refused > 0.1 * FLIPS
 
 
+@pytest.mark.slow
 def test_garbage_with_the_right_beginning(tmp_path: Path, world: Tensors) -> None:
     rng = random.Random(1)
     end = pth(tmp_path, world).read_bytes()[-2000:]

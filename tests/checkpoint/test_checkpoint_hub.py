@@ -260,6 +260,7 @@ def test_what_killed_downloads_left_does_not_pile_up(
     assert not list(models.rglob("*.incomplete"))
 
 
+@pytest.mark.slow
 def test_lost_connections_are_taken_up_again(
     hub: HubServer, models: Path, large: Tensors, tmp_path: Path
 ) -> None:
@@ -284,6 +285,7 @@ def test_what_an_earlier_attempt_left_is_no_part_of_it(
     assert_holds(open_checkpoint(folder), world)
 
 
+@pytest.mark.slow
 def test_two_downloads_at_once(
     hub: HubServer, models: Path, large: Tensors, tmp_path: Path
 ) -> None:
@@ -491,6 +493,7 @@ def test_disk_that_is_too_small(
     assert hub.sent() < 1 << 20
 
 
+@pytest.mark.slow
 def test_disk_that_fills_up_on_the_way(
     hub: HubServer, large: Tensors, tmp_path: Path, small_disk: Path
 ) -> None:

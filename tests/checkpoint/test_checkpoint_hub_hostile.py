@@ -7,7 +7,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from support.checkpoints import Tensors, write_hf_bin
 from support.hub_answers import answering
+from support.hub_server import serving
 
 from mlc_rwkv_world.checkpoint import fetch, open_checkpoint
 from mlc_rwkv_world.checkpoint.hub_client import HubClient
@@ -60,7 +60,7 @@ class Hub:
             server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
             server.daemon_threads = True
             server.hub = self  # type: ignore[attr-defined]
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            serving(server).start()
             self._servers.append(server)
         return self
 
@@ -165,6 +165,8 @@ def hub(tmp_path: Path, world: Tensors, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
             monkeypatch.delenv(name, raising=False)
+        # What is tried again is tried at once.
+        monkeypatch.setattr("time.sleep", lambda _: None)
         yield server
 
 
@@ -386,10 +388,7 @@ def test_repositories_that_moved_are_followed(hub: Hub, tmp_path: Path) -> None:
         ("/again", "more than 5 redirects in a row"),
     ],
 )
-def test_redirects_that_lead_nowhere(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str, message: str
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def test_redirects_that_lead_nowhere(hub: Hub, tmp_path: Path, location: str, message: str) -> None:
     hub.answer = lambda request: request.send(302, Location=location)
     assert message in refusal(tmp_path)
     # Where a file is redirected to is for the library to follow.

@@ -132,6 +132,7 @@ def test_weights_are_read_from_the_entry_that_holds_them(
     assert_holds(open_checkpoint(tmp_path / "w.pth"), world)
 
 
+@pytest.mark.slow
 def test_weights_beside_a_real_optimizers_state(tmp_path: Path, world: Tensors) -> None:
     weights = torch_tensors(world)
     small = torch.nn.Parameter(torch.zeros(4))

@@ -109,6 +109,7 @@ def test_bare_pickle_is_not_opened(tmp_path: Path) -> None:
     assert "bare Python pickle" in refusal(tmp_path / "w.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_torchscript_archive(tmp_path: Path) -> None:
     traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2))

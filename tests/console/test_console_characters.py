@@ -131,6 +131,7 @@ def test_options_that_are_none_are_quoted_safely(capsys: pytest.CaptureFixture[s
     assert not {c for c in shown if steers(c)} - {"\n"}
 
 
+@pytest.mark.slow
 def test_an_artifact_from_a_stranger(demo_artifact: Callable[[str], Path], tmp_path: Path) -> None:
     """Its folder's name, its list and what its library says of itself."""
     folder = tmp_path / EVIL

@@ -43,6 +43,7 @@ def test_a_closed_input_has_ended(model: str) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_an_error_that_cannot_be_told_is_still_a_status(tmp_path: Path) -> None:
     for line in ('"$@" 2>&-', '"$@" 2>/dev/full') if FULL.exists() else ('"$@" 2>&-',):
         assert shell(line, "chat", "--model", "nothing-here", "--prompt", "x").returncode == 3
@@ -83,6 +84,7 @@ def test_a_full_disk_is_one_message(arguments: list[str], model: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="the system has no /dev/full")
 def test_a_build_that_cannot_tell_blames_no_disk_of_its_own(
     demo_checkpoint: Path, tmp_path: Path

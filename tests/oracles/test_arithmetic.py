@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ from mlc_rwkv_world.storage.groups import dequantize, quantize
 
 pytestmark = pytest.mark.slow
 
-# The residual is halved on its way, as formats that compute in float16 ask.
-LAYERS, WIDTH, POSITIONS = 7, 96, 40
+# Of the exact comparisons of RWKV-4 to 6, whose residual is halved on its way, as formats that
+# compute in float16 ask. All others have `small`'s shapes, and its libraries.
+LAYERS, WIDTH, HEAD = 7, 96, 32
+POSITIONS = 40
 # float32's rounding, of the largest logit.
 EXACT = 1e-5
-# Of root mean squares: inputs rounded to 8 bits through seven blocks. `rwkv` itself says what
+# Of root mean squares: inputs rounded to 8 bits through four blocks. `rwkv` itself says what
 # rounding to bfloat16 may cost.
 BYTES = 0.02
 MATRICES = ("key", "value", "receptance", "output")
@@ -43,32 +46,31 @@ class Model:
 @pytest.fixture(scope="module", params=[4, 5, 6, 7])
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Model]:
-    """`model(format)`, of one version."""
+) -> Callable[..., Model]:
+    """`model(format, exact=...)`, of one version."""
+    version: int = request.param
     logits: Callable[[Path, Sequence[int]], np.ndarray]
-    if request.param == 7:
-        tensors, logits = checkpoints.random_rwkv7(3, WIDTH, seed=3, head_size=32), rwkv7_logits
-    elif request.param == 4:
-        tensors, logits = checkpoints.random_world(LAYERS, WIDTH, seed=3), rwkv_logits
-    else:
-        version = {5: "5.2", 6: "6.0"}[request.param]
-        tensors, logits = (
-            checkpoints.random_rwkv5(LAYERS, WIDTH, seed=3, version=version, head_size=32),
-            rwkv_logits,
-        )
+    logits = rwkv7_logits if version == 7 else rwkv_logits
     ids = [int(i) for i in np.random.default_rng(4).integers(1, 65530, POSITIONS)]
-    made: dict[str, Model] = {}
 
-    def make(quantization: str) -> Model:
-        if quantization not in made:
-            fmt = format_named(quantization)
-            kept = {name: _kept(name, tensor, fmt) for name, tensor in tensors.items()}
-            folder = tmp_path_factory.mktemp(quantization)
-            pth = checkpoints.write_pth(folder / "kept.pth", kept)
-            made[quantization] = Model(request.param, pth, logits(pth, ids), ids)
-        return made[quantization]
+    @cache
+    def make(quantization: str, exact: bool = False) -> Model:
+        fmt = format_named(quantization)
+        halved = exact and version != 7
+        tensors = _halved(version) if halved else checkpoints.random_small(version, seed=3)
+        kept = {name: _kept(name, tensor, fmt) for name, tensor in tensors.items()}
+        folder = tmp_path_factory.mktemp(quantization)
+        pth = checkpoints.write_pth(folder / "kept.pth", kept)
+        return Model(version, pth, logits(pth, ids), ids)
 
     return make
+
+
+def _halved(version: int) -> checkpoints.Tensors:
+    if version == 4:
+        return checkpoints.random_world(LAYERS, WIDTH, seed=3)
+    name = {5: "5.2", 6: "6.0"}[version]
+    return checkpoints.random_rwkv5(LAYERS, WIDTH, seed=3, version=name, head_size=HEAD)
 
 
 def _kept(name: str, tensor: np.ndarray, fmt: Format) -> np.ndarray:
@@ -84,7 +86,9 @@ def _kept(name: str, tensor: np.ndarray, fmt: Format) -> np.ndarray:
     return dequantize(quantize(tensor, fmt.matrix), fmt.matrix)
 
 
-def _ours(model: Model, quantization: str, arithmetic: str, output: Path) -> list[np.ndarray]:
+def _ours(
+    model: Model, quantization: str, arithmetic: str, output: Path, library: Path | None = None
+) -> list[np.ndarray]:
     """Logits [T, V] by single steps, by steps of a batch, and the last ones by prompts."""
     built = world.build(
         model.pth,
@@ -93,6 +97,7 @@ def _ours(model: Model, quantization: str, arithmetic: str, output: Path) -> lis
         arithmetic=arithmetic,
         output=output,
         stock=False,
+        reuse_lib=library,
     )
     engine = world.load(built.folder)
     ids, one, batch = model.ids, engine.new_state(), [engine.new_state() for _ in range(6)]
@@ -107,29 +112,38 @@ def _error(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.sqrt(np.square(found - exact).mean() / np.square(exact).mean()))
 
 
+Models, Libraries = Callable[..., Model], Callable[..., Path]
+
+
 @pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
-def test_float32_is_exact(quantization: str, model: Callable[[str], Model], tmp_path: Path) -> None:
-    peer = model(quantization)
-    for found in _ours(peer, quantization, "float32", tmp_path):
+def test_float32_is_exact(
+    quantization: str, model: Models, small_library: Libraries, tmp_path: Path
+) -> None:
+    peer, library = model(quantization, exact=True), None
+    if peer.version == 7:
+        library = small_library(7, quantization, arithmetic="float32")
+    for found in _ours(peer, quantization, "float32", tmp_path, library):
         assert np.abs(found - peer.exact).max() <= EXACT * np.abs(peer.exact).max()
 
 
 @pytest.mark.parametrize("quantization", ["q4f16_1", "q8f16_1"])
 def test_int8_rounds_inputs_only(
-    quantization: str, model: Callable[[str], Model], tmp_path: Path
+    quantization: str, model: Models, small_library: Libraries, tmp_path: Path
 ) -> None:
     if not multiplies_bytes(resolve("llvm").target):
         pytest.skip("products of bytes need AVX2 or NEON's dot products")
     peer = model(quantization)
-    for found in _ours(peer, quantization, "int8", tmp_path):
+    library = small_library(peer.version, quantization, arithmetic="int8")
+    for found in _ours(peer, quantization, "int8", tmp_path, library):
         assert EXACT < _error(found, peer.exact) < BYTES
 
 
 def test_bfloat16_is_closer_than_rwkv_in_bfloat16(
-    model: Callable[[str], Model], tmp_path: Path
+    model: Models, small_library: Libraries, tmp_path: Path
 ) -> None:
     peer = model("q0f16")
     logits = rwkv7_logits if peer.version == 7 else rwkv_logits
     theirs = _error(logits(peer.pth, peer.ids, "cpu bf16"), peer.exact)
-    for found in _ours(peer, "q0f16", "bfloat16", tmp_path):
+    library = small_library(peer.version, "q0f16", arithmetic="bfloat16")
+    for found in _ours(peer, "q0f16", "bfloat16", tmp_path, library):
         assert EXACT < _error(found, peer.exact) < theirs

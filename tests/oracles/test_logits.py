@@ -100,6 +100,7 @@ def case(
     tmp_path_factory: pytest.TempPathFactory,
     demo_checkpoint: Path,
     demo_artifact: Callable[[str], Path],
+    small_library: Callable[..., Path],
 ) -> Case:
     root = tmp_path_factory.mktemp("oracle")
     if request.param == "trained":
@@ -130,8 +131,16 @@ def case(
         tensors = checkpoints.random_world(layers, width, seed=layers)
         folder = checkpoints.write_hf_safetensors(root / "random", tensors)
     pth = checkpoints.write_pth(root / "random.pth", tensors)
+    reused = None
+    if request.param in ("5.2 2x128", "6.0 2x128"):
+        reused = small_library(int(float(number)), "q0f32")
     artifact = world.build(
-        pth, target=target, quantization="q0f32", output=root / "dist", stock=False
+        pth,
+        target=target,
+        quantization="q0f32",
+        output=root / "dist",
+        stock=False,
+        reuse_lib=reused,
     )
     return Case(int(float(number)), pth, folder, world.load(artifact.folder), _random_ids(layers))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mlc_rwkv_world.errors import StateError
 
 pytestmark = pytest.mark.slow
 
-LAYERS, WIDTH, SIZE = 2, 128, 64
+WIDTH, SIZE = 128, 64
 
 
 def write_tuned(path: Path, layers: int, heads: int) -> Path:
@@ -26,14 +27,17 @@ def write_tuned(path: Path, layers: int, heads: int) -> Path:
     )
 
 
-def test_logits_after_a_tuned_state(tmp_path: Path) -> None:
+def test_logits_after_a_tuned_state(tmp_path: Path, small_library: Callable[..., Path]) -> None:
     """Every value counts, in its place: matrices are not symmetric, heads and blocks differ."""
-    pth = checkpoints.write_pth(
-        tmp_path / "rwkv7-g1a-random.pth", checkpoints.random_rwkv7(LAYERS, WIDTH)
-    )
-    tuned = write_tuned(tmp_path / "tuned.pth", LAYERS, WIDTH // SIZE)
+    pth = checkpoints.write_pth(tmp_path / "rwkv7-g1a-random.pth", checkpoints.random_small(7))
+    tuned = write_tuned(tmp_path / "tuned.pth", 4, WIDTH // SIZE)
     artifact = world.build(
-        pth, target="llvm", quantization="q0f32", output=tmp_path / "dist", stock=False
+        pth,
+        target="llvm",
+        quantization="q0f32",
+        output=tmp_path / "dist",
+        stock=False,
+        reuse_lib=small_library(7, "q0f32"),
     )
     assert str(artifact.template) == "g1, thinking off"
     engine = world.load(artifact.folder, "cpu")
@@ -46,18 +50,25 @@ def test_logits_after_a_tuned_state(tmp_path: Path) -> None:
     tolerance = 1e-4 * max(1.0, float(np.abs(theirs).max()))
     assert np.abs(ours - theirs).max() <= tolerance
     assert np.abs(plain - theirs).max() > 100 * tolerance
-    for layers, heads in ((1, 2), (2, 3)):
+    for layers, heads in ((1, 2), (4, 3)):
         with pytest.raises(StateError, match="another model's"):
             state.load(write_tuned(tmp_path / "other.pth", layers, heads))
 
 
 @pytest.mark.parametrize("version", ["5.2", "6.0"])
-def test_a_state_inside_a_checkpoint(tmp_path: Path, version: str) -> None:
+def test_a_state_inside_a_checkpoint(
+    tmp_path: Path, small_library: Callable[..., Path], version: str
+) -> None:
     """`rwkv` always begins from it; here a conversation does that is told to."""
-    tensors = checkpoints.random_rwkv5(LAYERS, WIDTH, version=version, tuned=True)
+    tensors = checkpoints.random_rwkv5(2, WIDTH, version=version, tuned=True)
     pth = checkpoints.write_pth(tmp_path / "model.pth", tensors)
     artifact = world.build(
-        pth, target="llvm", quantization="q0f32", output=tmp_path / "dist", stock=False
+        pth,
+        target="llvm",
+        quantization="q0f32",
+        output=tmp_path / "dist",
+        stock=False,
+        reuse_lib=small_library(int(float(version)), "q0f32"),
     )
     assert any("holds a state that it was tuned with" in note for note in artifact.notes)
     engine = world.load(artifact.folder, "cpu")

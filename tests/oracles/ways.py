@@ -19,6 +19,11 @@ from typing import Any
 THREADS, TOKENS, COMPANY = 3, 300, 8
 os.environ["TVM_NUM_THREADS"] = str(THREADS)
 
+from mlc_rwkv_world.cli.start import start_light  # noqa: E402
+
+# Without PyTorch, which would take as long as all that is read.
+start_light()
+
 import numpy as np  # noqa: E402
 
 from mlc_rwkv_world.runtime import Engine, State, load  # noqa: E402

@@ -102,6 +102,7 @@ def test_on_a_cpu(quantization: str, target: str) -> None:
     assert _decomposed(quantization, target) == dict.fromkeys(STOCK, EVERYTHING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", FORMATS)
 def test_on_cuda(quantization: str) -> None:
     found = _decomposed(quantization, CUDA)

@@ -88,6 +88,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", BLOCKS)
 def test_a_block_of_the_others_becomes_few_kernels(version: int) -> None:
     """A prompt's begins with two norms of its own."""
@@ -115,6 +116,7 @@ def test_a_block_of_the_others_becomes_few_kernels(version: int) -> None:
 PRODUCTS = ("time_mix", "residual", "key_receptance", "gated_residual")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantization", "arithmetic", "rounded"),
     [("q4f16_1", INT8, "uint32"), ("q0f16", BFLOAT16, "uint16")],

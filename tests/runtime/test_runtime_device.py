@@ -29,6 +29,7 @@ def opened(libraries: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or "emulates a GPU"
 )

@@ -214,6 +214,7 @@ def test_packing_that_fails(artifact: Path, changes: dict[str, object], message:
     assert str(library_of(artifact)) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_doctor_tells_which_tvm_built_what(artifact: Path) -> None:
     rewrite(library_of(artifact), by_another_tvm)
     assert register(artifact)

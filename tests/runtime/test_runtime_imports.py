@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 CHILD = """
 import sys
 from mlc_rwkv_world.cli.start import start_light
@@ -32,6 +34,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_models_run_without_tvm_and_beside_it(
     demo_artifact: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -247,6 +247,7 @@ def test_links_that_leave_the_folder_are_refused(artifact: Path, name: str) -> N
         load(artifact)
 
 
+@pytest.mark.slow
 def test_doctor_tells_of_weights_without_a_build_id(artifact: Path) -> None:
     build_id = load(artifact).metadata.build_id
     assert describe_weights(artifact / "params").endswith(f": build id {build_id}")

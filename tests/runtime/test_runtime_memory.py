@@ -36,7 +36,9 @@ print(json.dumps([before, peak(), 4 * math.prod(engine._pool.tensor.shape)]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status says the peak")
 @pytest.mark.parametrize("quantization", ["q4f16_1", "q0f32"])
-@pytest.mark.parametrize("trained", ["demo_artifact", "demo7_artifact"])
+@pytest.mark.parametrize(
+    "trained", ["demo_artifact", pytest.param("demo7_artifact", marks=pytest.mark.slow)]
+)
 def test_memory_is_bounded(request: pytest.FixtureRequest, trained: str, quantization: str) -> None:
     folder = request.getfixturevalue(trained)(quantization)
     done = subprocess.run(

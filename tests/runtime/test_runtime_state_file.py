@@ -120,6 +120,7 @@ def test_truncation_anywhere_is_a_named_error(path: Path) -> None:
             read(path)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(path: Path) -> None:
     data = path.read_bytes()
     rng = random.Random(0)

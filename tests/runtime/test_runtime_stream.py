@@ -57,6 +57,7 @@ def test_async_gives_the_same(engine: Engine) -> None:
     assert asyncio.run(events()) == list(stream(engine, top_scores=1).events())
 
 
+@pytest.mark.slow
 def test_other_work_goes_on_meanwhile(engine: Engine) -> None:
     async def ask() -> str:
         return "".join([text async for text in stream(engine)])

@@ -56,6 +56,7 @@ def test_a_library_that_a_person_names_runs(artifact: Path, mark: Path, tmp_path
     assert mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["demo-q4f16_1-llvm.so", "a.so", "params/a.so"])
 def test_a_library_that_is_not_listed_is_passed_over_and_told(
     artifact: Path, mark: Path, place: str
@@ -87,6 +88,7 @@ def test_a_library_is_the_file_that_was_checked(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_list", [True, False])
 def test_parameters_alone_run_nothing(artifact: Path, mark: Path, with_list: bool) -> None:
     """Whatever the stranger put among them, and under whatever name they were taken."""
@@ -165,6 +167,7 @@ def test_verify_tells_of_files_that_are_not_listed(artifact: Path) -> None:
     assert f"FAULT  {artifact / 'params/extra.json'}: is not listed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_name_runs_what_this_user_built(
     artifact: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +195,7 @@ def test_a_name_runs_what_this_user_built(
     assert mark.exists()
 
 
+@pytest.mark.slow
 def test_doctor_shows_where_an_artifact_stands_and_whether_its_name_runs_it(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from stand_in import (
 DOCTOR = ["-m", "mlc_rwkv_world", "doctor"]
 
 
+@pytest.mark.slow
 def test_with_the_real_tvm_and_no_host(tmp_path: Path) -> None:
     import tvm
     import tvm_ffi

@@ -122,6 +122,7 @@ def test_register_without_an_entry_point(tvm: Path, host: Path, when: str) -> No
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_configuration_of_another_version(host: Path, tmp_path: Path) -> None:
     """The host reads a configuration and a checkpoint from wherever it is told to."""
     checkpoint = write_fla(tmp_path / "RWKV7", random_rwkv7(2, 64, 65536))
@@ -146,6 +147,7 @@ def test_a_configuration_of_another_version(host: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_gen_config_picks_a_template(host: Path, tmp_path: Path) -> None:
     """`rwkv` is the checkpoint's own; another than that is written as asked for, with a note."""
     g1, world = "RWKV7-G1-0.1B", "RWKV7-World3-0.1B"
@@ -186,6 +188,7 @@ def test_gen_config_picks_a_template(host: Path, tmp_path: Path) -> None:
     assert all(f"{g1} was trained for rwkv_g1" in line for line in noted)
 
 
+@pytest.mark.slow
 def test_world_models_of_the_hosts_own_types(host: Path, tmp_path: Path) -> None:
     """The host's RWKV-5 and 6 stay what they are for others' checkpoints."""
     sizes = {"num_hidden_layers": 2, "hidden_size": 2048, "vocab_size": 65536, "head_size": 64}
@@ -231,6 +234,7 @@ def test_world_models_of_the_hosts_own_types(host: Path, tmp_path: Path) -> None
     assert not (tmp_path / "theirs" / "mlc-chat-config.json").exists()
 
 
+@pytest.mark.slow
 def test_configurations_of_rwkv7(host: Path, tmp_path: Path) -> None:
     """Named as fla names fields; what is no field of ours, the host keeps aside."""
     theirs = fla_config(random_rwkv7(2, 128, 4), vocab_size=65536)

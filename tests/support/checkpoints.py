@@ -224,6 +224,15 @@ def random_rwkv5(
     return tensors
 
 
+def random_small(version: int, seed: int = 0) -> Tensors:
+    """Weights in the shapes of the trained RWKV-4 and 7, or of two blocks of RWKV-5.2 and 6."""
+    if version == 4:
+        return random_world(4, 128, seed=seed)
+    if version == 7:
+        return random_rwkv7(4, 128, seed=seed, ranks=dict.fromkeys("wavg", 32))
+    return random_rwkv5(2, 128, seed=seed, version={5: "5.2", 6: "6.0"}[version])
+
+
 # fla's name for a part of a tensor's name in an RWKV-7.
 _FLA_PARTS = {
     "emb": "embeddings",

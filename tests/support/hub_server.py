@@ -28,6 +28,11 @@ _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _BLOB = re.compile(r"/lfs/([0-9a-f]{64})")
 
 
+def serving(server: ThreadingHTTPServer) -> threading.Thread:
+    """A thread, to be started, that serves until `shutdown`, for which it looks often."""
+    return threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+
+
 @dataclass
 class Request:
     """One request that the server answered: `sent` is the number of body bytes."""
@@ -90,7 +95,7 @@ class HubServer:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._http.daemon_threads = True
         self._http.hub = self  # type: ignore[attr-defined]
-        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        self._thread = serving(self._http)
         self._thread.start()
         return self
 

@@ -66,6 +66,7 @@ def test_random_bytes(
         assert tokenizer.decode_bytes(ids) == content
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(content=st.one_of(st.binary(max_size=300), st.text(max_size=200)))
 def test_any_input(

@@ -25,6 +25,7 @@ def tensors(request: pytest.FixtureRequest) -> Tensors:
     return checkpoints.random_rwkv5(LAYERS, WIDTH, VOCABULARY, seed=11, version=request.param)
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_rwkv(tensors: Tensors, ids: list[int], tmp_path: Path) -> None:
     expected = rwkv_logits(checkpoints.write_pth(tmp_path / "random.pth", tensors), ids)
     _, logits = run(tensors, ids)

@@ -33,6 +33,7 @@ def test_logits_are_those_of_rwkv(tensors: Tensors, ids: list[int], tmp_path: Pa
     np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_rwkv7_hf(tensors: Tensors, ids: list[int], tmp_path: Path) -> None:
     expected = rwkv7_hf_logits(checkpoints.write_fla(tmp_path / "random", tensors), ids)
     _, logits = run(tensors, ids)
