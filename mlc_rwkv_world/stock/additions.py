@@ -18,7 +18,8 @@ from mlc_rwkv_world.stock.passes.add_engine_functions import AddEngineFunctions
 from mlc_rwkv_world.stock.passes.add_sampling_functions import AddSamplingFunctions
 
 # Where the engine draws tokens on the device, and stops if a library has no functions for it.
-_DRAWS_THERE = ("cuda", "vulkan", "metal", "webgpu")
+# TVM's sort needs a third axis of blocks, which its WebGPU keeps for itself.
+_DRAWS_THERE = ("cuda", "vulkan", "metal")
 
 
 def _passes(target: Target, config: ModelConfig) -> Sequence[Pass]:

@@ -172,9 +172,7 @@ def test_rwkv7_for_gpus(target: str, tmp_path: Path) -> None:
 
 
 def test_webgpu_objects_are_webassembly(source: Path, tmp_path: Path) -> None:
-    artifact = build(
-        source, target="webgpu", output=tmp_path, prefill_chunk_size=16, weights=False, stock=False
-    )
+    artifact = build(source, target="webgpu", output=tmp_path, prefill_chunk_size=16, weights=False)
     objects, shaders = artifact.libraries
     assert (objects.name, shaders.name) == ("tiny-q4f16_1-webgpu.tar", "tiny-q4f16_1-webgpu.wgsl")
     assert library_kind(objects) == artifact.target == "webgpu"

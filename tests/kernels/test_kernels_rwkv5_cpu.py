@@ -211,7 +211,7 @@ def test_products(kernels: Kernels, arithmetic: str, shape: Shape) -> None:
     bench, width, large = _Bench(kernels, arithmetic, shape), shape.width, 3 + shape.gated
     inputs = [bench.given(width) for _ in range(large + (not shape.fixed))]
     weights = [bench.weight(bench.large, width, width) for _ in range(large)]
-    outs = [((shape.count, width), F32)] * large
+    outs: list[tuple[tuple[int, ...], str]] = [((shape.count, width), F32)] * large
     if not shape.fixed:
         weights.append(bench.weight(bench.small, RANK, width))
         outs.append(bench.input(RANK))
@@ -290,8 +290,9 @@ def test_heads(kernels: Kernels, arithmetic: str, shape: Shape) -> None:
 
     state = wide(before[slots[:, 0], LAYER, ROW : ROW + size])
     kept = np.exp(-np.exp(rate))
-    y, after = reference.wkv(*map(wide, (r, kept, k, v, first)), state, offsets)
-    exact = head_norm(y, *map(wide, norm), size, EPS)
+    y, after = reference.wkv(wide(r), kept, wide(k), wide(v), wide(first), state, offsets)
+    weight, bias = map(wide, norm)
+    exact = head_norm(y, weight, bias, size, EPS)
     for g in gate:
         exact = exact * g
     assert error_ratio(packing.values(gated), exact) < max(RATIO[arithmetic], 5e-6)
