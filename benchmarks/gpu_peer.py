@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--strategy", default="cuda fp16")
     parser.add_argument("--prefills", type=lambda t: [int(n) for n in t.split(",") if n])
     parser.add_argument("--seconds", type=float, default=0.15)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     config, device = options.config, options.strategy.split()[0]
     seven = config["model_version"] == 7
@@ -101,14 +102,15 @@ def main() -> None:
     matrices = {n: s for n, s in shapes(config) if len(s) == 2 and "emb" not in n}
     work = 2 * sum(s[0] * s[1] for n, s in matrices.items() if "blocks" in n)
     nbytes = 2 * sum(s[0] * s[1] for s in matrices.values())
+    pace = (options.seconds, options.rounds)
     name, given = f"rwkv {options.name} {options.strategy}", config["vocab_size"]
     with torch.no_grad():
         _, state = model.forward([5, 6, 7], None)
-        taken = seconds(lambda: model.forward([9], state), Device, options.seconds)
+        taken = seconds(lambda: model.forward([9], state), Device, *pace)
         row(name, "decode, batch 1", 1, taken, nbytes, work)
         for length in options.prefills:
             tokens = [n % given for n in range(length)]
-            taken = seconds(partial(model.forward, tokens, None), Device, options.seconds)
+            taken = seconds(partial(model.forward, tokens, None), Device, *pace)
             row(name, f"prefill, {length}", length, taken, nbytes, work * length)
 
 

@@ -105,7 +105,7 @@ def check(path: Path, device: Any, poison: int, lengths: list[int]) -> bool:
     return passed
 
 
-def seconds(run: Callable[[], Any], device: Any, least: float, rounds: int = 3) -> float:
+def seconds(run: Callable[[], Any], device: Any, least: float, rounds: int) -> float:
     """The best round's mean time of `run`, each round at least `least` seconds, without copies."""
     run()
     run()
@@ -124,16 +124,18 @@ def seconds(run: Callable[[], Any], device: Any, least: float, rounds: int = 3) 
     return best
 
 
-def copy_bandwidth(device: Any, least: float, nbytes: int) -> float:
+def copy_bandwidth(device: Any, options: Any) -> float:
     """Bytes a second that a copy on the device reads and writes together."""
     import tvm
 
+    nbytes = options.copy << 20
     source = tvm.runtime.empty((nbytes // 4,), "float32", device)
     target = tvm.runtime.empty((nbytes // 4,), "float32", device)
-    return 2 * nbytes / seconds(lambda: source.copyto(target), device, least)
+    copy = partial(source.copyto, target)
+    return 2 * nbytes / seconds(copy, device, options.seconds, options.rounds)
 
 
-def matrix_peak(least: float) -> float | None:
+def matrix_peak(options: Any) -> float | None:
     """float16 operations a second of torch's product of random [8192, 8192]; None without torch."""
     try:
         import torch
@@ -146,7 +148,7 @@ def matrix_peak(least: float) -> float | None:
     class Device:
         sync = staticmethod(torch.cuda.synchronize)
 
-    time_taken = seconds(lambda: a @ b, Device, least)
+    time_taken = seconds(lambda: a @ b, Device, options.seconds, options.rounds)
     return 2 * 8192**3 / time_taken
 
 
@@ -159,9 +161,11 @@ def measure(
     batches = [b for b in options.batches if b <= model.config.max_batch_size]
     prefills = [n for n in options.prefills if n <= model.config.prefill_chunk_size]
 
+    pace = (options.seconds, options.rounds)
+
     def decode(batch: int) -> None:
         state, ids = model.states(batch), model.ids(np.arange(batch) + 7)
-        taken = seconds(partial(model.decode, ids, state), device, options.seconds)
+        taken = seconds(partial(model.decode, ids, state), device, *pace)
         # A sequence's state is read once and written once.
         moved, work = model.nbytes + 2 * batch * model.state_bytes, 2 * batch * model.products
         share = f"{moved / taken / bandwidth:.0%} of copies"
@@ -170,7 +174,7 @@ def measure(
     def prefill(length: int) -> None:
         state, tokens = model.states(1), model.ids(np.arange(length) % vocabulary)
         step = partial(model.prefill, tokens, model.ids(np.array([0, length])), state)
-        taken, work = seconds(step, device, options.seconds), 2 * length * model.products
+        taken, work = seconds(step, device, *pace), 2 * length * model.products
         share = f"{work / taken / peak:.0%} of the peak" if peak else ""
         row(name, f"prefill, {length}", length, taken, model.nbytes, work, share)
 
@@ -202,6 +206,7 @@ def measure_peer(config: dict[str, Any], name: str, options: Any, clock: Clock) 
     lengths = ",".join(map(str, options.prefills[:1]))
     command = [sys.executable, str(Path(__file__).parent / "gpu_peer.py"), name]
     command += [json.dumps(config), "--prefills", lengths, "--seconds", str(options.seconds)]
+    command += ["--rounds", str(options.rounds)]
     command += ["--strategy", options.peer]
     try:
         subprocess.run(command, check=True, timeout=min(_LONGEST_PEER, clock.left))
@@ -223,6 +228,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, default=8, help="after which no more is begun")
     made.add_argument("--models", default="", help="comma-separated beginnings of names")
     made.add_argument("--seconds", type=float, default=0.15, help="of each round of a measurement")
+    made.add_argument("--rounds", type=int, default=3, help="of which the best counts")
     made.add_argument("--prefills", type=numbers, default=list(PREFILLS), metavar="N,...")
     made.add_argument("--batches", type=numbers, default=list(BATCHES), metavar="N,...")
     made.add_argument("--lengths", type=numbers, default=[1, 7, 70, 200], metavar="N,...")
@@ -260,8 +266,7 @@ def run(options: Any, device: Any) -> bool:
         sys.exit(f"{options.folder} has no model that begins with {options.models!r}")
     bandwidth, peak = float("nan"), None
     if not options.check_only:
-        bandwidth = copy_bandwidth(device, options.seconds, options.copy << 20)
-        peak = matrix_peak(options.seconds)
+        bandwidth, peak = copy_bandwidth(device, options), matrix_peak(options)
         known = f"{peak / 1e12:.0f} TFLOP/s" if peak else "no torch on a GPU, no figure"
         print(f"copy bandwidth, read and written: {bandwidth / 1e9:.0f} GB/s")
         print(f"float16 matrix peak: {known}")

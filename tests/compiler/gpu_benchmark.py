@@ -20,7 +20,7 @@ def run(folder: str, models: str, *arguments: str) -> tuple[bool, str]:
     full = gpu_pack.config_of
     gpu_pack.config_of = lambda *given: gpu_pack.twin_of(full(*given))
     gpu_pack.CHECKED_VOCABULARY = 256
-    sizes = {"chunk": 256, "batch": 9, "target": "cuda -arch=sm_90", "formats": "q4f16_1"}
+    sizes = {"chunk": 256, "batch": 2, "target": "cuda -arch=sm_90", "formats": "q4f16_1"}
     gpu_pack.models(Path(folder), argparse.Namespace(models=models, **sizes))
     said = io.StringIO()
     with contextlib.redirect_stdout(said):

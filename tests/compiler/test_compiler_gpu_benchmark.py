@@ -1,9 +1,12 @@
-"""The GPU's benchmark from end to end, on the emulated GPU and with `rwkv` on this CPU."""
+"""The GPU's benchmark from end to end, on the emulated GPU; its peer, on this CPU."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,18 +43,31 @@ def test_nothing_is_begun_when_the_time_is_over(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("version", [4, 7])
+def test_the_peer_is_measured(version: int) -> None:
+    """The package `rwkv`, on this CPU."""
+    pytest.importorskip("rwkv")
+    import gpu_pack
+
+    config = gpu_pack.twin_of(gpu_pack.config_of(f"{version}-2x128", 64, 2))
+    command = [sys.executable, str(BENCHMARKS / "gpu_peer.py"), "a name"]
+    command += [json.dumps(dataclasses.asdict(config)), "--strategy", "cpu fp32"]
+    command += ["--prefills", "8", "--seconds", "0.001", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr
+    for row in ("decode, batch 1", "prefill, 8"):
+        assert f"| rwkv a name cpu fp32 | {row} | " in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     cuda_emulation.missing() is not None, reason=cuda_emulation.missing() or "emulates a GPU"
 )
 def test_from_end_to_end(tmp_path: Path) -> None:
-    """An RWKV-7 is packed, right, and measured; so is `rwkv` at its shape."""
-    pytest.importorskip("rwkv")
-    assert BENCHMARKS.is_dir()
-    few = ["--lengths", "5", "--batches", "1", "--prefills", "8", "--seconds", "0.01"]
-    small = ["--poison", "8", "--copy", "8", "--peer", "cpu fp32"]
-    passed, said = cuda_emulation.run(
-        "gpu_benchmark:run", str(tmp_path), "7-2x128,peer:7-2x128", *few, *small
-    )
+    """An RWKV-7 is packed, right, and measured."""
+    few = ["--lengths", "5", "--batches", "1", "--prefills", "8", "--seconds", "0.001"]
+    small = ["--rounds", "1", "--poison", "8", "--copy", "8"]
+    passed, said = cuda_emulation.run("gpu_benchmark:run", str(tmp_path), "7-2x128", *few, *small)
     assert passed, said
     assert re.search(r"7-2x128-q4f16_1-twin: right, worst error [1-9]\.\de-0[4-9]", said), said
     for row in ("decode, batch 1", "prefill, 8"):
