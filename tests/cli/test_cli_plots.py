@@ -22,6 +22,7 @@ RESULT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_only_older_plots_are_replaced(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"

@@ -101,6 +101,7 @@ def test_a_bar_costs_nothing_where_all_is_done_at_once() -> None:
     subprocess.run([sys.executable, "-c", f"{code}; assert 'tqdm' not in sys.modules"], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["verify", "inspect", "bench", "perplexity", "build", "chat"])
 def test_commands_quote_names_safely(command: str, tmp_path: Path) -> None:
     """In messages and in tracebacks."""

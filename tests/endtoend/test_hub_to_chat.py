@@ -103,6 +103,7 @@ def test_killed_download_is_made_good_then_skipped_and_the_model_answers(
         assert answered.stdout.strip() == ANSWER
 
 
+@pytest.mark.slow
 def test_pile_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     tensors = checkpoints.random_world(2, 32, vocab_size=50277)
     pth = checkpoints.write_pth(tmp_path / "RWKV-4-Raven-3B.pth", tensors)

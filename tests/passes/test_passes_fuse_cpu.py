@@ -67,6 +67,7 @@ def _called(mod: IRModule, function: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUSED)
 def test_a_block_becomes_few_kernels(function: str) -> None:
     mod = _fused("q4f16_1")
@@ -138,6 +139,7 @@ def test_chosen_blocks_multiply_float32(
     assert found == dict.fromkeys(PRODUCTS, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUSED)
 def test_arithmetic_without_fusion(function: str) -> None:
     """The passes agree on parts that have no kernels of their own."""

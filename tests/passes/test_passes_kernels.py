@@ -81,6 +81,7 @@ def test_casts_of_weights_become_part_of_the_product() -> None:
                 assert argument_types(func) == ["float32", "float16", "float32"]
 
 
+@pytest.mark.slow
 def test_dequantizing_becomes_part_of_the_product() -> None:
     mod = chosen("q4f16_1", "float16", CUDA)
     results = []

@@ -54,6 +54,7 @@ def test_with_a_host(path: list[Path]) -> None:
     assert "the same prompt twice gives two answers" in result.stdout
 
 
+@pytest.mark.slow
 def test_says_what_could_not_be_done(path: list[Path]) -> None:
     write_host(
         path[2],
@@ -69,6 +70,7 @@ def test_says_what_could_not_be_done(path: list[Path]) -> None:
     assert "  gen_config: TypeError: " in result.stdout
 
 
+@pytest.mark.slow
 def test_what_a_version_has_right_is_left_alone(path: list[Path]) -> None:
     write_version(write_host(path[2]), "0.21")
     code = (
@@ -91,6 +93,7 @@ def test_what_a_version_has_right_is_left_alone(path: list[Path]) -> None:
     assert "(prefix cache): fixed in this version" in result.stdout
 
 
+@pytest.mark.slow
 def test_turned_off(path: list[Path]) -> None:
     write_host(path[2])
     result = run(DOCTOR, path, MLC_RWKV_WORLD_DISABLE="1")

@@ -437,6 +437,7 @@ def test_who_imports_tvm_pays_little(tmp_path: Path) -> None:
     assert result.stdout.strip() == str(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime_only", ["0", "1"])
 def test_the_real_tvm_arms_the_hook(tmp_path: Path, ours: Path, runtime_only: str) -> None:
     code = (
