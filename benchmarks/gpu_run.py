@@ -128,7 +128,7 @@ def copy_bandwidth(device: Any, options: Any) -> float:
     """Bytes a second that a copy on the device reads and writes together."""
     import tvm
 
-    nbytes = options.copy << 20
+    nbytes: int = options.copy << 20
     source = tvm.runtime.empty((nbytes // 4,), "float32", device)
     target = tvm.runtime.empty((nbytes // 4,), "float32", device)
     copy = partial(source.copyto, target)
