@@ -43,10 +43,12 @@ class Model:
     ids: list[int]
 
 
+Models = Callable[..., Model]
+Libraries = Callable[..., Path]
+
+
 @pytest.fixture(scope="module", params=[4, 5, 6, 7])
-def model(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Model]:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
     """`model(format, exact=...)`, of one version."""
     version: int = request.param
     logits: Callable[[Path, Sequence[int]], np.ndarray]
@@ -110,9 +112,6 @@ def _ours(
 def _error(found: np.ndarray, exact: np.ndarray) -> float:
     """Of root mean squares."""
     return float(np.sqrt(np.square(found - exact).mean() / np.square(exact).mean()))
-
-
-Models, Libraries = Callable[..., Model], Callable[..., Path]
 
 
 @pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
