@@ -228,7 +228,7 @@ def test_stock_names(stock: Stock) -> None:
         for sequence, piece in pieces.items():
             read[sequence] += piece
         wanted = exact_logits(stock.model, stock.weights, [read[sequence] for sequence in pieces])
-        found = logits.reshape(len(pieces), VOCAB)
+        found: np.ndarray = logits.reshape(len(pieces), VOCAB)
         assert np.square(found - wanted).mean() < BOUNDS["float32"] ** 2 * np.square(wanted).mean()
         return found
 

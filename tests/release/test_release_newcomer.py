@@ -49,7 +49,7 @@ def environment(
     clean |= {"MLC_RWKV_WORLD_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
     clean |= {"PYTHONNOUSERSITE": "1"}
     subprocess.run([python, "-m", "venv", place], env=clean, check=True)
-    pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet", f"{wheel}[serve]"]
+    pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", f"{wheel}[serve]"]
     done = subprocess.run(pip, env=clean, capture_output=True, text=True)
     if done.returncode and re.search("Could not find a version|ConnectionError", done.stderr):
         pytest.skip("there is no package index")

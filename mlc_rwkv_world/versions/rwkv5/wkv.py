@@ -50,11 +50,11 @@ def _advance(
             )
 
 
-# Of r, w, k, v and u, by their numbers.
+# Of r, k, v, w and u, by their numbers.
 _CELL = Cell(
-    value=3,
-    update=lambda s, x, v, _: s * x[1] + x[2] * v,
-    read=lambda s, _, x, v: x[0] * (s + x[4] * (x[2] * v)),
+    value=2,
+    update=lambda s, x, v, _: s * x[3] + x[1] * v,
+    read=lambda s, _, x, v: x[0] * (s + x[4] * (x[1] * v)),
 )
 _TOKEN = Token(vectors=5, sums=1, advance=_advance, cell=_CELL)
 
