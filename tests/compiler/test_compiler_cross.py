@@ -183,8 +183,9 @@ def test_webgpu_objects_are_webassembly(source: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "objects").iterdir():
         assert path.read_bytes()[:8] == b"\0asm\1\0\0\0"
     text = shaders.read_text()
-    kernels = re.findall(r"^// Function: (\w+)$", text, re.M)
-    assert len(set(kernels)) == len(kernels) == text.count("@compute") > 20
+    # Each is named twice: what it shares, and its body.
+    kernels = set(re.findall(r"^// Function: (\w+)$", text, re.M))
+    assert len(kernels) == text.count("@compute") > 20
 
 
 def test_another_cpu(source: Path, dist: Path) -> None:

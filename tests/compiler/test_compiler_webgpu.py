@@ -1,8 +1,7 @@
-"""Whole models by a real WebGPU, against the reference in float64 and against this CPU."""
+"""Whole models by a real WebGPU, against the reference in float64."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from emulated_model import STEPS, Answers, Model, exact, exact_logits, random_pa
 from support import webgpu
 from support.once import once
 
-import mlc_rwkv_world as world
 from mlc_rwkv_world.compiler import library, metadata, pipeline
 from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
@@ -29,7 +27,6 @@ pytestmark = [
     pytest.mark.skipif(webgpu.missing() is not None, reason=webgpu.missing() or ""),
 ]
 
-DEMO = Path(__file__).parents[2] / "demo"
 VERSIONS = (4, 5, 6, 7)
 # Relative root mean square, by the type that products compute in.
 BOUNDS = {"float32": 1e-5, "float16": 4e-3}
@@ -107,66 +104,6 @@ def test_random_models(device: webgpu.Device, width: int, dtype: str, version: i
     assert re.search(r"\bwkv", launched) and "linear" in launched
     assert sum(device.launches.values()) > 2 * STEPS
     _hold(found, exact(model, weights), BOUNDS[dtype])
-
-
-LONGEST = 12
-
-
-def _texts(engine: world.Engine, prompts: list[str]) -> list[str]:
-    """What a model writes after each prompt, read in two pieces and decoded together."""
-    ids = [engine.tokenizer.encode(prompt) for prompt in prompts]
-    states = [engine.new_state() for _ in ids]
-    engine.prefill_batch([one[:5] for one in ids], states)
-    logits = engine.prefill_batch([one[5:] for one in ids], states)
-    chosen: list[list[int]] = [[] for _ in ids]
-    for _ in range(LONGEST):
-        tokens = [int(row.argmax()) for row in logits]
-        for row, token in zip(chosen, tokens, strict=True):
-            row.append(token)
-        logits = engine.decode_batch(tokens, states)
-    # Alone, the first one is what it was among the others.
-    state = engine.new_state()
-    logits = engine.prefill(ids[0], state)
-    for token in chosen[0]:
-        assert int(logits.argmax()) == token
-        logits = engine.decode(token, state)
-    return [engine.tokenizer.decode(row) for row in chosen]
-
-
-@pytest.mark.parametrize("quantization", ["q4f32_1", "q4f16_1"])
-@pytest.mark.parametrize("version", [4, 7])
-def test_trained_models_answer_as_on_the_cpu(
-    device: webgpu.Device,
-    version: int,
-    quantization: str,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-) -> None:
-    """From a checkpoint to answers, by the commands' own functions; one block of RWKV-4's in
-    float32, where the others are float16.
-    """
-    if "f16" in quantization and not webgpu.has_float16():
-        pytest.skip(f"this adapter lacks {webgpu.FLOAT16}")
-    demo = {4: "demo", 7: "demo7"}[version]
-    checkpoint = request.getfixturevalue(f"{demo}_checkpoint")
-    on_cpu = world.load(request.getfixturevalue(f"{demo}_artifact")(quantization), "cpu")
-    built = world.build(
-        checkpoint,
-        target="webgpu -host=llvm",
-        quantization=quantization,
-        fp32_layers="0" if (version, quantization) == (4, "q4f16_1") else "none",
-        output=tmp_path,
-        stock=False,
-    )
-    engine = world.load(built.folder, "webgpu")
-    lines = (DEMO / "questions.jsonl").read_text("utf-8").splitlines()[::20]
-    ending = "Assistant:" if version == 4 else "Assistant: <think>\n</think"
-    prompts = [f"User: {json.loads(line)['questions'][0]}\n\n{ending}" for line in lines]
-    found = _texts(engine, prompts)
-    assert found == _texts(on_cpu, prompts)
-    for line, text in zip(lines, found, strict=True):
-        assert json.loads(line)["answer"] in text
-    assert device.launches
 
 
 VOCAB = 3000
@@ -256,7 +193,8 @@ def test_engine_functions(stock: Stock) -> None:
     np.testing.assert_allclose(found, reference_penalty(logits, *given), rtol=1e-6, atol=1e-6)
     mask = rng.integers(-(2**31), 2**31, (3, -(-VOCAB // 32))).astype(np.int32)
     found = stock("apply_bitmask_inplace", logits, rows, mask)
-    np.testing.assert_array_equal(found, reference_bitmask(logits, rows, mask))
+    # WGSL spells the least number with seven digits.
+    np.testing.assert_allclose(found, reference_bitmask(logits, rows, mask), rtol=1e-6)
     changed = logits.copy()
     changed[owner, tokens] += 1
     found = stock("apply_logit_bias_inplace", logits, owner, tokens, np.ones(3, np.float32))
