@@ -137,8 +137,10 @@ def _cases(arithmetic: str, rows: int | str) -> dict[str, Case]:
             ),
         }
     # Every weight is stored alike.
+    weights = {square, weight(HIDDEN, D), weight(D, HIDDEN)}
+    stored = {name: [form] * sum(arg in weights for arg in case[1]) for name, case in cases.items()}
     return {
-        f"{name}_{arithmetic}_{rows}": (told(build, *[form] * 3, inputs=kind), args, outs)
+        f"{name}_{arithmetic}_{rows}": (told(build, *stored[name], inputs=kind), args, outs)
         for name, (build, args, outs) in cases.items()
     }
 
