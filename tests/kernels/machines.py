@@ -77,7 +77,7 @@ class Machine(abc.ABC):
         functions = {name: kernel(case, self.target, name) for name, case in cases.items()}
         with self.target, lowering(self.target):
             module = tvm.compile(IRModule(functions), target=self.target).mod
-        objects = []
+        objects: list[Path] = []
         for part in [module, *module.imports]:
             if part.kind == "llvm":
                 objects.append(folder / f"kernels{len(objects)}.o")
@@ -141,7 +141,7 @@ class Bochs(Machine):
 
     def start(self, program: Path) -> bytes:
         folder = program.parent
-        # The linker's own binary output gets addresses of variables wrong.
+        # `ld --oformat=binary` does not resolve the kernels' indirect references to variables.
         self._finish(["objcopy", "-O", "binary", str(program), "disk"], folder)
         cylinders = (folder / "disk").stat().st_size // self._CYLINDER + 1
         with (folder / "disk").open("r+b") as disk:
@@ -198,7 +198,7 @@ def _write_calls(calls: Sequence[Call], outs: Sequence[Array], folder: Path) -> 
         f"const size_t results_size = {len(start)}, call_count = {len(calls)};",
         *(f"extern Kernel __tvm_ffi_{name};" for name in sorted({name for name, _, _ in calls})),
     ]
-    rows = []
+    rows: list[str] = []
     for i, ((name, inputs, _), out, place) in enumerate(
         zip(calls, outs, _places(outs), strict=True)
     ):
