@@ -40,15 +40,16 @@ _MATRICES = re.compile(r"simdgroup_multiply_accumulate\((\w+)\[[^,]+, .+, (\w+)\
 
 @cache
 def sources(kind: str, quantization: str, version: int = 4) -> dict[str, str]:
-    """The source of each kernel of a model that computes one block in float16, one in float32."""
+    """The source of each kernel of a model that computes as its format says, one block in float32."""
     changes = CHANGES[version]
+    compute = "float16" if "f16" in quantization else "float32"
     config, fmt, target = (
         small_config(**changes, fp32_layers=(1,)),
         format_named(quantization),
         resolve(kind),
     )
-    described = metadata.describe(config, fmt, parameters(config, fmt), target, "float16")
-    mod = small_module(quantization, "float16", **changes, fp32_layers=(1,))
+    described = metadata.describe(config, fmt, parameters(config, fmt), target, compute)
+    mod = small_module(quantization, compute, **changes, fp32_layers=(1,))
     mod = pipeline.run(mod, target.target, config, described, None, additions=STOCK)
     functions = {name_of(g): f for g, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
     # Shapes are the host's to compute.

@@ -124,6 +124,12 @@ def test_tokens(server: Server, engine: Engine) -> None:
     assert server.post("/detokenize", {"tokens": [65535]}).status_code == 400
     assert server.post("/tokenize", {}).status_code == 400
     info = server.get("/tokenizer_info").json()
+    # What lm-eval asks for, to put it before a text.
+    asked = {"prompt": info["eos_token"], "add_special_tokens": False}
+    assert server.post("/tokenize", asked).json()["tokens"] == [0]
+    assert server.post("/detokenize", {"tokens": [0]}).json()["prompt"] == info["bos_token"]
+    inside = server.post("/tokenize", {"prompt": f"a{info['eos_token']}"}).json()["tokens"]
+    assert len(inside) > 2 and 0 not in inside
     assert info["eos_token_id"] == 0 and info["vocab_size"] == engine.tokenizer.token_count + 1
 
 
