@@ -40,7 +40,7 @@ _MATRICES = re.compile(r"simdgroup_multiply_accumulate\((\w+)\[[^,]+, .+, (\w+)\
 
 @cache
 def sources(kind: str, quantization: str, version: int = 4) -> dict[str, str]:
-    """The source of each kernel of a model that computes as its format says, one block in float32."""
+    """The source of each kernel of a model whose second block computes in float32."""
     changes = CHANGES[version]
     compute = "float16" if "f16" in quantization else "float32"
     config, fmt, target = (
