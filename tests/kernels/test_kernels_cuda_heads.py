@@ -39,7 +39,7 @@ def _case(kind: str, width: int, size: int, *, step: bool, pooled: bool) -> Case
     if kind != "7":
         vectors[4] = (width, F32)
     if kind == "5":
-        vectors[1] = (width, F32)
+        vectors[3] = (width, F32)
     module = wkv7 if kind == "7" else wkv5
     args = [*vectors, *([] if step else [("offsets", "int32")])]
     if pooled:
@@ -53,7 +53,7 @@ def _inputs(kind: str, width: int, size: int, tokens: int) -> list[Array]:
     r, k, v = rng.normal(0, 1, (3, tokens, width))
     if kind != "7":
         w = np.exp(-np.exp(rng.normal(-2, 1.5, width if kind == "5" else (tokens, width))))
-        return [x.astype(F32) for x in (r, w, k, v, rng.normal(0, 0.5, width))]
+        return [x.astype(F32) for x in (r, k, v, w, rng.normal(0, 0.5, width))]
     w = np.exp(-rwkv7.DECAY_RATE / (1 + np.exp(-rng.normal(0, 3, (tokens, width)))))
     a = 1 / (1 + np.exp(-rng.normal(0, 1, (tokens, width))))
     k, kk, b = rwkv7.keys(k, a, np.full(width, 0.9), np.ones(width), size)
@@ -64,7 +64,8 @@ def _exact(kind: str, inputs: list[Array], state: Array, offsets: Array) -> tupl
     exact = [x.astype(np.float64) for x in (*inputs, state)]
     if kind == "7":
         return partial(rwkv7.wkv, offsets=offsets)(*exact)
-    return partial(rwkv5.wkv, offsets=offsets)(*exact)
+    r, k, v, w, u, before = exact
+    return rwkv5.wkv(r, w, k, v, u, before, offsets)
 
 
 WAYS = [(step, pooled) for step in (False, True) for pooled in (False, True)]
