@@ -5,13 +5,15 @@ The host's own would round float32 weights to bfloat16, and evaluate the vocabul
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlc_rwkv_world import console
 from mlc_rwkv_world.artifact.template import Template
@@ -25,6 +27,10 @@ from mlc_rwkv_world.stock.models import (
     model_config,
     registered,
 )
+
+if TYPE_CHECKING:
+    from mlc_rwkv_world.checkpoint import Checkpoint
+    from mlc_rwkv_world.model.config import ModelConfig
 
 Command = Callable[[dict[str, Any]], None]
 
@@ -112,7 +118,7 @@ def _divert(module: ModuleType, name: str, ours: Command) -> None:
 
 
 def _gen_config(host: ModuleType, arguments: dict[str, Any]) -> None:
-    from mlc_rwkv_world.checkpoint import find_vocabulary
+    from mlc_rwkv_world.checkpoint import find_vocabulary, open_checkpoint
     from mlc_rwkv_world.convert.chat_config import write_chat_config, write_vocabulary
 
     path, output = Path(arguments["config"]), Path(arguments["output"])
@@ -122,10 +128,18 @@ def _gen_config(host: ModuleType, arguments: dict[str, Any]) -> None:
     chosen = {name: value for name, value in arguments.items() if name in accepted}
     config = override(**chosen).apply(arguments["model"].config.from_file(path))
     ours = model_config(config, fmt)
+    # A configuration may come without its weights.
+    with contextlib.suppress(RwkvWorldError):
+        ours = _as_stored(ours, open_checkpoint(_checkpoint_path(path.parent)))
     template, other = _template(host, arguments["conv_template"], ours.model_version, path)
     write_vocabulary(output, find_vocabulary(path.parent))
     write_chat_config(output, ours, fmt, other, template=template)
     host.logger.info("Dumping configuration file to: %s", output / "mlc-chat-config.json")
+
+
+def _as_stored(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """`config` with what tensors say and no published configuration does."""
+    return dataclasses.replace(config, attention_gate=checkpoint.config.attention_gate)
 
 
 def _template(
@@ -171,6 +185,7 @@ def _convert_weight(arguments: dict[str, Any]) -> None:
             f"{checkpoint.path} holds an RWKV-{checkpoint.version}. Give the checkpoint's own "
             "configuration, or a preset of its version."
         )
+    config = _as_stored(config, checkpoint)
     # A conversion that is killed must not look like the whole of an older one.
     for name in (TENSOR_CACHE, NDARRAY_CACHE):
         (output / name).unlink(missing_ok=True)

@@ -57,8 +57,15 @@ def _case(name: str) -> Case:
 
 @pytest.mark.parametrize(
     ("name", "chosen"),
-    [("7", []), ("7", ["--model-type", "rwkv_world"]), ("5.2", []), ("6.0", [])],
-    ids=["rwkv7", "named", "rwkv5", "rwkv6"],
+    [
+        ("7", []),
+        ("7", ["--model-type", "rwkv_world"]),
+        ("5.0", []),
+        ("5.1", []),
+        ("5.2", []),
+        ("6.0", []),
+    ],
+    ids=["rwkv7", "named", "rwkv5.0", "rwkv5.1", "rwkv5", "rwkv6"],
 )
 def test_the_hosts_commands_and_engine(
     host_path: list[Path],
