@@ -132,10 +132,10 @@ def _prompt() -> Entry:
     count, batch = int(LENGTHS[-1]), len(LENGTHS) - 1
     k, v = _normal(2, count, D)
     w, u = -np.exp(RNG.uniform(-6, 1, D)).astype(F32), _normal(D)
-    old = [np.abs(_normal(batch, D)) for _ in range(3)]
-    y, after = np.empty((count, D)), [part.astype(np.float64) for part in old]
+    old = np.abs(_normal(batch, 3, D))
+    y, after = np.empty((count, D)), old.astype(np.float64)
     for s in range(batch):
-        a, b, p = (part[s] for part in after)
+        a, b, p = after[s]
         for t in range(LENGTHS[s], LENGTHS[s + 1]):
             top = np.maximum(p, u + k[t].astype(np.float64))
             y[t] = (np.exp(p - top) * a + np.exp(u + k[t] - top) * v[t]) / (
@@ -145,9 +145,9 @@ def _prompt() -> Entry:
             a[:] = np.exp(p + w - top) * a + np.exp(k[t] - top) * v[t]
             b[:] = np.exp(p + w - top) * b + np.exp(k[t] - top)
             p[:] = top
-    row, token = ("b", D, F32), ("t", D, F32)
-    types = [token, token, (D, F32), (D, F32), row, row, row, ("offsets", "int32")]
-    return wkv, types, [token, row, row, row], [k, v, w, u, *old, LENGTHS], [y, *after], BEHIND
+    state, token = ("b", 3, D, F32), ("t", D, F32)
+    types = [token, token, (D, F32), (D, F32), state, ("offsets", "int32")]
+    return wkv, types, [token, state], [k, v, w, u, old, LENGTHS], [y, after], BEHIND
 
 
 def _heads() -> dict[str, Entry]:
