@@ -99,7 +99,8 @@ def test_calls_of_the_same_types_share_a_kernel() -> None:
     decode = [kernel for kernel, _ in kernel_calls(mod, "rwkv_world_decode")]
     # 64 x 64, 256 x 64, 64 x 256 and the head.
     assert len({kernel for kernel in decode if kernel.startswith("linear")}) == 4
-    assert len({kernel for kernel in decode if kernel.startswith("state_")}) == 2
+    # To and from fields of one row and of three.
+    assert len({kernel for kernel in decode if kernel.startswith("state_")}) == 4
     # The same operations on one row of one sequence under both sets of names.
     stock = {kernel for kernel, _ in kernel_calls(mod, "decode")}
     assert {k for k in stock if k.startswith(("linear", "layer_norm"))} <= set(decode)
@@ -108,4 +109,4 @@ def test_calls_of_the_same_types_share_a_kernel() -> None:
 def test_the_state_is_written_in_place() -> None:
     mod = chosen("q0f32", "float32", "llvm")
     for name in ("rwkv_world_decode", "rwkv_world_prefill", "rwkv_world_batch_decode"):
-        assert callees(functions(mod)[name])["relax.call_tir_inplace"] == 5 * LAYERS
+        assert callees(functions(mod)[name])["relax.call_tir_inplace"] == 3 * LAYERS
