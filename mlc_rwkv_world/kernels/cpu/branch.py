@@ -9,7 +9,7 @@ from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.artifact.abi import OFFSETS, POOL, SLOTS
 from mlc_rwkv_world.kernels.common.layer_norm import layer_norm
-from mlc_rwkv_world.kernels.cpu import mix
+from mlc_rwkv_world.kernels.cpu import channel_mix, mix
 from mlc_rwkv_world.kernels.cpu.arithmetic import input_type, inputs_of
 from mlc_rwkv_world.kernels.emitter import Emitter, type_of
 from mlc_rwkv_world.kernels.signature import TensorType
@@ -85,3 +85,37 @@ class Branch:
         """Calls a kernel with products, whose weights have these roles, in order."""
         stored = [self.part.weights[role] for role in roles]
         return self.emit.call(build, args, outs, stored=stored, inputs=self.inputs, **options)
+
+    def by_head(
+        self,
+        build: Callable[..., Any],
+        found: Sequence[Tensor],
+        factors: Sequence[str],
+        vectors: Sequence[str],
+        **options: Any,
+    ) -> Tensor:
+        """What `build` computes head by head in the state's second field, and its output product.
+
+        The kernel takes `found`, then the tensors of `factors`, which are stored weights, and of
+        `vectors`. Gives the residual, [T, D] float32.
+        """
+        part, given = self.part, [*factors, *vectors, OFFSETS]
+        args = [
+            *found,
+            *(tensor for role in given for tensor in part.tensors(role)),
+            *self.place(part.attrs["rows"][1]),
+        ]
+        gated, self.state = self.products(
+            build,
+            args,
+            [self.input(self.rows.static(1))],
+            *factors,
+            state=self.state,
+            size=part.attrs["head_size"],
+            eps=part.attrs["head_eps"],
+            step=OFFSETS not in part,
+            **options,
+        )
+        args = [gated, part.tensor("output"), self.x]
+        (after,) = self.products(channel_mix.residual, args, [self.rows], "output")
+        return after

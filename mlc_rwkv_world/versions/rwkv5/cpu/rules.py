@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from tvm.relax.frontend.nn import Tensor
 
-from mlc_rwkv_world.artifact.abi import OFFSETS
-from mlc_rwkv_world.kernels.cpu import channel_mix as channel_mix_kernels
 from mlc_rwkv_world.kernels.cpu.branch import Branch
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule
 from mlc_rwkv_world.model.parts import Part
@@ -47,27 +45,10 @@ def after_mixes(branch: Branch, blends: list[Tensor], of_token: Tensor | None) -
     outs = [branch.rows] * len(large) + [branch.input(part.attrs["ranks"][1]) for _ in small]
     found = branch.products(products, args, outs, *large, *small)
     second = ["decay_2"] if small else []
-    given = [*second, "decay", "first", "ln_x", OFFSETS]
-    args = [
-        *found,
-        *(tensor for role in given for tensor in part.tensors(role)),
-        *branch.place(part.attrs["rows"][1]),
-    ]
-    gated, branch.state = branch.products(
-        heads,
-        args,
-        [branch.input(branch.rows.static(1))],
-        *second,
-        state=branch.state,
-        size=part.attrs["head_size"],
-        eps=part.attrs["head_eps"],
-        gated="gate" in part,
-        fixed=of_token is None,
-        step=OFFSETS not in part,
-    )
-    args = [gated, part.tensor("output"), branch.x]
-    after = branch.products(channel_mix_kernels.residual, args, [branch.rows], "output")
-    return [*after, branch.state]
+    vectors = ["decay", "first", "ln_x"]
+    options = {"gated": "gate" in part, "fixed": of_token is None}
+    after = branch.by_head(heads, found, second, vectors, **options)
+    return [after, branch.state]
 
 
 RULES: Mapping[str, Rule] = {"rwkv4.channel_mix": channel_mix, "rwkv5.time_mix": time_mix}

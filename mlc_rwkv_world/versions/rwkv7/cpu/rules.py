@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from tvm.relax.frontend.nn import Tensor
 
-from mlc_rwkv_world.artifact.abi import OFFSETS
 from mlc_rwkv_world.kernels.cpu import channel_mix as channel_mix_kernels
 from mlc_rwkv_world.kernels.cpu.branch import Branch
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule
@@ -40,25 +39,8 @@ def time_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     outs = [branch.rows] * len(_LARGE) + [branch.input(ranks[n]) for n in small]
     r, k, v, *hidden = branch.products(products, args, outs, *roles)
     vectors = [f"{n}0" for n in small if n != "g"] + ["k_k", "k_a", "r_k", "ln_x"]
-    given = [role for roles in (second, vectors, [OFFSETS]) for role in roles]
-    args = [
-        *(r, k, v, *part.tensors("value_first"), *hidden),
-        *(tensor for role in given for tensor in part.tensors(role)),
-        *branch.place(part.attrs["rows"][1]),
-    ]
-    gated, branch.state = branch.products(
-        heads,
-        args,
-        [branch.input(branch.rows.static(1))],
-        *second,
-        state=branch.state,
-        size=part.attrs["head_size"],
-        eps=part.attrs["head_eps"],
-        shared=shared,
-        step=OFFSETS not in part,
-    )
-    args = [gated, part.tensor("output"), branch.x]
-    (after,) = branch.products(channel_mix_kernels.residual, args, [branch.rows], "output")
+    given = [r, k, v, *part.tensors("value_first"), *hidden]
+    after = branch.by_head(heads, given, second, vectors, shared=shared)
     # Block 0's value is what the others take some of.
     return [after, *([] if shared else [v]), branch.state]
 
