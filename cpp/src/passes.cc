@@ -46,10 +46,16 @@ inline float Exp2(float x) {
   return Bits<float>(scaled & counts);
 }
 
+// By halves: one after the other, each sum would wait for the one before.
 inline double SumOfLanes(const Lanes& lanes) {
-  double sum = 0;
-  for (const float lane : lanes) sum += static_cast<double>(lane);
-  return sum;
+  std::array<double, kLanes / 2> sums;
+  for (std::size_t i = 0; i < kLanes / 2; ++i) {
+    sums[i] = static_cast<double>(lanes[i]) + static_cast<double>(lanes[i + kLanes / 2]);
+  }
+  for (std::size_t half = kLanes / 4; half > 0; half /= 2) {
+    for (std::size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
 }
 
 inline double SumOfBlock(const float* block) {
@@ -63,45 +69,33 @@ inline double SumOfBlock(const float* block) {
 }  // namespace
 
 RWKV_WORLD_PASS
-bool CopyNumbers(const float* __restrict values, std::size_t size, float* __restrict copy) {
-  std::array<uint32_t, kLanes> faults{};
-  std::size_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) {
-      copy[i + j] = values[i + j];
-      faults[j] |= values[i + j] < kInfinity ? 0 : ~uint32_t{0};
-    }
-  }
-  for (; i < size; ++i) {
-    copy[i] = values[i];
-    faults[0] |= values[i] < kInfinity ? 0 : ~uint32_t{0};
-  }
-  uint32_t fault = 0;
-  for (const uint32_t lane : faults) fault |= lane;
-  return fault == 0;
+bool AreNumbers(const float* values, std::size_t size) {
+  uint32_t faults = 0;
+  for (std::size_t i = 0; i < size; ++i) faults |= values[i] < kInfinity ? 0 : 1;
+  return faults == 0;
 }
 
 RWKV_WORLD_PASS
-float GroupMaxima(const float* __restrict values, std::size_t blocks, float* __restrict maxima) {
+float GroupMaxima(const float* const* __restrict values, std::size_t blocks,
+                  float* __restrict maxima) {
+  Lanes highest;
+  highest.fill(-kInfinity);
   for (std::size_t block = 0; block < blocks; ++block) {
+    const float* const first = values[block];
+    Lanes here;
     for (std::size_t i = 0; i < kLanes; ++i) {
-      const float* const column = values + block * kBlock + i;
-      float maximum = column[0];
+      float maximum = first[i];
       for (std::size_t row = kLanes; row < kBlock; row += kLanes) {
-        maximum = column[row] > maximum ? column[row] : maximum;
+        maximum = first[row + i] > maximum ? first[row + i] : maximum;
       }
-      maxima[block * kLanes + i] = maximum;
+      here[i] = maximum;
+    }
+    for (std::size_t i = 0; i < kLanes; ++i) {
+      maxima[block * kLanes + i] = here[i];
+      highest[i] = here[i] > highest[i] ? here[i] : highest[i];
     }
   }
-  Lanes lanes;
-  for (std::size_t i = 0; i < kLanes; ++i) {
-    float maximum = maxima[i];
-    for (std::size_t j = i; j < blocks * kLanes; j += kLanes) {
-      maximum = maxima[j] > maximum ? maxima[j] : maximum;
-    }
-    lanes[i] = maximum;
-  }
-  return *std::max_element(lanes.begin(), lanes.end());
+  return *std::max_element(highest.begin(), highest.end());
 }
 
 RWKV_WORLD_PASS
@@ -121,17 +115,25 @@ void GroupMaximaBelow(float bound, const float* __restrict values, std::size_t b
 }
 
 RWKV_WORLD_PASS
+std::size_t CountFrom(float bound, const float* values, std::size_t size) {
+  uint32_t count = 0;
+  for (std::size_t i = 0; i < size; ++i) count += values[i] >= bound ? 1 : 0;
+  return count;
+}
+
+RWKV_WORLD_PASS
 void Exponentials(float* values, std::size_t size, float best, float exponent) {
   for (std::size_t i = 0; i < size; ++i) values[i] = Exp2((values[i] - best) * exponent);
 }
 
 RWKV_WORLD_PASS
-void WeighBlocks(float* __restrict values, std::size_t blocks, float best, float exponent,
-                 double* __restrict sums) {
+void WeighBlocks(const float* const* __restrict values, std::size_t blocks, float best,
+                 float exponent, float* __restrict weights, double* __restrict sums) {
   for (std::size_t block = 0; block < blocks; ++block) {
-    float* const first = values + block * kBlock;
-    for (std::size_t i = 0; i < kBlock; ++i) first[i] = Exp2((first[i] - best) * exponent);
-    sums[block] = SumOfBlock(first);
+    const float* __restrict const from = values[block];
+    float* __restrict const to = weights + block * kBlock;
+    for (std::size_t i = 0; i < kBlock; ++i) to[i] = Exp2((from[i] - best) * exponent);
+    sums[block] = SumOfBlock(to);
   }
 }
 

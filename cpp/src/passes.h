@@ -14,20 +14,24 @@ namespace rwkv_world {
 inline constexpr std::size_t kLanes = 16;
 inline constexpr std::size_t kBlock = kLanes * kLanes;
 
-// Copies `size` values. Whether all are below infinity.
-bool CopyNumbers(const float* values, std::size_t size, float* copy);
+// Whether all of `size` values are below infinity.
+bool AreNumbers(const float* values, std::size_t size);
 
-// The maximum of each group, and of all values.
-float GroupMaxima(const float* values, std::size_t blocks, float* maxima);
+// The maximum of each group of blocks that lie where `values` says, and of all.
+float GroupMaxima(const float* const* values, std::size_t blocks, float* maxima);
 
 // The maximum of each group's values below `bound`, which are not negative; 0 where it has none.
 void GroupMaximaBelow(float bound, const float* values, std::size_t blocks, float* maxima);
 
+// How many of `size` values are from `bound` up.
+std::size_t CountFrom(float bound, const float* values, std::size_t size);
+
 // 2^((value - best) * exponent) in place of each value, which is at most `best`.
 void Exponentials(float* values, std::size_t size, float best, float exponent);
 
-// The same, block by block, and the sum of each.
-void WeighBlocks(float* values, std::size_t blocks, float best, float exponent, double* sums);
+// The same of blocks that lie where `values` says, outside `weights`; and the sum of each block.
+void WeighBlocks(const float* const* values, std::size_t blocks, float best, float exponent,
+                 float* weights, double* sums);
 
 // The sum of the weights from `bound` up of each block.
 void SumsFrom(float bound, const float* weights, std::size_t blocks, const float* maxima,

@@ -1,6 +1,7 @@
 #include "row.h"
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -22,6 +23,9 @@ constexpr float kLeast = std::numeric_limits<float>::min();
 // Nearly always the tokens that count are from here up.
 constexpr float kLikely = 0x1p-6F;
 
+// Where so few groups have such, all that count are taken out at once.
+constexpr std::size_t kFewGroups = 256;
+
 // So many weights are looked at one by one.
 constexpr double kFew = 512;
 constexpr std::size_t kSample = 128;
@@ -31,9 +35,12 @@ constexpr float kAtLeast = 1 + 0x1p-20F;
 
 }  // namespace
 
-bool Row::Load(const float* logits, std::size_t size) {
+void Row::Load(const float* logits, std::size_t size) {
   const std::size_t blocks = (size + kBlock - 1) / kBlock;
+  logits_ = logits;
   size_ = size;
+  scores_.resize(blocks);
+  changed_.resize(blocks * kBlock);
   values_.resize(blocks * kBlock);
   maxima_.resize(blocks * kLanes);
   sums_.resize(blocks);
@@ -41,14 +48,36 @@ bool Row::Load(const float* logits, std::size_t size) {
   highest_.resize(blocks * kLanes);
   // One more than there can be, see Pick.
   picked_.resize(blocks * kBlock + 1);
-  std::fill(values_.begin() + static_cast<std::ptrdiff_t>(size), values_.end(), kNever);
-  return CopyNumbers(logits, size, values_.data());
+  for (std::size_t block = 0; block < blocks; ++block) scores_[block] = logits + block * kBlock;
+  // There may be no more behind the last logit.
+  if (size % kBlock != 0) Changed(blocks - 1);
+}
+
+float* Row::Changed(std::size_t block) {
+  const std::size_t start = block * kBlock;
+  float* const changed = changed_.data() + start;
+  if (scores_[block] != changed) {
+    const std::size_t count = std::min(kBlock, size_ - start);
+    std::fill(std::copy_n(logits_ + start, count, changed), changed + kBlock, kNever);
+    scores_[block] = changed;
+  }
+  return changed;
+}
+
+float& Row::operator[](int32_t id) {
+  const auto place = static_cast<std::size_t>(id);
+  return Changed(place / kBlock)[place % kBlock];
+}
+
+float Row::Score(int32_t id) const {
+  const auto place = static_cast<std::size_t>(id);
+  return scores_[place / kBlock][place % kBlock];
 }
 
 void Row::Allow(const uint32_t* mask) {
   for (std::size_t start = 0; start < size_; start += 32) {
     const uint32_t word = mask[start / 32];
-    float* const values = values_.data() + start;
+    float* const values = Changed(start / kBlock) + start % kBlock;
     // Ids behind the last one are in the last block, and never come.
     for (std::size_t bit = 0; bit < 32; ++bit) {
       values[bit] = (word >> bit & 1) != 0 ? values[bit] : kNever;
@@ -56,20 +85,24 @@ void Row::Allow(const uint32_t* mask) {
   }
 }
 
-float Row::Best() { return best_ = GroupMaxima(values_.data(), sums_.size(), maxima_.data()); }
+bool Row::Rank() {
+  best_ = GroupMaxima(scores_.data(), scores_.size(), maxima_.data());
+  return AreNumbers(logits_, size_);
+}
 
 int32_t Row::BestId() const {
   const auto group = std::find(maxima_.begin(), maxima_.end(), best_) - maxima_.begin();
-  const auto block = group / static_cast<std::ptrdiff_t>(kLanes);
-  const auto first = values_.begin() + block * static_cast<std::ptrdiff_t>(kBlock);
-  return static_cast<int32_t>(std::find(first, values_.end(), best_) - values_.begin());
+  const std::size_t block = static_cast<std::size_t>(group) / kLanes;
+  const float* const scores = scores_[block];
+  const auto place = static_cast<std::size_t>(std::find(scores, scores + kBlock, best_) - scores);
+  return static_cast<int32_t>(block * kBlock + place);
 }
 
 std::vector<int32_t> Row::BestIds(std::size_t count, std::size_t usable) const {
   std::vector<int32_t> ids;
   const auto better = [this](int32_t a, int32_t b) {
-    const float left = values_[static_cast<std::size_t>(a)];
-    const float right = values_[static_cast<std::size_t>(b)];
+    const float left = Score(a);
+    const float right = Score(b);
     return left != right ? left > right : a < b;
   };
   count = std::min(count, usable);
@@ -77,8 +110,7 @@ std::vector<int32_t> Row::BestIds(std::size_t count, std::size_t usable) const {
   // A heap with the worst of the best so far on top.
   for (std::size_t start = 0; start < usable; start += kBlock) {
     const auto highest = maxima_.begin() + static_cast<std::ptrdiff_t>(start / kLanes);
-    if (ids.size() == count &&
-        *std::max_element(highest, highest + kLanes) <= values_[static_cast<std::size_t>(ids[0])]) {
+    if (ids.size() == count && *std::max_element(highest, highest + kLanes) <= Score(ids[0])) {
       continue;
     }
     for (std::size_t i = start; i < std::min(start + kBlock, usable); ++i) {
@@ -98,14 +130,51 @@ std::vector<int32_t> Row::BestIds(std::size_t count, std::size_t usable) const {
 
 void Row::Weigh(double temperature) {
   const auto exponent = static_cast<float>(kLog2E / temperature);
-  WeighBlocks(values_.data(), sums_.size(), best_, exponent, sums_.data());
+  WeighBlocks(scores_.data(), sums_.size(), best_, exponent, values_.data(), sums_.data());
   Exponentials(maxima_.data(), maxima_.size(), best_, exponent);
   for (float& maximum : maxima_) maximum *= kAtLeast;
+  FindLikely();
 }
+
+void Row::FindLikely() {
+  const std::size_t groups = CountFrom(kLikely, maxima_.data(), maxima_.size());
+  likely_are_few_ = groups <= kFewGroups;
+  if (!likely_are_few_) return;
+  likely_.resize(groups * kLanes + 1);
+  std::size_t count = 0;
+  for (std::size_t block = 0; block < sums_.size(); ++block) {
+    std::array<std::size_t, kLanes + 1> columns;
+    std::size_t here = 0;
+    for (std::size_t i = 0; i < kLanes; ++i) {
+      columns[here] = i;
+      here += maxima_[block * kLanes + i] >= kLikely ? std::size_t{1} : 0;
+    }
+    if (here == 0) continue;
+    for (std::size_t row = 0; row < kBlock; row += kLanes) {
+      for (std::size_t i = 0; i < here; ++i) {
+        const std::size_t id = block * kBlock + row + columns[i];
+        // As in Pick: written before it is known to count.
+        likely_[count] = static_cast<int32_t>(id);
+        count += values_[id] >= kLikely ? std::size_t{1} : 0;
+      }
+    }
+  }
+  likely_.resize(count);
+}
+
+bool Row::AreLikely(float bound) const { return likely_are_few_ && bound >= kLikely; }
 
 double Row::Total() const { return std::accumulate(sums_.begin(), sums_.end(), 0.0); }
 
 std::size_t Row::Pick(float low, float high) {
+  if (AreLikely(low)) {
+    std::size_t count = 0;
+    for (const int32_t id : likely_) {
+      const float weight = values_[static_cast<std::size_t>(id)];
+      if (weight >= low && weight < high) picked_[count++] = weight;
+    }
+    return count;
+  }
   const float* highest = maxima_.data();
   if (high <= 1) {
     GroupMaximaBelow(high, values_.data(), sums_.size(), highest_.data());
@@ -135,6 +204,14 @@ std::vector<float> Row::Sample(float low, float high) const {
 }
 
 double Row::Keep(float bound) {
+  if (AreLikely(bound)) {
+    double total = 0;
+    for (const int32_t id : likely_) {
+      const float weight = values_[static_cast<std::size_t>(id)];
+      if (weight >= bound) total += static_cast<double>(weight);
+    }
+    return total;
+  }
   if (bound <= kLeast) {
     kept_ = sums_;
   } else {
@@ -145,7 +222,9 @@ double Row::Keep(float bound) {
 
 float Row::CountBound(std::size_t count) {
   float low = kLeast;
-  if (count <= maxima_.size()) {
+  if (likely_are_few_ && count <= likely_.size()) {
+    low = kLikely;
+  } else if (count <= maxima_.size()) {
     // Of so many groups each has a weight that is no less.
     highest_ = maxima_;
     const auto last = highest_.begin() + static_cast<std::ptrdiff_t>(count - 1);
@@ -174,7 +253,9 @@ float Row::MassBound(double share, float least) {
       high_mass = bound_mass;
     }
   };
-  const auto few = [&] { return low_mass - high_mass <= kFew * static_cast<double>(low); };
+  const auto few = [&] {
+    return AreLikely(low) || low_mass - high_mass <= kFew * static_cast<double>(low);
+  };
   if (low < kLikely) narrow(kLikely);
   // Passes over the whole row, which are cheap, until few weights are left. A sample tells where.
   std::vector<float> sample;
@@ -193,6 +274,24 @@ float Row::MassBound(double share, float least) {
 }
 
 int32_t Row::Draw(float bound, double uniform) {
+  return AreLikely(bound) ? DrawLikely(bound, uniform) : DrawAny(bound, uniform);
+}
+
+int32_t Row::DrawLikely(float bound, double uniform) {
+  double target = uniform * Keep(bound);
+  // Rounding may put the target behind the last weight.
+  int32_t chosen = 0;
+  for (const int32_t id : likely_) {
+    const float weight = values_[static_cast<std::size_t>(id)];
+    if (weight < bound) continue;
+    chosen = id;
+    if (target < static_cast<double>(weight)) break;
+    target -= static_cast<double>(weight);
+  }
+  return chosen;
+}
+
+int32_t Row::DrawAny(float bound, double uniform) {
   double target = uniform * Keep(bound);
   // Rounding may put the target behind the last weight.
   std::size_t block = 0;

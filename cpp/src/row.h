@@ -8,20 +8,24 @@
 
 namespace rwkv_world {
 
-// First Load, then changes of scores, then Best; then Weigh turns scores into weights. What is
+// First Load, then changes of scores, then Rank; then Weigh turns scores into weights. What is
 // behind the last score, up to whole blocks, is minus infinity and weighs nothing.
 class Row {
  public:
-  // Takes over `size` logits as scores. Whether none of them is NaN or infinity.
-  bool Load(const float* logits, std::size_t size);
+  // Takes `size` logits as scores. They are read where they lie until Weigh.
+  void Load(const float* logits, std::size_t size);
 
-  float& operator[](int32_t id) { return values_[static_cast<std::size_t>(id)]; }
+  // A score to be changed; its block is copied first.
+  float& operator[](int32_t id);
 
   // Puts the scores of all ids to minus infinity whose bit in `mask` is 0.
   void Allow(const uint32_t* mask);
 
+  // Finds the best score. Whether none of the logits is NaN or infinity.
+  bool Rank();
+
   // The largest score. What follows needs it to be finite.
-  float Best();
+  float best() const { return best_; }
 
   // The lowest id with the largest score.
   int32_t BestId() const;
@@ -48,18 +52,38 @@ class Row {
   int32_t Draw(float bound, double uniform);
 
  private:
+  float Score(int32_t id) const;
+
+  // Where a block's scores lie to be changed.
+  float* Changed(std::size_t block);
+
+  // Fills likely_, unless it would hold many.
+  void FindLikely();
+
+  // Whether the weights from `bound` up are all in likely_.
+  bool AreLikely(float bound) const;
+
   // Weights from `low` up and below `high` go to the front of picked_, in any order; how many.
   std::size_t Pick(float low, float high);
 
   // Weights of that kind among some that stand at equal distances, the largest first.
   std::vector<float> Sample(float low, float high) const;
 
-  // Sums of the weights from `bound` up go to kept_; their total.
+  // The sum of the weights from `bound` up; unless they are likely, those of blocks go to kept_.
   double Keep(float bound);
 
+  // Draw by the weights of some ids, and by those of all.
+  int32_t DrawLikely(float bound, double uniform);
+  int32_t DrawAny(float bound, double uniform);
+
+  const float* logits_ = nullptr;
   std::size_t size_ = 0;
   float best_ = 0;
-  std::vector<float> values_;  // scores, then weights
+  std::vector<const float*> scores_;  // of each block: among the logits or in changed_
+  std::vector<float> changed_;
+  std::vector<float> values_;    // the weights
+  std::vector<int32_t> likely_;  // rising
+  bool likely_are_few_ = false;
   // The largest value of each group of values; as weights no less than it, and hardly more.
   std::vector<float> maxima_;
   std::vector<double> sums_;  // of the weights of each block

@@ -75,10 +75,11 @@ Sampler::Sampler(SamplingOptions options, std::size_t vocab_size, uint64_t seed)
 
 int32_t Sampler::Choose(const float* logits, const uint32_t* mask, Scratch* scratch) const {
   Row& row = *scratch->row_;
-  if (!row.Load(logits, vocab_size_)) return kNotANumber;
+  row.Load(logits, vocab_size_);
   Penalize(&row);
   if (mask != nullptr) row.Allow(mask);
-  const float best = row.Best();
+  if (!row.Rank()) return kNotANumber;
+  const float best = row.best();
   if (!std::isfinite(best)) {
     const bool any =
         std::any_of(logits, logits + vocab_size_, [](float logit) { return std::isfinite(logit); });
@@ -170,8 +171,9 @@ Scores Scores::Of(int32_t id, const float* logits, std::size_t vocab_size, std::
   RequireId(id, vocab_size);
   Row& row = *scratch->row_;
   Scores scores{std::numeric_limits<double>::quiet_NaN(), {}};
-  if (!row.Load(logits, vocab_size)) return scores;
-  const auto best = static_cast<double>(row.Best());
+  row.Load(logits, vocab_size);
+  if (!row.Rank()) return scores;
+  const auto best = static_cast<double>(row.best());
   if (!std::isfinite(best)) return scores;
   const std::vector<int32_t> ids = row.BestIds(top, std::min(usable, vocab_size));
   row.Weigh(1);

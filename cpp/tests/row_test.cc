@@ -43,8 +43,8 @@ void CheckBounds(const std::vector<float>& logits) {
   constexpr double kRounding = 1e-6;
   const std::vector<float> falling = Falling(logits);
   Row row;
-  CHECK(row.Load(logits.data(), logits.size()));
-  row.Best();
+  row.Load(logits.data(), logits.size());
+  CHECK(row.Rank());
   row.Weigh(1);
   for (const double share : {1e-9, 0.1, 0.3, 0.5, 0.9, 0.99, 0.9999999}) {
     const float bound = row.MassBound(share, std::numeric_limits<float>::min());
@@ -118,8 +118,8 @@ void TestBestIds() {
     for (float& logit : logits) logit = std::round(logit * 20);
     Row row;
     row.Load(logits.data(), size);
-    const float best = row.Best();
-    CHECK_EQUAL(best, *std::max_element(logits.begin(), logits.end()));
+    CHECK(row.Rank());
+    CHECK_EQUAL(row.best(), *std::max_element(logits.begin(), logits.end()));
     std::vector<int32_t> ids(size);
     std::iota(ids.begin(), ids.end(), 0);
     for (const std::size_t usable : Sizes{size, (size + 1) / 2}) {

@@ -59,7 +59,7 @@ struct SamplingOptions {
 inline constexpr int32_t kNotANumber = -1;
 inline constexpr int32_t kNothingAllowed = -2;
 
-// The memory that a choice works in, half a megabyte for World models. Keep one for each thread;
+// The memory that a choice works in, under a megabyte for World models. Keep one for each thread;
 // its content never matters.
 class Scratch {
  public:
