@@ -128,12 +128,22 @@ void Exponentials(float* values, std::size_t size, float best, float exponent) {
 
 RWKV_WORLD_PASS
 void WeighBlocks(const float* const* __restrict values, std::size_t blocks, float best,
-                 float exponent, float* __restrict weights, double* __restrict sums) {
+                 float exponent, float* __restrict weights) {
   for (std::size_t block = 0; block < blocks; ++block) {
     const float* __restrict const from = values[block];
     float* __restrict const to = weights + block * kBlock;
     for (std::size_t i = 0; i < kBlock; ++i) to[i] = Exp2((from[i] - best) * exponent);
-    sums[block] = SumOfBlock(to);
+  }
+}
+
+RWKV_WORLD_PASS
+void BlockSums(const float* const* __restrict values, std::size_t blocks, float best,
+               float exponent, double* __restrict sums) {
+  for (std::size_t block = 0; block < blocks; ++block) {
+    const float* const from = values[block];
+    std::array<float, kBlock> weights;
+    for (std::size_t i = 0; i < kBlock; ++i) weights[i] = Exp2((from[i] - best) * exponent);
+    sums[block] = SumOfBlock(weights.data());
   }
 }
 

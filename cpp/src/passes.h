@@ -29,9 +29,13 @@ std::size_t CountFrom(float bound, const float* values, std::size_t size);
 // 2^((value - best) * exponent) in place of each value, which is at most `best`.
 void Exponentials(float* values, std::size_t size, float best, float exponent);
 
-// The same of blocks that lie where `values` says, outside `weights`; and the sum of each block.
+// The same of blocks that lie where `values` says, outside `weights`.
 void WeighBlocks(const float* const* values, std::size_t blocks, float best, float exponent,
-                 float* weights, double* sums);
+                 float* weights);
+
+// The sums of such weights of each block.
+void BlockSums(const float* const* values, std::size_t blocks, float best, float exponent,
+               double* sums);
 
 // The sum of the weights from `bound` up of each block.
 void SumsFrom(float bound, const float* weights, std::size_t blocks, const float* maxima,

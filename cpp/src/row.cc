@@ -41,7 +41,7 @@ void Row::Load(const float* logits, std::size_t size) {
   size_ = size;
   scores_.resize(blocks);
   changed_.resize(blocks * kBlock);
-  values_.resize(blocks * kBlock);
+  weights_.resize(blocks * kBlock);
   maxima_.resize(blocks * kLanes);
   sums_.resize(blocks);
   kept_.resize(blocks);
@@ -129,17 +129,25 @@ std::vector<int32_t> Row::BestIds(std::size_t count, std::size_t usable) const {
 }
 
 void Row::Weigh(double temperature) {
-  const auto exponent = static_cast<float>(kLog2E / temperature);
-  WeighBlocks(scores_.data(), sums_.size(), best_, exponent, values_.data(), sums_.data());
-  Exponentials(maxima_.data(), maxima_.size(), best_, exponent);
+  exponent_ = static_cast<float>(kLog2E / temperature);
+  BlockSums(scores_.data(), sums_.size(), best_, exponent_, sums_.data());
+  Exponentials(maxima_.data(), maxima_.size(), best_, exponent_);
   for (float& maximum : maxima_) maximum *= kAtLeast;
-  FindLikely();
+  weights_are_known_ = false;
+  likely_are_few_.reset();
 }
 
-void Row::FindLikely() {
+const float* Row::Weights() {
+  if (!weights_are_known_) {
+    WeighBlocks(scores_.data(), scores_.size(), best_, exponent_, weights_.data());
+    weights_are_known_ = true;
+  }
+  return weights_.data();
+}
+
+bool Row::FindLikely() {
   const std::size_t groups = CountFrom(kLikely, maxima_.data(), maxima_.size());
-  likely_are_few_ = groups <= kFewGroups;
-  if (!likely_are_few_) return;
+  if (groups > kFewGroups) return false;
   likely_.resize(groups * kLanes + 1);
   std::size_t count = 0;
   for (std::size_t block = 0; block < sums_.size(); ++block) {
@@ -150,40 +158,51 @@ void Row::FindLikely() {
       here += maxima_[block * kLanes + i] >= kLikely ? std::size_t{1} : 0;
     }
     if (here == 0) continue;
+    std::array<float, kBlock> weights;  // of those columns, row by row
+    float* next = weights.data();
     for (std::size_t row = 0; row < kBlock; row += kLanes) {
-      for (std::size_t i = 0; i < here; ++i) {
-        const std::size_t id = block * kBlock + row + columns[i];
+      for (std::size_t i = 0; i < here; ++i) *next++ = scores_[block][row + columns[i]];
+    }
+    Exponentials(weights.data(), here * kLanes, best_, exponent_);
+    const float* weight = weights.data();
+    for (std::size_t row = 0; row < kBlock; row += kLanes) {
+      for (std::size_t i = 0; i < here; ++i, ++weight) {
         // As in Pick: written before it is known to count.
-        likely_[count] = static_cast<int32_t>(id);
-        count += values_[id] >= kLikely ? std::size_t{1} : 0;
+        likely_[count] = {static_cast<int32_t>(block * kBlock + row + columns[i]), *weight};
+        count += *weight >= kLikely ? std::size_t{1} : 0;
       }
     }
   }
   likely_.resize(count);
+  return true;
 }
 
-bool Row::AreLikely(float bound) const { return likely_are_few_ && bound >= kLikely; }
+bool Row::AreLikely(float bound) {
+  if (bound < kLikely) return false;
+  if (!likely_are_few_) likely_are_few_ = FindLikely();
+  return *likely_are_few_;
+}
 
 double Row::Total() const { return std::accumulate(sums_.begin(), sums_.end(), 0.0); }
 
 std::size_t Row::Pick(float low, float high) {
   if (AreLikely(low)) {
     std::size_t count = 0;
-    for (const int32_t id : likely_) {
-      const float weight = values_[static_cast<std::size_t>(id)];
+    for (const auto& [id, weight] : likely_) {
       if (weight >= low && weight < high) picked_[count++] = weight;
     }
     return count;
   }
+  const float* const weights = Weights();
   const float* highest = maxima_.data();
   if (high <= 1) {
-    GroupMaximaBelow(high, values_.data(), sums_.size(), highest_.data());
+    GroupMaximaBelow(high, weights, sums_.size(), highest_.data());
     highest = highest_.data();
   }
   std::size_t count = 0;
   for (std::size_t group = 0; group < maxima_.size(); ++group) {
     if (highest[group] < low) continue;
-    const float* value = values_.data() + group / kLanes * kBlock + group % kLanes;
+    const float* value = weights + group / kLanes * kBlock + group % kLanes;
     for (std::size_t row = 0; row < kLanes; ++row, value += kLanes) {
       // Written before it is known to count: a branch would take longer.
       picked_[count] = *value;
@@ -193,10 +212,11 @@ std::size_t Row::Pick(float low, float high) {
   return count;
 }
 
-std::vector<float> Row::Sample(float low, float high) const {
+std::vector<float> Row::Sample(float low, float high) {
+  const float* const weights = Weights();
   std::vector<float> sample;
   for (std::size_t i = 0; i < kSample; ++i) {
-    const float weight = values_[i * size_ / kSample];
+    const float weight = weights[i * size_ / kSample];
     if (weight > low && weight < high) sample.push_back(weight);
   }
   std::sort(sample.begin(), sample.end(), std::greater<>());
@@ -206,8 +226,7 @@ std::vector<float> Row::Sample(float low, float high) const {
 double Row::Keep(float bound) {
   if (AreLikely(bound)) {
     double total = 0;
-    for (const int32_t id : likely_) {
-      const float weight = values_[static_cast<std::size_t>(id)];
+    for (const auto& [id, weight] : likely_) {
       if (weight >= bound) total += static_cast<double>(weight);
     }
     return total;
@@ -215,14 +234,14 @@ double Row::Keep(float bound) {
   if (bound <= kLeast) {
     kept_ = sums_;
   } else {
-    SumsFrom(bound, values_.data(), sums_.size(), maxima_.data(), kept_.data());
+    SumsFrom(bound, Weights(), sums_.size(), maxima_.data(), kept_.data());
   }
   return std::accumulate(kept_.begin(), kept_.end(), 0.0);
 }
 
 float Row::CountBound(std::size_t count) {
   float low = kLeast;
-  if (likely_are_few_ && count <= likely_.size()) {
+  if (AreLikely(kLikely) && count <= likely_.size()) {
     low = kLikely;
   } else if (count <= maxima_.size()) {
     // Of so many groups each has a weight that is no less.
@@ -281,8 +300,7 @@ int32_t Row::DrawLikely(float bound, double uniform) {
   double target = uniform * Keep(bound);
   // Rounding may put the target behind the last weight.
   int32_t chosen = 0;
-  for (const int32_t id : likely_) {
-    const float weight = values_[static_cast<std::size_t>(id)];
+  for (const auto& [id, weight] : likely_) {
     if (weight < bound) continue;
     chosen = id;
     if (target < static_cast<double>(weight)) break;
@@ -301,14 +319,16 @@ int32_t Row::DrawAny(float bound, double uniform) {
     if (target < kept_[i]) break;
     target -= kept_[i];
   }
+  std::array<float, kBlock> weights;
+  WeighBlocks(&scores_[block], 1, best_, exponent_, weights.data());
   std::size_t chosen = 0;
-  for (std::size_t i = block * kBlock; i < (block + 1) * kBlock; ++i) {
-    if (values_[i] < bound) continue;
+  for (std::size_t i = 0; i < kBlock; ++i) {
+    if (weights[i] < bound) continue;
     chosen = i;
-    if (target < static_cast<double>(values_[i])) break;
-    target -= static_cast<double>(values_[i]);
+    if (target < static_cast<double>(weights[i])) break;
+    target -= static_cast<double>(weights[i]);
   }
-  return static_cast<int32_t>(chosen);
+  return static_cast<int32_t>(block * kBlock + chosen);
 }
 
 }  // namespace rwkv_world

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace rwkv_world {
@@ -57,17 +58,20 @@ class Row {
   // Where a block's scores lie to be changed.
   float* Changed(std::size_t block);
 
-  // Fills likely_, unless it would hold many.
-  void FindLikely();
+  // The weights of all, reckoned when they are first asked for: many a choice needs but few.
+  const float* Weights();
+
+  // Fills likely_ with the weights from some bound up. Whether they are few enough for that.
+  bool FindLikely();
 
   // Whether the weights from `bound` up are all in likely_.
-  bool AreLikely(float bound) const;
+  bool AreLikely(float bound);
 
   // Weights from `low` up and below `high` go to the front of picked_, in any order; how many.
   std::size_t Pick(float low, float high);
 
   // Weights of that kind among some that stand at equal distances, the largest first.
-  std::vector<float> Sample(float low, float high) const;
+  std::vector<float> Sample(float low, float high);
 
   // The sum of the weights from `bound` up; unless they are likely, those of blocks go to kept_.
   double Keep(float bound);
@@ -79,11 +83,17 @@ class Row {
   const float* logits_ = nullptr;
   std::size_t size_ = 0;
   float best_ = 0;
+  float exponent_ = 0;                // a weight is 2^((score - best_) * exponent_)
   std::vector<const float*> scores_;  // of each block: among the logits or in changed_
   std::vector<float> changed_;
-  std::vector<float> values_;    // the weights
-  std::vector<int32_t> likely_;  // rising
-  bool likely_are_few_ = false;
+  std::vector<float> weights_;
+  bool weights_are_known_ = false;
+  struct Likely {
+    int32_t id;
+    float weight;
+  };
+  std::vector<Likely> likely_;          // by rising ids
+  std::optional<bool> likely_are_few_;  // once it was asked
   // The largest value of each group of values; as weights no less than it, and hardly more.
   std::vector<float> maxima_;
   std::vector<double> sums_;  // of the weights of each block
