@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -60,6 +64,42 @@ int32_t Choose(const Sampler& sampler, const Logits& logits, const Mask& mask) {
   return sampler.Choose(data, words, ThreadsScratch());
 }
 
+// A thread pool, as TVM's runtime/c_backend_api.h declares TVMBackendParallelLaunch.
+struct TaskGroup {
+  void* sync_handle;
+  int32_t num_task;
+};
+using Task = int (*)(int id, TaskGroup* group, void* job);
+using Launch = int (*)(Task task, void* job, int num_task);
+
+struct Job {
+  const std::function<void(std::size_t begin, std::size_t end)>& run;
+  std::size_t count;
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;  // of the first that failed
+};
+
+int RunTask(int id, TaskGroup* group, void* opaque) {
+  Job& job = *static_cast<Job*>(opaque);
+  const auto place = static_cast<std::size_t>(id),
+             tasks = static_cast<std::size_t>(group->num_task);
+  try {
+    job.run(job.count * place / tasks, job.count * (place + 1) / tasks);
+  } catch (...) {
+    if (!job.failed.exchange(true)) job.error = std::current_exception();
+  }
+  return 0;
+}
+
+// Runs rows 0 to count in ranges on the threads that are launched, or in this one.
+void ForRows(std::uintptr_t launch, std::size_t count,
+             const std::function<void(std::size_t, std::size_t)>& run) {
+  if (launch == 0 || count < 2) return run(0, count);
+  Job job{run, count};
+  reinterpret_cast<Launch>(launch)(&RunTask, &job, 0);
+  if (job.error) std::rethrow_exception(job.error);
+}
+
 // Rows [B, V] for B others.
 void RequireRows(const Logits& logits, std::size_t count, const char* what) {
   Require(logits.ndim() == 2 && static_cast<std::size_t>(logits.shape(0)) == count,
@@ -68,7 +108,7 @@ void RequireRows(const Logits& logits, std::size_t count, const char* what) {
 }
 
 std::vector<int32_t> ChooseAll(const std::vector<const Sampler*>& samplers, const Logits& logits,
-                               const std::vector<Mask>& masks) {
+                               const std::vector<Mask>& masks, std::uintptr_t launch) {
   RequireRows(logits, samplers.size(), "samplers");
   Require(masks.empty() || masks.size() == samplers.size(),
           std::to_string(masks.size()) + " masks were given for " +
@@ -84,7 +124,9 @@ std::vector<int32_t> ChooseAll(const std::vector<const Sampler*>& samplers, cons
   }
   std::vector<int32_t> ids(requests.size());
   const py::gil_scoped_release release;
-  rwkv_world::ChooseAll(requests.data(), requests.size(), ThreadsScratch(), ids.data());
+  ForRows(launch, ids.size(), [&](std::size_t begin, std::size_t end) {
+    rwkv_world::ChooseAll(&requests[begin], end - begin, ThreadsScratch(), &ids[begin]);
+  });
   return ids;
 }
 
@@ -167,6 +209,7 @@ PYBIND11_MODULE(_sampler, module) {
           },
           py::arg("ids"), py::arg("weights"), py::arg("seed"), py::arg("taken"));
 
-  module.def("choose_all", &ChooseAll, py::arg("samplers"), py::arg("logits"), py::arg("masks"));
+  module.def("choose_all", &ChooseAll, py::arg("samplers"), py::arg("logits"), py::arg("masks"),
+             py::arg("launch"));
   module.def("score", &Score, py::arg("ids"), py::arg("logits"), py::arg("top"), py::arg("usable"));
 }

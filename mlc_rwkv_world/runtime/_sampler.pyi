@@ -35,6 +35,7 @@ def choose_all(
     samplers: Sequence[Sampler],
     logits: NDArray[np.float32],
     masks: Sequence[NDArray[Any] | None],
+    launch: int,
 ) -> list[int]: ...
 def score(
     ids: Sequence[int], logits: NDArray[np.float32], top: Sequence[int], usable: int

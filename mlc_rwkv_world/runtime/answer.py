@@ -96,13 +96,17 @@ class Answer:
 
 
 def choose_all(
-    answers: Sequence[Answer], logits: Logits, masks: Sequence[Mask | None] = ()
+    answers: Sequence[Answer],
+    logits: Logits,
+    masks: Sequence[Mask | None] = (),
+    launcher: int = 0,
 ) -> list[int | RwkvWorldError]:
     """What `choose` gives each of `answers` by its row of `logits`, float32 [B, V].
 
-    Where it would raise an error, that stands in the token's place: the others go on.
+    Where it would raise an error, that stands in the token's place: the others go on. With an
+    engine's `launcher` the rows are shared between its threads.
     """
-    tokens = choose_tokens([answer._sampler for answer in answers], logits, masks)
+    tokens = choose_tokens([answer._sampler for answer in answers], logits, masks, launcher)
     rows = [
         row
         for row, (answer, token) in enumerate(zip(answers, tokens, strict=True))

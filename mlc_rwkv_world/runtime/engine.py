@@ -28,6 +28,7 @@ from mlc_rwkv_world.runtime.pool import Pool, Slot
 from mlc_rwkv_world.runtime.sampler import Sampler, Sampling
 from mlc_rwkv_world.runtime.state import State
 from mlc_rwkv_world.runtime.stream import Stream
+from mlc_rwkv_world.runtime.threads import launcher
 from mlc_rwkv_world.runtime.threads import use as use_threads
 from mlc_rwkv_world.tokenizer import WorldTokenizer
 
@@ -111,6 +112,11 @@ class Engine:
     def tuned_rows(self) -> TunedRows | None:
         """Where a tuned state stands in a state; None where the model takes none."""
         return self.metadata.tuned_rows
+
+    @property
+    def launcher(self) -> int:
+        """What shares work between the engine's threads, for `choose_all`; 0 beside a GPU."""
+        return launcher() if kind_of(self.device) == "cpu" else 0
 
     def enter_thread(self) -> None:
         """Let calls from this thread run on as many threads as the engine was given.

@@ -173,13 +173,18 @@ class Sampler:
 
 
 def choose_all(
-    samplers: Sequence[Sampler], logits: Logits, masks: Sequence[Mask | None] = ()
+    samplers: Sequence[Sampler],
+    logits: Logits,
+    masks: Sequence[Mask | None] = (),
+    launcher: int = 0,
 ) -> list[int | RwkvWorldError]:
     """What `choose` gives each of `samplers` by its row of `logits`, float32 [B, V].
 
-    Where it would raise an error, that stands in the token's place: the others go on.
+    Where it would raise an error, that stands in the token's place: the others go on. With an
+    engine's `launcher` the rows are shared between its threads.
     """
-    tokens = _sampler.choose_all([one._core for one in samplers], logits, list(masks))
+    cores = [one._core for one in samplers]
+    tokens = _sampler.choose_all(cores, logits, list(masks), launcher)
     return [token if token >= 0 else _error(token) for token in tokens]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import suppress
 from typing import TypeVar
@@ -65,7 +66,8 @@ def _settled(
     try:
         yield from generation.events(ids)
     finally:
-        if settle:
+        # A stream that is still open at the interpreter's end can no longer run anything.
+        if settle and not sys.is_finalizing():
             generation.settle()
 
 

@@ -8,6 +8,7 @@ and hangs or ends the process where that is too high.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -66,3 +67,9 @@ def use(count: int | None) -> int:
         os.environ.setdefault(name, value)
     tvm_runtime.function("runtime.config_threadpool")(_FASTEST, count)
     return count
+
+
+def launcher() -> int:
+    """The address of TVM's function that runs tasks on the calling thread's pool, for C++."""
+    function = tvm_runtime.library().TVMBackendParallelLaunch
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

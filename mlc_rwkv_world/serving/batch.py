@@ -324,7 +324,8 @@ class BatchEngine:
         answers = [one.answer for one in sequences if one.answer is not None]
         masks = [None if one.guide is None else one.guide.mask() for one in sequences]
         given = masks if any(mask is not None for mask in masks) else ()
-        for sequence, token in zip(sequences, choose_all(answers, logits, given), strict=True):
+        tokens = choose_all(answers, logits, given, self.engine.launcher)
+        for sequence, token in zip(sequences, tokens, strict=True):
             if isinstance(token, RwkvWorldError):
                 self._fail(sequence, token)
             else:

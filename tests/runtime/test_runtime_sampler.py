@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -336,6 +338,30 @@ def test_choices_do_not_depend_on_company() -> None:
         assert choose_all(together[start:end], logits[start:end]) == alone[start:end]
     backwards = choose_all(together[::-1], logits[::-1], [None] * len(WAYS))
     assert backwards == alone[::-1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_choices_do_not_depend_on_threads(count: int) -> None:
+    """In a process of its own, since a pool's size is set once; a fault stays that of one row."""
+    script = f"""
+import numpy as np
+from mlc_rwkv_world.errors import ArtifactError
+from mlc_rwkv_world.runtime import threads
+from mlc_rwkv_world.runtime.sampler import Sampler, Sampling, choose_all
+assert threads.use({count}) == {count}
+logits = np.random.default_rng(1).normal(0, 3, (13, 65536)).astype(np.float32)
+logits[5, 7] = np.nan
+samplers = [Sampler(Sampling(1, 0.3 + 0.05 * row), row, {USABLE}) for row in range(13)]
+alone = choose_all(samplers, logits)
+assert isinstance(alone.pop(5), ArtifactError) and len(set(alone)) > 5
+for rows in range(1, 14):
+    shared = choose_all(samplers[:rows], logits[:rows], (), threads.launcher())
+    if rows > 5:
+        assert isinstance(shared.pop(5), ArtifactError)
+    assert shared == alone[: len(shared)]
+"""
+    environment = {**os.environ, "TVM_NUM_THREADS": str(count)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 def test_a_fault_in_a_batch_is_of_one_sequence() -> None:
