@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support import checkpoints
+from support import aarch64, checkpoints
 from support.peers import rwkv7_hf_logits, rwkv7_logits, rwkv_logits
 
 import mlc_rwkv_world as world
@@ -24,6 +24,8 @@ from mlc_rwkv_world.runtime.cpu import missing_features
 pytestmark = pytest.mark.slow
 
 POSITIONS = 64
+# Where a program is emulated, which takes its time.
+FEW_POSITIONS = 20
 CHUNKS = (1, 7, 64)
 # After the token at each position, [V].
 Logits = dict[int, np.ndarray]
@@ -39,13 +41,13 @@ class Case:
     version: int
     pth: Path
     folder: Path
-    engine: world.Engine
+    engine: Any  # a world.Engine, or one elsewhere
     ids: list[int]
 
     @cached_property
     def whole(self) -> Logits:
         """Of prompts of several lengths, each in one prefill."""
-        lengths = (1, 2, 3, 7, 16, 17, 33, POSITIONS)
+        lengths = [n for n in (1, 2, 3, 7, 16, 17, 33, POSITIONS) if n <= len(self.ids)]
         return {n - 1: self.engine.prefill(self.ids[:n], self.engine.new_state()) for n in lengths}
 
     @cached_property
@@ -55,7 +57,7 @@ class Case:
 
     def _in_chunks(self, size: int) -> Logits:
         state, found = self.engine.new_state(), {}
-        for begin in range(0, POSITIONS, size):
+        for begin in range(0, len(self.ids), size):
             chunk = self.ids[begin : begin + size]
             found[begin + len(chunk) - 1] = self.engine.prefill(chunk, state)
         return found
@@ -69,7 +71,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Peers:
-    """The logits [64, V] of each peer after each of a case's tokens."""
+    """The logits [T, V] of each peer after each of a case's tokens."""
 
     case: Case
     logits: dict[str, np.ndarray]
@@ -92,6 +94,12 @@ PUBLISHED = {"w": 64, "a": 64, "v": 32, "g": 128}
 CASES = ["4 2x64", "4 12x768", "trained", "4 2x64 haswell", "4 2x64 x86-64"]
 CASES += [f"{n} {shape}" for n in ("5.0", "5.1", "5.2", "6.0") for shape in ("2x128", "3x192")]
 CASES += ["7 2x128", "7 3x192", "7 12x768", "7 2x128 haswell", "7 2x128 x86-64"]
+CASES += ["4 2x64 aarch64", "5.2 2x128 aarch64", "6.0 2x128 aarch64", "7 2x128 aarch64"]
+
+
+def _runs(target: str) -> bool:
+    """Whether this CPU runs what is compiled for some x86-64."""
+    return platform.machine() == "x86_64" and not missing_features(resolve(target).cpu_features())
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -101,7 +109,7 @@ def case(
     demo_checkpoint: Path,
     demo_artifact: Callable[[str], Path],
     small_library: Callable[..., Path],
-) -> Case:
+) -> Iterator[Case]:
     root = tmp_path_factory.mktemp("oracle")
     if request.param == "trained":
         pth = checkpoints.write_pth(root / "trained.pth", checkpoints.read_hf(demo_checkpoint))
@@ -110,10 +118,17 @@ def case(
             "User: What is the capital of France?\n\nAssistant: The capital of France is Paris.\n\n"
         )
         ids = (engine.tokenizer.encode(text) * 4)[:POSITIONS]
-        return Case(4, pth, demo_checkpoint, engine, ids)
+        yield Case(4, pth, demo_checkpoint, engine, ids)
+        return
     number, shape, *cpu = request.param.split()
+    elsewhere = cpu == ["aarch64"]
     target = f"llvm -mcpu={cpu[0]}" if cpu else "llvm"
-    if cpu and (platform.machine() != "x86_64" or missing_features(resolve(target).cpu_features())):
+    if elsewhere:
+        target = aarch64.TARGET
+        aarch64.command()
+    elif cpu and (
+        platform.machine() != "x86_64" or missing_features(resolve(target).cpu_features())
+    ):
         pytest.skip(f"this CPU is no {cpu[0]}")
     layers, width = map(int, shape.split("x"))
     if number == "7":
@@ -142,7 +157,11 @@ def case(
         stock=False,
         reuse_lib=reused,
     )
-    return Case(int(float(number)), pth, folder, world.load(artifact.folder), _random_ids(layers))
+    opened: Any = (aarch64.Engine if elsewhere else world.load)(artifact.folder)
+    ids = _random_ids(layers, FEW_POSITIONS if elsewhere else POSITIONS)
+    yield Case(int(float(number)), pth, folder, opened, ids)
+    if elsewhere:
+        opened.close()
 
 
 @pytest.fixture(scope="module")
