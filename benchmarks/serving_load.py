@@ -1,6 +1,6 @@
 """Many clients of all kinds on a server for minutes: is anything lost, or left behind?
 
-    python -m mlc_rwkv_world serve dist/MODEL --slots 8 --cache 64M &
+    python -m mlc_rwkv_world serve dist/MODEL --slots 8 --cache 8M &
     locust -f benchmarks/serving_load.py --headless --host http://127.0.0.1:8000 \
         --users 12 --spawn-rate 12 --run-time 10m
 
@@ -141,12 +141,16 @@ def end(environment: Any, **_: Any) -> None:
 def say(environment: Any, when: str) -> None:
     """Print what there is."""
     lines = requests.get(f"{environment.host}/metrics", timeout=60).text.splitlines()
-    wanted = "num_requests_running", "num_requests_waiting", "request_failure_total"
+    wanted = (
+        *("num_requests_running", "num_requests_waiting", "request_failure_total"),
+        "kv_cache_usage_perc",
+    )
     found = {
         name: sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(f"vllm:{name}{{"))
         for name in wanted
     }
     if pid := os.environ.get("SERVER_PID"):
         pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+        # Flat once the cache is full.
         found["MB"] = round(int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
     print(json.dumps({"when": when, "requests": environment.stats.total.num_requests, **found}))

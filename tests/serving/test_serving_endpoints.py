@@ -158,15 +158,20 @@ def test_its_description_names_every_endpoint(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "methods"),
+    ("method", "path", "methods"),
     [
-        ("/v1/states", "GET, POST"),
-        ("/v1/states/x", "DELETE, GET"),
-        (CHAT, "POST"),
-        ("/metrics", "GET"),
+        ("PUT", "/v1/states", "GET, POST"),
+        ("OPTIONS", "/v1/states/x", "DELETE, GET"),
+        ("DELETE", CHAT, "POST"),
+        ("PATCH", "/metrics", "GET"),
+        # Whatever its body is.
+        ("POST", "/metrics", "GET"),
+        ("POST", "/v1/models/demo", "GET"),
     ],
 )
-def test_another_method_is_told_which_there_are(server: Server, path: str, methods: str) -> None:
-    answer = httpx.put(server.url + path, timeout=SECONDS)
+def test_another_method_is_told_which_there_are(
+    server: Server, method: str, path: str, methods: str
+) -> None:
+    answer = httpx.request(method, server.url + path, timeout=SECONDS)
     assert (answer.status_code, answer.headers["Allow"]) == (405, methods)
     assert answer.json()["error"]["message"] == "Method Not Allowed."

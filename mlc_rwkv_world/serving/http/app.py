@@ -83,6 +83,7 @@ def make_app(
         limits=service.limits,
         key=key,
         hosts=hosts,
+        takes_post=lambda path: "POST" in _methods(app, path),
         uploads=kept_states.UPLOAD if service.takes_tuned_states else None,
     )
     if not origins:
@@ -210,10 +211,10 @@ def _refusing(what: str) -> Any:
     return refuse
 
 
-def _methods(request: Request) -> list[str]:
+def _methods(app: FastAPI, path: str) -> list[str]:
     """What a path may be asked with: routes know of one method each."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    found = [route.methods or () for route in routes if route.path_regex.match(request.url.path)]
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    found = [route.methods or () for route in routes if route.path_regex.match(path)]
     return sorted({method for methods in found for method in methods})
 
 
@@ -233,7 +234,7 @@ def _add_errors(app: FastAPI) -> None:
         response = response_of(Fault(error.status_code, f"{error.detail}."))
         response.headers.update(error.headers or {})
         if error.status_code == 405:
-            response.headers["Allow"] = ", ".join(_methods(request))
+            response.headers["Allow"] = ", ".join(_methods(request.app, request.url.path))
         return response
 
     async def unforeseen(_: Request, error: Exception) -> JSONResponse:
