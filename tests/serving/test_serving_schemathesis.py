@@ -1,4 +1,4 @@
-"""What the server says of itself, against what it does: requests that schemathesis makes of that."""
+"""What the server says of itself, held against what it does by schemathesis."""
 
 from __future__ import annotations
 
