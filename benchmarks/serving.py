@@ -1,12 +1,18 @@
 """A server's speed and fairness, beside the same model without one; see docs/serving.md.
 
-    python benchmarks/serving.py dist/MODEL [--threads 1] [--streams 1,8,32] [--peer URL]
+    python benchmarks/serving.py dist/MODEL [--threads 1] [--streams 1,8,32]
+        [--peer http://HOST:PORT/v1 [--peer-command "llama-server -m FILE ..."]]
 
 It starts `python -m mlc_rwkv_world serve`, and in turns measures it and the engine alone, so that
-what else the machine does falls on both. Each ratio is the median over rounds: `ratio` of tokens
-per second, `cpu_ratio` of tokens per second of processor time, all that the server does counted.
-`--peer` is the address of another server with OpenAI's interface for the same model, which the same
-clients ask.
+what else the machine does falls on both. All figures are medians over rounds: `ratio` is the tokens
+per second of those that answer, over the engine's; `cpu_ratio` tokens per second of processor time,
+all that the server does counted; `total` all tokens of all answers over the time from the first
+question to the last answer's end, prompts and all; `first` the seconds to an answer's first token,
+the median over streams.
+
+`--peer` is the address of another server with OpenAI's interface for the same model, of which the
+same clients ask the same in the same rounds; `peer_total` and `peer_first` are its figures,
+`total_ratio` and `first_ratio` ours of its. `--peer-command` starts it, and ends it.
 """
 
 from __future__ import annotations
@@ -16,12 +22,13 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -30,8 +37,13 @@ from typing import Any
 import httpx
 
 _READY = re.compile(r"http://[^/]+/v1")
-# Before each answer, so that none is a copy of another.
-_PROMPT = "{}:"
+# Seconds in which a peer is ready.
+_PATIENCE = 60
+# What is asked begins with a number, so that nobody finds it in a cache; about 40 tokens.
+_PROMPT = (
+    "{}: in the year of that number a ship left the harbour for the islands of the south, with "
+    "forty people and a cat. Tell what became of them, and of the cat.\n\n"
+)
 
 
 @dataclass
@@ -101,9 +113,15 @@ class Client:
         body = {
             "prompt": prompt or _PROMPT.format(self._asked),
             "max_tokens": tokens,
-            # Random weights are much less sure of a token than trained ones.
-            "temperature": 0.3,
-            "top_p": 0.5,
+            # What llama.cpp takes where nothing is said. Random weights are much less sure of a
+            # token than trained ones; without `top_k` nearly all tokens would be drawn from.
+            "temperature": 0.8,
+            "top_k": 40,
+            "top_p": 0.95,
+            "min_p": 0.05,
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "repetition_penalty": 1,
             "seed": self._asked,
             "logit_bias": {"0": -100},
             "stream": True,
@@ -141,6 +159,12 @@ def rate(found: list[Streamed]) -> float:
     """
     begun, ended = max(one.times[0] for one in found), min(one.times[-1] for one in found)
     return sum(begun < at <= ended for one in found for at in one.times) / (ended - begun)
+
+
+def total(found: list[Streamed]) -> float:
+    """Tokens each second, from the first question to the end of the last answer."""
+    seconds = max(one.times[-1] for one in found) - min(one.asked for one in found)
+    return sum(one.tokens for one in found) / seconds
 
 
 def busy(pid: int) -> float:
@@ -181,47 +205,94 @@ async def beside_a_long_prompt(client: Client, length: int) -> dict[str, float]:
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of the table."""
-    command = [sys.executable, "-m", "mlc_rwkv_world", "serve", options.model, "--port", "0"]
-    command += ["--threads", str(options.threads)]
-    serving = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    alone = Alone(options.model, options.threads)
+    with ExitStack() as stack:
+        url, serving = stack.enter_context(served(options.model, options.threads))
+        alone = Alone(options.model, options.threads)
+        stack.callback(alone.end)
+        client, peer = Client(url), None
+        if options.peer:
+            if options.peer_command:
+                stack.enter_context(started(shlex.split(options.peer_command), options.peer))
+            peer = Client(options.peer, options.peer_model)
+        for streams in map(int, options.streams.split(",")):
+            rounds = [
+                a_round(client, serving, alone, peer, streams, options.tokens)
+                for _ in range(options.rounds)
+            ]
+            medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+            yield {"streams": streams, **medians}
+        if options.long:
+            yield asyncio.run(beside_a_long_prompt(client, options.long))
+
+
+def a_round(
+    client: Client, serving: int, alone: Alone, peer: Client | None, streams: int, tokens: int
+) -> dict[str, float]:
+    """One measurement of each; `serving` is the number of the server's process."""
+    # Once before and once after, so that a drift falls on both.
+    half = tokens // 2
+    used = -busy(alone.pid), -busy(serving)
+    bare = alone.rate(streams, half)
+    found = asyncio.run(client.together(streams, tokens))
+    bare = (bare + alone.rate(streams, half)) / 2
+    used = used[0] + busy(alone.pid), used[1] + busy(serving)
+    # Tokens that each decoded, the one before the engine's clock begins too.
+    counts = 2 * (half + 1), tokens
+    lengths = [one.times[-1] - one.asked for one in found]
+    figures = {
+        "tokens_per_second": rate(found),
+        "ratio": rate(found) / bare,
+        "cpu_ratio": used[0] / counts[0] / (used[1] / counts[1]),
+        "spread": max(lengths) / min(lengths),
+        **_totals(found, streams * tokens),
+    }
+    if peer is None:
+        return figures
+    theirs = _totals(asyncio.run(peer.together(streams, tokens)), streams * tokens)
+    ratios = {f"{name}_ratio": figures[name] / theirs[name] for name in theirs}
+    return {**figures, **{f"peer_{name}": value for name, value in theirs.items()}, **ratios}
+
+
+def _totals(found: list[Streamed], expected: int) -> dict[str, float]:
+    tokens = sum(one.tokens for one in found)
+    assert tokens == expected, f"{tokens} tokens came, not {expected}"
+    return {"total": total(found), "first": statistics.median(one.first for one in found)}
+
+
+@contextmanager
+def served(model: str, threads: int) -> Iterator[tuple[str, int]]:
+    """Our server's address and the number of its process."""
+    command = [sys.executable, "-m", "mlc_rwkv_world", "serve", model, "--port", "0"]
+    serving = subprocess.Popen(
+        [*command, "--threads", str(threads)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert serving.stdout is not None
         ready = _READY.search(serving.stdout.readline())
         assert ready is not None, "the server did not begin"
-        client = Client(ready[0])
-        peer = Client(options.peer, options.peer_model) if options.peer else None
-        for streams in map(int, options.streams.split(",")):
-            rates: dict[str, list[float]] = {
-                name: [] for name in ("ratio", "cpu_ratio", "spread", "peer", "first")
-            }
-            for _ in range(options.rounds):
-                # Once before and once after, so that a drift falls on both.
-                half = options.tokens // 2
-                used = -busy(alone.pid), -busy(serving.pid)
-                bare = alone.rate(streams, half)
-                found = asyncio.run(client.together(streams, options.tokens))
-                bare = (bare + alone.rate(streams, half)) / 2
-                used = used[0] + busy(alone.pid), used[1] + busy(serving.pid)
-                # Tokens that each decoded, the one before the engine's clock begins too.
-                counts = 2 * (half + 1), options.tokens
-                rates["cpu_ratio"].append(used[0] / counts[0] / (used[1] / counts[1]))
-                rates["ratio"].append(rate(found) / bare)
-                lengths = [one.times[-1] - one.asked for one in found]
-                rates["spread"].append(max(lengths) / min(lengths))
-                if peer is not None:
-                    theirs = asyncio.run(peer.together(streams, options.tokens))
-                    rates["peer"].append(rate(found) / rate(theirs))
-                    firsts = [statistics.median(x.first for x in xs) for xs in (found, theirs)]
-                    rates["first"].append(firsts[0] / firsts[1])
-            medians = {name: statistics.median(all_) for name, all_ in rates.items() if all_}
-            yield {"streams": streams, "tokens_per_second": rate(found), **medians}
-        if options.long:
-            yield asyncio.run(beside_a_long_prompt(client, options.long))
+        yield ready[0], serving.pid
     finally:
         serving.terminate()
         serving.wait()
-        alone.end()
+
+
+@contextmanager
+def started(command: list[str], url: str) -> Iterator[None]:
+    """Another server, from when it answers until the block ends."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(10 * _PATIENCE):
+            assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/models").is_success:
+                    break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"{command[0]} did not answer at {url} within {_PATIENCE} s")
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def main() -> None:
@@ -235,6 +306,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=4000, help="0 leaves it out")
     parser.add_argument("--peer", help="http://HOST:PORT/v1 of another server")
     parser.add_argument("--peer-model", help="what that calls the model")
+    parser.add_argument("--peer-command", help="what starts it; without, it runs already")
     for row in measure(parser.parse_args()):
         print(json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
 

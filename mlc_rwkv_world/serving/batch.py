@@ -118,8 +118,9 @@ class BatchEngine:
         self._end_late_ones()
         if self._answering:
             started = time.perf_counter()
-            self._decode(list(self._answering))
-            self._pace.decoded(time.perf_counter() - started)
+            answering = list(self._answering)
+            self._decode(answering)
+            self._pace.decoded(time.perf_counter() - started, len(answering))
         if self._waiting or self._reading:
             self._read()
 

@@ -11,6 +11,8 @@ out, and its first and last checkpoints stay longest; what was not used for long
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -164,8 +166,18 @@ class StateCache:
         return checkpoint.content
 
     def _thin(self, keep: _Node) -> None:
-        while self.bytes > _LEAVES * self.budget and len(self._held) > 1:
-            self._release(min(self._held - {keep}, key=self._worth))
+        order = itertools.count()
+        heap = [(self._worth(node), next(order), node) for node in self._held if node is not keep]
+        heapq.heapify(heap)
+        while self.bytes > _LEAVES * self.budget and heap:
+            before, _, node = heap[0]
+            # What was forgotten meanwhile can have made this worth more, and never less.
+            worth = self._worth(node)
+            if worth > before:
+                heapq.heapreplace(heap, (worth, next(order), node))
+            else:
+                heapq.heappop(heap)
+                self._release(node)
 
     def _worth(self, node: _Node) -> float:
         """How much is lost with a checkpoint: tokens to read again, less the longer it lay."""

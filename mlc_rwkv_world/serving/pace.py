@@ -7,9 +7,10 @@ what had been read when it came, plus what is left.
 
 Amount: a step decodes one token for all that answer, and then reads a piece that takes at most
 two and a half such steps, so that nobody's next token is later than four, though the step behind
-a piece finds the caches full of others' numbers and takes longer, of which little is learnt. A
-piece's size follows the time that the last full piece took: down by a half at most, and up by a
-quarter.
+a piece finds the caches full of others' numbers and takes longer, of which little is learnt. What
+is usual depends on how many answer, and is learnt for each number of them; where that changes, a
+piece's size changes as a step does. Else it follows the time that the last full piece took: down by
+a half at most, and up by a quarter.
 """
 
 from __future__ import annotations
@@ -52,23 +53,29 @@ class Pace:
         """`most` are read at once where nobody waits for a token."""
         self.most = most
         self._size = float(min(_FIRST_PIECE, most))
-        self._decode = 0.0
+        # Seconds of a usual step, by how many answer; and how many did last.
+        self._decode: dict[int, float] = {}
+        self._count = 0
         self._behind_a_piece = False
 
-    def decoded(self, seconds: float) -> None:
-        """A step of decoding has taken so long."""
-        before = self._decode or seconds
+    def decoded(self, seconds: float, count: int) -> None:
+        """A step of decoding for `count` that answer has taken so long."""
+        before = self._decode.get(count, seconds)
         longer_behind_a_piece = self._behind_a_piece and seconds > before
         share = _LEARNT_BEHIND if longer_behind_a_piece else _LEARNT
-        self._decode = before + share * (seconds - before)
+        usual = before + share * (seconds - before)
+        if count != self._count and self._count in self._decode:
+            scaled = self._size * usual / max(self._decode[self._count], 1e-9)
+            self._size = min(float(self.most), scaled)
+        self._decode[count], self._count = usual, count
         self._behind_a_piece = False
 
     def read(self, tokens: int, seconds: float) -> None:
         """A piece of so many tokens has taken so long."""
         self._behind_a_piece = True
-        if not self._decode:
+        if self._count not in self._decode:
             return
-        fits = tokens * _STEPS * self._decode / max(seconds, 1e-9)
+        fits = tokens * _STEPS * self._decode[self._count] / max(seconds, 1e-9)
         if fits < tokens:
             # One that was late by chance does not make the next ones tiny.
             self._size = min(self._size, max(fits, self._size / 2))

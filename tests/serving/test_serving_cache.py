@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,43 @@ def test_the_middle_of_a_path_thins_out() -> None:
     assert kept[0] == places[0] and kept[-1] == places[-1]
     # What lies between is spread out, not one end of it.
     assert max(np.diff(kept)) <= 4 * 256
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_worth_least_goes_first(seed: int) -> None:
+    """Of all that is held, and without a look at all for each that goes."""
+    looks = 0
+    comparing = False
+    newest: Any = None
+
+    class Watched(StateCache):
+        def _worth(self, node: Any) -> float:
+            nonlocal looks
+            looks += not comparing
+            return super()._worth(node)
+
+        def _release(self, node: Any) -> None:
+            nonlocal comparing
+            comparing = True
+            others = self._held - {newest}
+            assert self._worth(node) == min(map(self._worth, others))
+            comparing = False
+            super()._release(node)
+
+        def _thin(self, keep: Any) -> None:
+            nonlocal newest, looks
+            newest, looks = keep, 0
+            held = len(self)
+            super()._thin(keep)
+            assert held - len(self) > 3 and looks < 4 * held
+
+    chance = random.Random(seed)
+    cache = Watched(60 * SIZE)
+    paths = [chance.choices(range(50), k=200) for _ in range(4)]
+    for _ in range(300):
+        cache.put(ids(*chance.choice(paths)[: chance.randint(1, 200)]), content(0))
+        cache.find(ids(*chance.choice(paths)))
+    assert newest is not None
 
 
 def test_what_is_used_stays() -> None:

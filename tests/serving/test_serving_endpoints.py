@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from process import Server, chat
+from support.patience import SECONDS
 
 from mlc_rwkv_world.artifact.templates import WORLD
 from mlc_rwkv_world.runtime import Engine
@@ -153,3 +155,23 @@ def test_its_description_names_every_endpoint(server: Server) -> None:
     for path in ("/docs", "/redoc"):
         # They would load scripts from elsewhere.
         assert server.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "methods"),
+    [
+        ("PUT", "/v1/states", "GET, POST"),
+        ("OPTIONS", "/v1/states/x", "DELETE, GET"),
+        ("DELETE", CHAT, "POST"),
+        ("PATCH", "/metrics", "GET"),
+        # Whatever its body is.
+        ("POST", "/metrics", "GET"),
+        ("POST", "/v1/models/demo", "GET"),
+    ],
+)
+def test_another_method_is_told_which_there_are(
+    server: Server, method: str, path: str, methods: str
+) -> None:
+    answer = httpx.request(method, server.url + path, timeout=SECONDS)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, methods)
+    assert answer.json()["error"]["message"] == "Method Not Allowed."

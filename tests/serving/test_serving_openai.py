@@ -73,8 +73,9 @@ def test_a_stream_gives_the_same_with_its_usage(client: Any) -> None:
     assert last.choices == [] and last.usage.completion_tokens >= 7
     assert last.usage.prompt_tokens_details.cached_tokens > 0
     assert len({chunk.id for chunk in chunks}) == 1
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in said)
     # Nobody asked for usage here.
-    assert all(chunk.usage is None for chunk in ask(client, stream=True))
+    assert not any("usage" in chunk.model_fields_set for chunk in ask(client, stream=True))
 
 
 def test_a_conversation_reads_only_what_is_new(client: Any) -> None:
@@ -291,7 +292,8 @@ def test_forms_of_answers(client: Any, thinking: Any) -> None:
         ({"n": 1000}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -5}, "max_tokens"),
-        ({"top_logprobs": 1000}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 1000}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"stop": ["x"] * 99}, "stop"),
         ({"stop": ""}, None),
         ({"logit_bias": {"x": 1}}, None),

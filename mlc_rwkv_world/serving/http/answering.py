@@ -147,6 +147,8 @@ class AnswerResponse(Response):
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         answers, form = self._answers, self._form
+        # As OpenAI has it: where usage is asked for, every chunk has the field.
+        also = {"usage": None} if self._include_usage else {}
         opened: set[int] = set()
         async with aclosing(answers.deltas()) as deltas:
             async for item in deltas:
@@ -157,8 +159,8 @@ class AnswerResponse(Response):
                 if index not in opened:
                     opened.add(index)
                     if (opening := form.opening(index)) is not None:
-                        yield _event(opening)
-                yield _event(form.chunk(index, answers.choices[index], delta))
+                        yield _event({**opening, **also})
+                yield _event({**form.chunk(index, answers.choices[index], delta), **also})
         usage, timings = answers.usage(self._prompts)
         last = form.last(usage if self._include_usage else None, timings)
         if last is not None:

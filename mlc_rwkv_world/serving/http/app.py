@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mlc_rwkv_world import __version__
@@ -82,6 +83,7 @@ def make_app(
         limits=service.limits,
         key=key,
         hosts=hosts,
+        takes_post=lambda path: "POST" in _methods(app, path),
         uploads=kept_states.UPLOAD if service.takes_tuned_states else None,
     )
     if not origins:
@@ -209,6 +211,13 @@ def _refusing(what: str) -> Any:
     return refuse
 
 
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What a path may be asked with: routes know of one method each."""
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    found = [route.methods or () for route in routes if route.path_regex.match(path)]
+    return sorted({method for methods in found for method in methods})
+
+
 def _add_errors(app: FastAPI) -> None:
     async def ours(_: Request, error: Exception) -> Response:
         return response_of(error)
@@ -220,10 +229,12 @@ def _add_errors(app: FastAPI) -> None:
         message = f"{place}: {first['msg']}" if place else str(first["msg"])
         return response_of(Fault(400, message, param=place or None, code="invalid_value"))
 
-    async def routing(_: Request, error: Exception) -> Response:
+    async def routing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         response = response_of(Fault(error.status_code, f"{error.detail}."))
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(_methods(request.app, request.url.path))
         return response
 
     async def unforeseen(_: Request, error: Exception) -> JSONResponse:

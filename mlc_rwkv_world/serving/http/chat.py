@@ -36,6 +36,8 @@ async def answer(service: Service, body: ChatBody) -> AnswerResponse:
     service.check_model(body.model)
     refuse_what_is_not_offered(body)
     service.check_top_scores(body.top_logprobs, "top_logprobs")
+    if body.top_logprobs and not body.logprobs:
+        raise Fault(400, "top_logprobs is given without logprobs: true.", param="top_logprobs")
     guide = await grammar.guide(service.engine, body.response_format)
     template = _template(service, body)
     turns = turns_of(body.messages)

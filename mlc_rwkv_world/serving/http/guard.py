@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,13 +29,18 @@ class Guard:
         app: ASGIApp,
         *,
         limits: Limits,
+        takes_post: Callable[[str], bool],
         key: str | None = None,
         hosts: Collection[str] = (),
         uploads: str | None = None,
     ) -> None:
-        """`hosts` are its names beside localhost; `uploads` is a path that takes files."""
+        """`hosts` are its names beside localhost; `uploads` is a path that takes files.
+
+        A body is read where `takes_post` says that the path takes one; else the app refuses.
+        """
         self._app = app
         self._limits = limits
+        self._takes_post = takes_post
         self._key = None if key is None else key.encode()
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
         self._uploads = uploads
@@ -49,7 +54,7 @@ class Guard:
             headers = dict(scope["headers"])
             self._check_host(headers.get(b"host"))
             self._check_key(scope, headers)
-            if scope["method"] == "POST":
+            if scope["method"] == "POST" and self._takes_post(scope["path"]):
                 receive = await self._read(scope["path"], headers, receive)
         except Fault as fault:
             await response_of(fault)(scope, receive, send)
