@@ -36,7 +36,7 @@ class Product:
 
     def __init__(self, x: TensorType, weight: TensorType, stored: Stored, sig: Signature) -> None:
         self.arithmetic: Arithmetic = arithmetic_of(sig.inputs, weight, stored, sig.target)
-        self.weight = weight
+        self.x, self.weight, self.stored = x, weight, stored
         self.inner = x.static(1)
         single = x.shape[0] == 1
         self.tokens = 1 if single else self.arithmetic.tokens
@@ -44,6 +44,12 @@ class Product:
         # How many tasks share the blocks, and how far apart those of one task are.
         self.tasks = weight.static(0) // self.streams
         self.vectors = ROWS // self.arithmetic.lanes if single else self.arithmetic.vectors
+
+    @property
+    def body(self) -> tuple[object, ...]:
+        """Equal for products of one signature whose tiles are the same but for their tensors."""
+        apart = self.tasks if self.streams > 1 else 0
+        return (self.weight.shape[1:], self.weight.dtype, self.stored, self.streams, apart)
 
     def _prefetch(self) -> Callable[..., None]:
         """`fetch(w, block, step)` asks for the weights that come some steps later.
