@@ -104,21 +104,23 @@ _IDLE = (
 )
 # The names of rooms in which TVM's releases keep them.
 _ROOMS = ("s_tir", "tirx", "tir")
+_DISABLED = (".disable_assert", ".disable_cse_tir")
 
 
 def lowering(target: Target) -> PassContext:
-    """How kernels for a target become machine code: on a CPU without what changes nothing there.
+    """How kernels for a target become machine code: on a CPU without what they do not need.
 
-    Without the idle passes the code is the same byte for byte. Without TVM's own search for common
-    subexpressions it is better: that takes a fifth of all code generation on unrolled loops, LLVM
-    does it again to the same bits, and what TVM keeps in variables fills the registers, so that
-    products of eight rows by AVX-512 were a fifth to a half slower. Shaders are compiled
-    elsewhere, and keep all.
+    The idle passes leave the code as it is. TVM's own search for common subexpressions takes a
+    fifth of all code generation on unrolled loops, LLVM does it again to the same bits, and what
+    TVM keeps in variables fills the registers: products of eight rows by AVX-512 were a fifth to a
+    half slower. That a kernel looks at each of its arguments is most of the code of a library;
+    what they are was checked by the function that calls it. Shaders are compiled elsewhere, and
+    keep all.
     """
     if target.kind.name != "llvm":
         return PassContext()
-    # TVM's releases name the option's room differently, too.
-    named = [name for name in PassContext.list_configs() if name.endswith(".disable_cse_tir")]
+    # TVM's releases name the options' room differently, too.
+    named = [name for name in PassContext.list_configs() if name.endswith(_DISABLED)]
     idle = [f"{room}.{name}" for room in _ROOMS for name in _IDLE]
     return PassContext(config=dict.fromkeys(named, True), disabled_pass=idle)
 
