@@ -5,12 +5,6 @@ A kernel carries their text in an attribute, see `IMPORT`, and calls them by nam
 
 from __future__ import annotations
 
-from typing import Any
-
-from tvm.script import tirx as T
-
-from mlc_rwkv_world.tvm_names import with_type
-
 # The key of the attribute; its value is a text below.
 IMPORT = "pragma_import_llvm"
 
@@ -51,15 +45,11 @@ define <16 x i16> @{KEEP}(<16 x i16> %v) alwaysinline {{
 }}
 """
 
-_CHOOSE = "rwkv_world_choose"
+# (whether the first, a, b) -> one of two pointers.
+CHOOSE = "rwkv_world_choose"
 CHOOSE_IR = f"""
-define ptr @{_CHOOSE}(i1 %first, ptr %a, ptr %b) alwaysinline {{
+define ptr @{CHOOSE}(i1 %first, ptr %a, ptr %b) alwaysinline {{
   %chosen = select i1 %first, ptr %a, ptr %b
   ret ptr %chosen
 }}
 """
-
-
-def chosen_data(first: Any, a: Any, b: Any) -> Any:
-    """Where a tensor's values are, of two: those of `a` where `first` holds. Needs `CHOOSE_IR`."""
-    return with_type(T.call_extern("handle", _CHOOSE, first, a, b), a)

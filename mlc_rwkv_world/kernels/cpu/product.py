@@ -47,9 +47,9 @@ class Product:
 
     @property
     def body(self) -> tuple[object, ...]:
-        """Equal for products of one signature whose tiles are the same but for their tensors."""
+        """Equal for products of one signature whose tiles differ in tensors, and extents, alone."""
         apart = self.tasks if self.streams > 1 else 0
-        return (self.weight.shape[1:], self.weight.dtype, self.stored, self.streams, apart)
+        return (self.weight.shape[2:], self.weight.dtype, self.stored, self.streams, apart)
 
     def _prefetch(self) -> Callable[..., None]:
         """`fetch(w, block, step)` asks for the weights that come some steps later.
@@ -83,11 +83,12 @@ class Product:
         """`multiply(x, w, task, tile, rows, total)` for a kernel's body.
 
         It sets total, a local float32 buffer [streams * tokens * 32], to the sums of the task's
-        blocks and of rows tile * tokens on; rows past the end repeat the last.
+        blocks and of rows tile * tokens on; rows past the end repeat the last. There are as many
+        steps along K as w says, which may be known when it runs.
         """
         fetch = self._prefetch()
         add: Any = self.arithmetic.add
-        lanes, steps = self.arithmetic.lanes, self.arithmetic.steps()
+        lanes = self.arithmetic.lanes
         tokens, vectors, streams, tasks = self.tokens, self.vectors, self.streams, self.tasks
         passes = ROWS // lanes // vectors
         # A group's own sums take all registers, so that its rows come one vector after another.
@@ -111,7 +112,7 @@ class Product:
         def by_vectors(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
             for part in T.unroll(passes):
                 clear(part, total)
-            for step in range(steps):
+            for step in range(w.shape[1]):
                 for s in T.serial(streams):
                     fetch(w, task + s * tasks, step)
                     for v in rows_loop(passes * vectors):
@@ -130,7 +131,7 @@ class Product:
         def by_tokens(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
             for part in T.unroll(passes):
                 clear(part, total)
-                for step in range(steps):
+                for step in range(w.shape[1]):
                     for s in T.unroll(streams):
                         fetch(w, task + s * tasks, step)
                         for t in T.unroll(tokens):
@@ -154,11 +155,11 @@ class Product:
             for part in T.unroll(passes):
                 clear(part, total)
             if rows - tile * tokens > tokens // 2:
-                for step in range(steps):
+                for step in range(w.shape[1]):
                     fetch(w, task, step)
                     whole(x, tile * tokens, rows - 1, w, task, step, total, 0)
             else:
-                for step in range(steps):
+                for step in range(w.shape[1]):
                     fetch(w, task, step)
                     half(x, tile * tokens, rows - 1, w, task, step, total, 0)
 
@@ -166,7 +167,7 @@ class Product:
         def by_single_groups(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
             for part in T.unroll(passes):
                 clear(part, total)
-            for step in range(steps):
+            for step in range(w.shape[1]):
                 for s in T.serial(streams):
                     fetch(w, task + s * tasks, step)
                     whole(x, tile, rows - 1, w, task + s * tasks, step, total, s * ROWS)

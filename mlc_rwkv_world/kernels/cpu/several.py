@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.cpu.llvm_functions import CHOOSE_IR, IMPORT, chosen_data
+from mlc_rwkv_world.kernels.cpu.chosen import chosen, chosen_data
+from mlc_rwkv_world.kernels.cpu.llvm_functions import CHOOSE_IR, IMPORT
 from mlc_rwkv_world.kernels.cpu.mix import LANES
 from mlc_rwkv_world.kernels.cpu.product import Product
 from mlc_rwkv_world.kernels.signature import STACK, TensorType
@@ -39,7 +40,13 @@ class Ended:
     @property
     def body(self) -> tuple[object, ...]:
         """Equal for those of a kernel that differ in tensors, their blocks and `act` alone."""
-        return (self.product.body, self.store, self.out.shape[2:], self.out.dtype)
+        return (
+            self.product.body,
+            self.product.inner,
+            self.store,
+            self.out.shape[2:],
+            self.out.dtype,
+        )
 
 
 class Several:
@@ -69,8 +76,8 @@ class Several:
             else:
                 many(task - T.min(task // turn + 1, count), given, rows)
 
-        chosen: Callable[..., None] = run
-        return chosen
+        done: Callable[..., None] = run
+        return done
 
 
 def _in_turn(products: Sequence[Ended], first: int) -> Callable[..., None]:
@@ -90,8 +97,8 @@ def _in_turn(products: Sequence[Ended], first: int) -> Callable[..., None]:
         else:
             rest(task - tasks, given, rows)
 
-    chosen: Callable[..., None] = run
-    return chosen
+    done: Callable[..., None] = run
+    return done
 
 
 def _alike(products: Sequence[Ended], first: int) -> Callable[..., None]:
@@ -117,8 +124,7 @@ def _alike(products: Sequence[Ended], first: int) -> Callable[..., None]:
 
     def data(task: Any, given: Any, which: int) -> Any:
         """Where the values of a product's x, w or out are."""
-        tensors = [one[which].data for one in given[first : first + len(products)]]
-        return _of_task(task, ends, tensors, chosen_data)
+        return chosen_data(task, ends, [one[which] for one in given[first : first + len(products)]])
 
     @T.inline
     def run(task: Any, given: Any, rows: Any) -> None:
@@ -126,9 +132,9 @@ def _alike(products: Sequence[Ended], first: int) -> Callable[..., None]:
         # In memory, so that TVM does not look through them wherever they are used.
         place = T.alloc_buffer((3,), "int32", scope=STACK)
         at: T.let[T.int32] = T.cast(task, "int32")
-        place[0] = at - _of_task(at, ends, starts)
-        place[1] = place[0] + _of_task(at, ends, ahead)
-        place[2] = _of_task(at, ends, widths)
+        place[0] = at - chosen(at, ends, starts)
+        place[1] = place[0] + chosen(at, ends, ahead)
+        place[2] = chosen(at, ends, widths)
         width: T.let[T.int32] = place[2]
         x_data: T.let[T.handle(x_type.dtype)] = data(at, given, 0)
         w_data: T.let[T.handle(w_type.dtype)] = data(at, given, 1)
@@ -145,23 +151,8 @@ def _alike(products: Sequence[Ended], first: int) -> Callable[..., None]:
                     act(at, total, (s * tokens + t) * ROWS, values)
                     store(values, out, tile * tokens + t, place[0] + s * apart)
 
-    chosen: Callable[..., None] = run
-    return chosen
-
-
-def _of_task(
-    task: Any,
-    ends: Sequence[int],
-    values: Sequence[Any],
-    choose: Callable[[Any, Any, Any], Any] = T.Select,
-) -> Any:
-    """The value of the product whose task this is, of products whose tasks end at `ends`."""
-    if len(set(map(str, values))) == 1:
-        return values[0] if choose is not T.Select else T.int32(values[0])
-    found = values[-1]
-    for end, value in reversed(list(zip(ends, values[:-1], strict=False))):
-        found = choose(task < end, value, found)
-    return found
+    done: Callable[..., None] = run
+    return done
 
 
 def _acts(acts: Sequence[Act], ends: Sequence[int]) -> Callable[..., None]:
@@ -190,5 +181,5 @@ def _acts(acts: Sequence[Act], ends: Sequence[int]) -> Callable[..., None]:
         else:
             rest(task, sums, at, values)
 
-    chosen: Callable[..., None] = act
-    return chosen
+    done: Callable[..., None] = act
+    return done
