@@ -15,3 +15,10 @@ SBlockRealize: Any = s_tir.SBlockRealize if hasattr(s_tir, "SBlock") else tirx.S
 def name_of(gvar: Any) -> str:
     """The name of a global variable."""
     return str(gvar.name if hasattr(gvar, "name") else gvar.name_hint)
+
+
+def with_type(call: Any, like: Any) -> Any:
+    """A call of a function, with the type of another expression: pointers have one since 0.27."""
+    if not hasattr(call, "ty"):
+        return call
+    return tvm.ir.Call(call.op, list(call.args), ret_ty=like.ty)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,14 @@ if "torch" not in sys.modules:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch", None)
         import tvm.relax  # noqa: F401
+from mlc_rwkv_world.runtime import threads
+
+# TVM's pool of threads is as large as this says when it is made. Kernels are tested on two of them
+# (`two_threads`). Engines run on one, since two beside a busy machine mostly wait for each other;
+# `support.same_bits` has engines on up to three.
+os.environ[threads.VARIABLE] = "2"
+threads.use(2)
+os.environ[threads.VARIABLE] = "1"
 # Whatever tests import stays, and most of what they make is no garbage either.
 gc.set_threshold(50_000)
 
@@ -62,6 +70,14 @@ def _own_place(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """
     os.environ["MLC_RWKV_WORLD_HOME"] = str(shared / "home")
     os.chdir(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """What this process calls runs on two threads."""
+    threads.use(2)
+    yield
+    threads.use(None)
 
 
 def _unpacked(folder: Path, version: str) -> Path:

@@ -86,17 +86,43 @@ PARTS = ("code generation", "linking")
 _ROOM = 32 << 20
 
 
-def lowering(target: Target) -> PassContext:
-    """How kernels for a target become machine code: on a CPU without TVM's own search for common
-    subexpressions.
+# Passes of TVM's that leave a CPU's kernels as they are, and take half of the time before LLVM's:
+# what concerns threads of a GPU, types that no kernel has, and what LLVM does anyway.
+_IDLE = (
+    "CompactBufferAllocation",
+    "FP8ComputeLegalize",
+    "FP8StorageLegalize",
+    "HoistIfThenElse",
+    "InferFragment",
+    "InjectVirtualThread",
+    "LowerThreadAllreduce",
+    "LowerVtcmAlloc",
+    "MergeSharedMemoryAllocations",
+    "RemoveNoOp",
+    "RenormalizeSplitPattern",
+    "ThreadSync",
+)
+# The names of rooms in which TVM's releases keep them.
+_ROOMS = ("s_tir", "tirx", "tir")
+_DISABLED = (".disable_assert", ".disable_cse_tir")
 
-    That takes a fifth of all code generation on unrolled loops, LLVM does it again to the same
-    bits, and what TVM keeps in variables fills the registers: products of eight rows by AVX-512
-    were a fifth to a half slower. Shaders are compiled elsewhere, and keep it.
+
+def lowering(target: Target) -> PassContext:
+    """How kernels for a target become machine code: on a CPU without what they do not need.
+
+    The idle passes leave the code as it is. TVM's own search for common subexpressions takes a
+    fifth of all code generation on unrolled loops, LLVM does it again to the same bits, and what
+    TVM keeps in variables fills the registers: products of eight rows by AVX-512 were a fifth to a
+    half slower. That a kernel looks at each of its arguments is most of the code of a library;
+    what they are was checked by the function that calls it. Shaders are compiled elsewhere, and
+    keep all.
     """
-    # TVM's releases name the option's room differently.
-    named = [name for name in PassContext.list_configs() if name.endswith(".disable_cse_tir")]
-    return PassContext(config=dict.fromkeys(named, target.kind.name == "llvm"))
+    if target.kind.name != "llvm":
+        return PassContext()
+    # TVM's releases name the options' room differently, too.
+    named = [name for name in PassContext.list_configs() if name.endswith(_DISABLED)]
+    idle = [f"{room}.{name}" for room in _ROOMS for name in _IDLE]
+    return PassContext(config=dict.fromkeys(named, True), disabled_pass=idle)
 
 
 def write(

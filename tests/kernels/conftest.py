@@ -7,6 +7,11 @@ from avx512 import emulate
 from compiling import AVX512, TARGETS, Case, Kernels
 
 
+@pytest.fixture(autouse=True)
+def _two_threads(two_threads: None) -> None:
+    """Kernels divide their work."""
+
+
 @pytest.fixture(scope="module", params=TARGETS)
 def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 import tvm
-from compiling import kernel, specs, told
+from compiling import Case, kernel, specs, told
 from tvm import IRModule
+from tvm.target import Target
 
 from mlc_rwkv_world.compiler.library import lowering
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.kernels.cpu import product as product_cpu
 from mlc_rwkv_world.kernels.cpu.arithmetic import BFLOAT16, INT8, input_type, inputs_of
+from mlc_rwkv_world.kernels.cpu.exp import silu
 from mlc_rwkv_world.kernels.cpu.packed_weight import packed
+from mlc_rwkv_world.kernels.cpu.products import End, products
 from mlc_rwkv_world.storage import Stored
 
 BYTES = {
@@ -38,7 +42,10 @@ def _assembly(text: str, stored: Stored, arithmetic: str, rows: int | str) -> st
     inputs = inputs_of(form, arithmetic)
     x = input_type(rows, K, inputs)
     build = told(product_cpu.linear_packed, form, inputs=inputs)
-    case = (build, [(*x.shape, x.dtype), *specs(form, N, K)], [(rows, N, "float32")])
+    return _of(target, (build, [(*x.shape, x.dtype), *specs(form, N, K)], [(rows, N, "float32")]))
+
+
+def _of(target: Target, case: Case) -> str:
     with target, lowering(target):
         module = tvm.compile(IRModule({"product": kernel(case, target, "product")}), target).mod
     modules = [module, *module.imports]
@@ -60,3 +67,29 @@ def test_pairs_of_bfloat16_are_multiplied_by(name: str, rows: int | str) -> None
     assembly = _assembly(text, Stored(0, "float16"), BFLOAT16, rows)
     assert len(re.findall(instruction, assembly)) >= 2
     assert "rwkv_world_dot" not in assembly
+
+
+@pytest.mark.parametrize("rows", [1, "m"])
+def test_products_that_are_alike_share_their_tile(rows: int | str) -> None:
+    """However high their weights are, and whatever becomes of their sums."""
+    text, instruction = BYTES["avx512-vnni"]
+    target, form = resolve(text).target, packed(Stored.symmetric(4, "float16", group=32))
+    assert form is not None
+    x = input_type(rows, K, inputs_of(form, INT8))
+
+    def count(heights: list[int]) -> int:
+        ends = [End(), End(silu), End()][: len(heights)]
+        forms = [form] * len(heights)
+        build = told(partial(products, ends=ends), *forms, inputs=inputs_of(form, INT8))
+        weights = [spec for height in heights for spec in specs(form, height, K)]
+        given = [(*x.shape, x.dtype)] * len(heights)
+        case = (build, [*given, *weights], [(rows, height, "float32") for height in heights])
+        return len(re.findall(instruction, _of(target, case)))
+
+    assert count([N, 2 * N, N]) == count([N]) > 0
+
+
+def test_a_kernel_leaves_its_arguments_to_those_that_call_it() -> None:
+    """Looking at each would be most of a library's code."""
+    stored = Stored.symmetric(4, "float16", group=32)
+    assert "Mismatched" not in _assembly(BYTES["avx2"][0], stored, INT8, 1)

@@ -27,9 +27,9 @@ LAYERS, WIDTH, HEAD = 7, 96, 32
 POSITIONS = 40
 # float32's rounding, of the largest logit.
 EXACT = 1e-5
-# Of root mean squares: inputs rounded to 8 bits through four blocks. `rwkv` itself says what
-# rounding to bfloat16 may cost.
-BYTES = 0.02
+# Of root mean squares, by version: inputs rounded to 8 bits through two blocks, or four, which lose
+# two thirds of this. `rwkv` itself says what rounding to bfloat16 may cost.
+BYTES = {4: 0.01, 5: 0.012, 6: 0.0134, 7: 0.0142}
 MATRICES = ("key", "value", "receptance", "output")
 
 
@@ -134,7 +134,7 @@ def test_int8_rounds_inputs_only(
     peer = model(quantization)
     library = small_library(peer.version, quantization, arithmetic="int8")
     for found in _ours(peer, quantization, "int8", tmp_path, library):
-        assert EXACT < _error(found, peer.exact) < BYTES
+        assert EXACT < _error(found, peer.exact) < BYTES[peer.version]
 
 
 def test_bfloat16_is_closer_than_rwkv_in_bfloat16(

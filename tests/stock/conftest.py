@@ -11,6 +11,11 @@ from stand_in import PACKAGE_ROOT, run, write_metadata
 HOST = ["-c", "import mlc_llm.serve.engine as e; print('found', e.MLCEngine.__name__)"]
 
 
+@pytest.fixture(autouse=True)
+def _two_threads(two_threads: None) -> None:
+    """Kernels divide their work."""
+
+
 def _host_path() -> list[Path]:
     """`MLC_LLM_SOURCE`, a checkout that was built in place, or nothing: an installed one."""
     source = os.environ.get("MLC_LLM_SOURCE")

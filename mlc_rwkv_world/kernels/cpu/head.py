@@ -7,13 +7,15 @@ once or twice: the same values give the same bits in every kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
+from mlc_rwkv_world.kernels.cpu.chosen import chosen, chosen_data
 from mlc_rwkv_world.kernels.cpu.features import lanes, vector_registers
+from mlc_rwkv_world.kernels.cpu.llvm_functions import CHOOSE_IR, IMPORT
 from mlc_rwkv_world.kernels.cpu.product import Product
 from mlc_rwkv_world.kernels.signature import STACK, Signature, TensorType
 from mlc_rwkv_world.storage.stored import ROWS, Stored
@@ -83,33 +85,57 @@ class Head:
             for j in T.unroll(vectors):
                 values[at(0, j)] = values[at(0, j)] * constant(stat[0])
 
-        chosen: Callable[..., None] = norm
-        return chosen
+        done: Callable[..., None] = norm
+        return done
 
-    def up(self, x: TensorType, w: TensorType, stored: Stored) -> Callable[..., None]:
-        """`up(x, w, head, tile, rows, total, out)`: a head's rows of a small product's second
-        factor.
+    def ups(
+        self, inputs: Sequence[TensorType], weights: Sequence[TensorType], stored: Sequence[Stored]
+    ) -> Callable[..., None]:
+        """`ups(given, head, tile, rows, total, out)`: a head's rows of small products' second
+        factors, `given` being x and w of each.
 
-        They go to out, a local buffer [tokens * N], for the tile's tokens, which are those of a
-        `Product` of these types; `total` is room [tokens * 32].
+        Those of product n go to out, a local buffer, from n * tokens * N on, for the tile's tokens,
+        which are those of a `Product` of these types; `total` is room [tokens * 32].
         """
         # One block at a time, since a head's lie together.
-        product = Product(x, TensorType((1, *w.shape[1:]), w.dtype), stored, self.sig)
-        multiply, tokens, groups = product.tile(), product.tokens, self.size // ROWS
-        size, lanes = self.size, self.lanes
+        of_one = [TensorType((1, *w.shape[1:]), w.dtype) for w in weights]
+        products = [Product(*one, self.sig) for one in zip(inputs, of_one, stored, strict=True)]
+        assert len({one.body for one in products}) == 1
+        x_type, w_type = inputs[0], weights[0]
+        multiply, tokens, groups = products[0].tile(), products[0].tokens, self.size // ROWS
+        size, lanes, blocks = self.size, self.lanes, weights[0].static(0)
+        ends = range(1, len(products) + 1)
+        steps, widths = ([ty.static(1) for ty in types] for types in (weights, inputs))
+
+        def data(number: Any, given: Any, which: int) -> Any:
+            return chosen_data(number, ends, [one[which] for one in given])
 
         @T.inline
-        def up(x: Any, w: Any, head: Any, tile: Any, rows: Any, total: Any, out: Any) -> None:
-            for n in range(groups):
-                multiply(x, w, head * groups + n, tile, rows, total)
-                for t in T.unroll(tokens):
-                    for j in T.unroll(ROWS // lanes):
-                        out[T.Ramp(t * size + n * ROWS + j * lanes, 1, lanes)] = total[
-                            T.Ramp(t * ROWS + j * lanes, 1, lanes)
-                        ]
+        def ups(given: Any, head: Any, tile: Any, rows: Any, total: Any, out: Any) -> None:
+            T.attr(T.int32(0), IMPORT, CHOOSE_IR)
+            for number in range(len(products)):
+                # In memory, so that TVM does not look through them wherever they are used.
+                extents = T.alloc_buffer((2,), "int32", scope=STACK)
+                extents[0] = chosen(number, ends, widths)
+                extents[1] = chosen(number, ends, steps)
+                width: T.let[T.int32] = extents[0]
+                count: T.let[T.int32] = extents[1]
+                x_data: T.let[T.handle(x_type.dtype)] = data(number, given, 0)
+                w_data: T.let[T.handle(w_type.dtype)] = data(number, given, 1)
+                x = T.decl_buffer((rows, width, *x_type.shape[2:]), x_type.dtype, data=x_data)
+                w = T.decl_buffer((blocks, count, *w_type.shape[2:]), w_type.dtype, data=w_data)
+                for n in range(groups):
+                    multiply(x, w, head * groups + n, tile, rows, total)
+                    for t in T.unroll(tokens):
+                        for j in T.unroll(ROWS // lanes):
+                            out[
+                                T.Ramp(
+                                    (number * tokens + t) * size + n * ROWS + j * lanes, 1, lanes
+                                )
+                            ] = total[T.Ramp(t * ROWS + j * lanes, 1, lanes)]
 
-        chosen: Callable[..., None] = up
-        return chosen
+        done: Callable[..., None] = ups
+        return done
 
     def places(self, pool: TensorType, step: bool) -> Callable[..., None]:
         """`find(row, head, offsets, slots, layer, state_row, sequence, place)` for rows in turn.
@@ -146,5 +172,5 @@ class Head:
             if step or T.cast(row, "int32") == offsets[sequence[0]]:
                 place[0] = at(read_slot(slots, sequence[0]), layer, state_row, head)
 
-        chosen: Callable[..., None] = find
-        return chosen
+        done: Callable[..., None] = find
+        return done

@@ -44,3 +44,12 @@ define <16 x i16> @{KEEP}(<16 x i16> %v) alwaysinline {{
   ret <16 x i16> %same
 }}
 """
+
+# (whether the first, a, b) -> one of two pointers.
+CHOOSE = "rwkv_world_choose"
+CHOOSE_IR = f"""
+define ptr @{CHOOSE}(i1 %first, ptr %a, ptr %b) alwaysinline {{
+  %chosen = select i1 %first, ptr %a, ptr %b
+  ret ptr %chosen
+}}
+"""

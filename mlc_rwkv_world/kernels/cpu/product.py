@@ -36,7 +36,7 @@ class Product:
 
     def __init__(self, x: TensorType, weight: TensorType, stored: Stored, sig: Signature) -> None:
         self.arithmetic: Arithmetic = arithmetic_of(sig.inputs, weight, stored, sig.target)
-        self.weight = weight
+        self.x, self.weight, self.stored = x, weight, stored
         self.inner = x.static(1)
         single = x.shape[0] == 1
         self.tokens = 1 if single else self.arithmetic.tokens
@@ -44,6 +44,12 @@ class Product:
         # How many tasks share the blocks, and how far apart those of one task are.
         self.tasks = weight.static(0) // self.streams
         self.vectors = ROWS // self.arithmetic.lanes if single else self.arithmetic.vectors
+
+    @property
+    def body(self) -> tuple[object, ...]:
+        """Equal for products of one signature whose tiles differ in tensors, and extents, alone."""
+        apart = self.tasks if self.streams > 1 else 0
+        return (self.weight.shape[2:], self.weight.dtype, self.stored, self.streams, apart)
 
     def _prefetch(self) -> Callable[..., None]:
         """`fetch(w, block, step)` asks for the weights that come some steps later.
@@ -77,11 +83,12 @@ class Product:
         """`multiply(x, w, task, tile, rows, total)` for a kernel's body.
 
         It sets total, a local float32 buffer [streams * tokens * 32], to the sums of the task's
-        blocks and of rows tile * tokens on; rows past the end repeat the last.
+        blocks and of rows tile * tokens on; rows past the end repeat the last. There are as many
+        steps along K as w says, which may be known when it runs.
         """
         fetch = self._prefetch()
         add: Any = self.arithmetic.add
-        lanes, steps = self.arithmetic.lanes, self.arithmetic.steps()
+        lanes = self.arithmetic.lanes
         tokens, vectors, streams, tasks = self.tokens, self.vectors, self.streams, self.tasks
         passes = ROWS // lanes // vectors
         # A group's own sums take all registers, so that its rows come one vector after another.
@@ -105,7 +112,7 @@ class Product:
         def by_vectors(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
             for part in T.unroll(passes):
                 clear(part, total)
-            for step in range(steps):
+            for step in range(w.shape[1]):
                 for s in T.serial(streams):
                     fetch(w, task + s * tasks, step)
                     for v in rows_loop(passes * vectors):
@@ -124,7 +131,7 @@ class Product:
         def by_tokens(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
             for part in T.unroll(passes):
                 clear(part, total)
-                for step in range(steps):
+                for step in range(w.shape[1]):
                     for s in T.unroll(streams):
                         fetch(w, task + s * tasks, step)
                         for t in T.unroll(tokens):
@@ -148,11 +155,11 @@ class Product:
             for part in T.unroll(passes):
                 clear(part, total)
             if rows - tile * tokens > tokens // 2:
-                for step in range(steps):
+                for step in range(w.shape[1]):
                     fetch(w, task, step)
                     whole(x, tile * tokens, rows - 1, w, task, step, total, 0)
             else:
-                for step in range(steps):
+                for step in range(w.shape[1]):
                     fetch(w, task, step)
                     half(x, tile * tokens, rows - 1, w, task, step, total, 0)
 
@@ -160,7 +167,7 @@ class Product:
         def by_single_groups(x: Any, w: Any, task: Any, tile: Any, rows: Any, total: Any) -> None:
             for part in T.unroll(passes):
                 clear(part, total)
-            for step in range(steps):
+            for step in range(w.shape[1]):
                 for s in T.serial(streams):
                     fetch(w, task + s * tasks, step)
                     whole(x, tile, rows - 1, w, task + s * tasks, step, total, s * ROWS)

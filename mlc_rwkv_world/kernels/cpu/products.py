@@ -41,7 +41,8 @@ def products(sig: Signature, ends: Sequence[End]) -> tirx.PrimFunc:
     """(inputs..., weights...) -> results, [T, N] each, for one to seven products."""
     count, most = len(ends), len(_INPUTS)
     given, weights = sig.args[:count], sig.args[count:]
-    ended = [_ended(sig, *one) for one in zip(ends, given, weights, sig.stored, strict=True)]
+    each_type = zip(ends, given, weights, sig.stored, sig.outs, strict=True)
+    ended = [_ended(sig, *one) for one in each_type]
     large = sum(not end.small for end in ends)
     several = Several(ended[:large], ended[large:])
     run, tasks = several.task(), several.tasks
@@ -104,9 +105,11 @@ def products(sig: Signature, ends: Sequence[End]) -> tirx.PrimFunc:
     return without(kernel, *_INPUTS[count:], *_WEIGHTS[count:], *_OUTS[count:])
 
 
-def _ended(sig: Signature, end: End, x: TensorType, weight: TensorType, stored: Stored) -> Ended:
+def _ended(
+    sig: Signature, end: End, x: TensorType, weight: TensorType, stored: Stored, out: TensorType
+) -> Ended:
     place, pieces = end.piece
     blocks = weight.static(0) // pieces
     product = Product(x, TensorType((blocks, *weight.shape[1:]), weight.dtype), stored, sig)
     store = storing(Inputs.FLOAT32 if end.floats else sig.inputs)
-    return Ended(product, end.act, store, first=place * blocks)
+    return Ended(product, end.act, store, out, first=place * blocks)

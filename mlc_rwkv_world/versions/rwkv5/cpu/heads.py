@@ -43,7 +43,7 @@ def heads(
     place_of_hidden = 3 + gated
     h_type, w_type = sig.args[place_of_hidden : place_of_hidden + 2]
     decay_shape = sig.args[place_of_hidden + (0 if fixed else 2)].shape
-    up: Any = None if fixed else head.up(h_type, w_type, sig.stored[0])
+    ups: Any = None if fixed else head.ups([h_type], [w_type], sig.stored)
     tokens = 1 if fixed else Product(h_type, w_type, sig.stored[0], sig).tokens
 
     def of_head(vector: Any, number: Any, j: Any) -> Any:
@@ -121,7 +121,7 @@ def heads(
                     w[at(0, j)] = kept(of_head(decay, number, j))
             for tile in range((rows + tokens - 1) // tokens):
                 if not fixed:
-                    up(hw, w2, number, tile, rows, total, w)
+                    ups([(hw, w2)], number, tile, rows, total, w)
                 for t in range(T.min(tokens, rows - tile * tokens)):
                     row = T.meta_var(tile * tokens + t)
                     if not fixed:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.checkpoint.rwkv6 import MIXES
+from mlc_rwkv_world.kernels.cpu.chosen import chosen_data
 from mlc_rwkv_world.kernels.cpu.exp import tanh
+from mlc_rwkv_world.kernels.cpu.llvm_functions import CHOOSE_IR, IMPORT
 from mlc_rwkv_world.kernels.cpu.mix import LANES, storing
 from mlc_rwkv_world.kernels.cpu.product import Product
 from mlc_rwkv_world.kernels.cpu.products import End, products
@@ -37,6 +40,11 @@ def mixes(sig: Signature) -> tirx.PrimFunc:
     product = Product(h_type, one, sig.stored[0], sig)
     multiply, tokens, store = product.tile(), product.tokens, storing(sig.inputs)
     h_shape, out_shape = h_type.shape[1:], out_type.shape[1:]
+    # The body of a blend is long, so that it is there once.
+    ends = range(1, _COUNT + 1)
+
+    def data(number: Any, tensors: Sequence[Any]) -> Any:
+        return chosen_data(number, ends, tensors)
 
     @T.inline
     def blend(given: Any, of: Any, block: Any, tile: Any, rows: Any, total: Any) -> None:
@@ -96,11 +104,20 @@ def mixes(sig: Signature) -> tirx.PrimFunc:
         for block in T.parallel(width // ROWS):
             total = T.alloc_buffer((tokens * ROWS,), "float32", scope=STACK)
             for tile in range((rows + tokens - 1) // tokens):
-                given = T.meta_var((x, previous))
-                blend(given, (h_w, w_w, share_w, out_w), block, tile, rows, total)
-                blend(given, (h_k, w_k, share_k, out_k), block, tile, rows, total)
-                blend(given, (h_v, w_v, share_v, out_v), block, tile, rows, total)
-                blend(given, (h_r, w_r, share_r, out_r), block, tile, rows, total)
-                blend(given, (h_g, w_g, share_g, out_g), block, tile, rows, total)
+                for n in range(_COUNT):
+                    T.attr(T.int32(0), IMPORT, CHOOSE_IR)
+                    h_data: T.let[T.handle(h_type.dtype)] = data(n, (h_w, h_k, h_v, h_r, h_g))
+                    w_data: T.let[T.handle(w_type.dtype)] = data(n, (w_w, w_k, w_v, w_r, w_g))
+                    share_data: T.let[T.handle("float32")] = data(
+                        n, (share_w, share_k, share_v, share_r, share_g)
+                    )
+                    out_data: T.let[T.handle(out_type.dtype)] = data(
+                        n, (out_w, out_k, out_v, out_r, out_g)
+                    )
+                    h = T.decl_buffer((rows, *h_shape), h_type.dtype, data=h_data)
+                    w = T.decl_buffer(w_type.shape, w_type.dtype, data=w_data)
+                    share = T.decl_buffer((width,), "float32", data=share_data)
+                    out = T.decl_buffer((rows, *out_shape), out_type.dtype, data=out_data)
+                    blend((x, previous), (h, w, share, out), block, tile, rows, total)
 
     return kernel

@@ -38,10 +38,7 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
     hidden, factors = small[: len(small) // 2], small[len(small) // 2 :]
     letters = "wavg" if shared else "wag"
     head = Head(sig, size)
-    ups = {
-        letter: head.up(x, w, stored)
-        for letter, x, w, stored in zip(letters, hidden, factors, sig.stored, strict=True)
-    }
+    ups = head.ups(hidden, factors, sig.stored)
     types = dict(zip(letters, zip(hidden, factors, strict=True), strict=True))
     # What block 0 lacks, it takes from another in the parameters that are left out.
     types.setdefault("v", types["w"])
@@ -55,7 +52,12 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
     find = head.places(pool_type, step)
     layers, state_rows = pool_type.static(1), pool_type.static(2)
     count, groups = width // size, size // ROWS
-    up_w, up_a, up_v, up_g = (ups.get(letter, ups["w"]) for letter in "wavg")
+    # Where a tile's second factors are among those of all letters.
+    at_a, at_v, at_g = (max(0, letters.find(letter)) * tokens * size for letter in "avg")
+
+    def pairs(*given: Any) -> list[Any]:
+        """Of an input and a weight for each of w, a, v and g, those that there are."""
+        return [one for letter, one in zip("wavg", given, strict=True) if letter in letters]
 
     @T.inline
     def prepare(
@@ -64,7 +66,6 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
         """A token's keys and value: written, removed, minus replaced, value."""
         k, v, value_first = T.meta_var(given)
         k_k, k_a = T.meta_var(vectors_of)
-        a, share = T.meta_var(ready)
         written, removed, replaced, value = T.meta_var(local)
         part = T.alloc_buffer((lanes,), "float32", scope=STACK)
         part[at(0, 0)] = constant(0.0)
@@ -75,14 +76,14 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
         part[0] = T.float32(1) / T.max(T.sqrt(part[0]), T.float32(LEAST_NORM))
         for j in T.unroll(vectors):
             removed[at(0, j)] = removed[at(0, j)] * constant(part[0])
-            replaced[at(0, j)] = constant(0.0) - removed[at(0, j)] * a[at(at_t, j)]
+            replaced[at(0, j)] = constant(0.0) - removed[at(0, j)] * ready[at(at_a + at_t, j)]
             written[at(0, j)] = k[row, at(base, j)] * T.fma(
-                a[at(at_t, j)] - constant(1.0), k_a[at(base, j)], constant(1.0)
+                ready[at(at_a + at_t, j)] - constant(1.0), k_a[at(base, j)], constant(1.0)
             )
             if shared:
                 value[at(0, j)] = T.fma(
                     value_first[row, at(base, j)] - v[row, at(base, j)],
-                    share[at(at_t, j)],
+                    ready[at(at_v + at_t, j)],
                     v[row, at(base, j)],
                 )
             else:
@@ -90,7 +91,7 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
 
     @T.inline
     def finish(
-        row: Any, base: Any, r: Any, vectors_of: Any, at_t: Any, gate: Any, local: Any, out: Any
+        row: Any, base: Any, r: Any, vectors_of: Any, at_t: Any, ready: Any, local: Any, out: Any
     ) -> None:
         """What the output product reads, from the recurrence's result."""
         r_k, ln_weight, ln_bias = T.meta_var(vectors_of)
@@ -110,7 +111,7 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
         norm(y, part)
         for n in T.unroll(groups):
             for j in T.unroll(ROWS // lanes):
-                group[at(0, j)] = gate[at(at_t + n * ROWS, j)] * T.fma(
+                group[at(0, j)] = ready[at(at_g + at_t + n * ROWS, j)] * T.fma(
                     constant(agrees[0]),
                     value[at(n * ROWS, j)],
                     T.fma(
@@ -167,10 +168,7 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
         for number in T.parallel(count):
             total = T.alloc_buffer((tokens * ROWS,), "float32", scope=STACK)
             # Of a tile: decay, how much replaces, the share of the first value, the gate.
-            w = T.alloc_buffer((tokens * size,), "float32", scope=STACK)
-            a = T.alloc_buffer((tokens * size,), "float32", scope=STACK)
-            share = T.alloc_buffer((tokens * size,), "float32", scope=STACK)
-            gate = T.alloc_buffer((tokens * size,), "float32", scope=STACK)
+            ready = T.alloc_buffer((len(letters) * tokens * size,), "float32", scope=STACK)
             written = T.alloc_buffer((size,), "float32", scope=STACK)
             removed = T.alloc_buffer((size,), "float32", scope=STACK)
             replaced = T.alloc_buffer((size,), "float32", scope=STACK)
@@ -185,22 +183,21 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
             base = T.meta_var(number * size)
             sequence[0] = T.int64(0)
             for tile in range((rows + tokens - 1) // tokens):
-                up_w(hw, w2, number, tile, rows, total, w)
-                up_a(ha, a2, number, tile, rows, total, a)
-                up_g(hg, g2, number, tile, rows, total, gate)
-                if shared:
-                    up_v(hv, v2, number, tile, rows, total, share)
+                each = T.meta_var(pairs((hw, w2), (ha, a2), (hv, v2), (hg, g2)))
+                ups(each, number, tile, rows, total, ready)
                 for t in range(T.min(tokens, rows - tile * tokens)):
                     for j in T.unroll(vectors):
-                        w[at(t * size, j)] = exp(
-                            sigmoid(w0[at(base, j)] + w[at(t * size, j)], lanes)
+                        ready[at(t * size, j)] = exp(
+                            sigmoid(w0[at(base, j)] + ready[at(t * size, j)], lanes)
                             * constant(-DECAY_RATE),
                             lanes,
                         )
-                        a[at(t * size, j)] = sigmoid(a0[at(base, j)] + a[at(t * size, j)], lanes)
+                        ready[at(at_a + t * size, j)] = sigmoid(
+                            a0[at(base, j)] + ready[at(at_a + t * size, j)], lanes
+                        )
                         if shared:
-                            share[at(t * size, j)] = sigmoid(
-                                v0[at(base, j)] + share[at(t * size, j)], lanes
+                            ready[at(at_v + t * size, j)] = sigmoid(
+                                v0[at(base, j)] + ready[at(at_v + t * size, j)], lanes
                             )
                     row = T.meta_var(tile * tokens + t)
                     prepare(
@@ -209,7 +206,7 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
                         (k, v, value_first),
                         (k_k, k_a),
                         t * size,
-                        (a, share),
+                        ready,
                         (written, removed, replaced, value),
                     )
                     find(row, number, offsets, slots, layer, state_row, sequence, place)
@@ -217,7 +214,7 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
                         r,
                         row,
                         base,
-                        w,
+                        ready,
                         t * size,
                         (written, removed, replaced, value),
                         matrix,
@@ -230,7 +227,7 @@ def heads(sig: Signature, size: int, eps: float, shared: bool, step: bool) -> ti
                         r,
                         (r_k, ln_weight, ln_bias),
                         t * size,
-                        gate,
+                        ready,
                         (written, value, y),
                         out,
                     )
