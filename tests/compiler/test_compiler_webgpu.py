@@ -28,6 +28,7 @@ from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.stock.additions import STOCK
 from mlc_rwkv_world.stock.kernels.logits import reference_bitmask, reference_penalty
+from mlc_rwkv_world.stock.kernels.sampling import reference_draw, reference_sample
 from mlc_rwkv_world.storage import format_named
 
 pytestmark = [
@@ -231,3 +232,31 @@ def test_engine_functions(stock: Stock) -> None:
     changed[owner, tokens] += 1
     found = stock("apply_logit_bias_inplace", logits, owner, tokens, np.ones(3, np.float32))
     np.testing.assert_allclose(found, changed, rtol=1e-6)
+
+
+def test_drawing_tokens(stock: Stock) -> None:
+    """What the engine draws tokens with; tests/stock goes into the details."""
+    rng = np.random.default_rng(2)
+    probs = np.exp(rng.standard_normal((3, VOCAB)) * 4)
+    probs = (probs / probs.sum(1, keepdims=True)).astype(np.float32)
+    values, ids = stock("argsort_probs", probs)
+    np.testing.assert_array_equal(ids, np.argsort(-probs, axis=1, kind="stable"))
+    np.testing.assert_array_equal(values, np.take_along_axis(probs, ids.astype(np.int64), 1))
+    uniform, rows = rng.random(300).astype(np.float32), rng.integers(0, 3, 300).astype(np.int32)
+    top_p = np.array([0.0, 0.5, 1.0], np.float32)
+    chosen = stock("sample_with_top_p", values, ids, uniform, rows, top_p)
+    wanted = reference_sample(values, ids, uniform, rows, top_p)
+    # A sum in float32 may fall to the other side of u.
+    assert (chosen == wanted).mean() > 0.98
+    drawn = stock("multinomial_from_uniform", probs, uniform, rows)
+    assert (drawn == reference_draw(probs, uniform, rows)).mean() > 0.98
+    places = np.array([0, VOCAB + 7], np.int32)
+    of_chosen, of_places, at_places = stock("sampler_take_probs", probs, ids, rows, chosen, places)
+    np.testing.assert_array_equal(of_chosen, probs[rows, chosen])
+    np.testing.assert_array_equal(of_places, values[[0, 1], [0, 7]])
+    np.testing.assert_array_equal(at_places, ids[[0, 1], [0, 7]])
+    kept = stock("renormalize_by_top_p", probs, top_p, np.zeros((3, 3), np.float32))
+    assert (kept[0] > 0).sum() == 1 and kept[0, ids[0, 0]] == 1
+    sums = np.cumsum(values[1].astype(np.float64))
+    assert abs(int((kept[1] > 0).sum()) - int((sums < 0.5).sum()) - 1) <= 1
+    np.testing.assert_allclose(kept.sum(1), 1, rtol=1e-5)
