@@ -124,7 +124,7 @@ def run(
     mod = pipeline.run(mod, target.target, model.config, described, None)
     device = tvm.device("cpu" if target.kind == "llvm" else target.kind, 0)
     with tempfile.TemporaryDirectory() as folder:
-        machine = relax.VirtualMachine(_built(mod, target, Path(folder)), device)
+        machine = relax.VirtualMachine(built(mod, target, Path(folder)), device)
     tensors = [tvm.runtime.tensor(value, device) for value in weights]
     stored = {spec.name: tensor for spec, tensor in zip(specs, tensors, strict=True)}
     held = tvm_ffi.convert(taken(machine, stored))
@@ -245,7 +245,8 @@ def _asked(call: Callable[..., list[Array]], vocabulary: int, brief: bool) -> An
     return answers
 
 
-def _built(mod: IRModule, target: BuildTarget, folder: Path) -> Any:
+def built(mod: IRModule, target: BuildTarget, folder: Path) -> Any:
+    """A lowered module as the virtual machine takes it."""
     if target.kind in ("metal", "webgpu"):
         # Its kernels are source until they are loaded.
         (path,) = library.write(mod, target, folder / "model.so")

@@ -19,8 +19,8 @@ WIDTH = 1024
 
 
 @pytest.fixture(scope="module")
-def device(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> metal_emulation.Device:
-    return metal_emulation.install(shared, tmp_path_factory.getbasetemp())
+def device(shared: Path) -> metal_emulation.Device:
+    return metal_emulation.install(shared)
 
 
 # RWKV-5 and 7 in float32 were run by hand.

@@ -31,8 +31,8 @@ ROWS, OUTER, INNER = 37, 72, 512
 
 
 @pytest.fixture(scope="module")
-def device(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> metal_emulation.Device:
-    return metal_emulation.install(shared, tmp_path_factory.getbasetemp())
+def device(shared: Path) -> metal_emulation.Device:
+    return metal_emulation.install(shared)
 
 
 def product(stored: Stored, out_type: str, path: Path) -> Any:

@@ -47,7 +47,7 @@ def machine(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     if (why := metal_emulation.missing()) is not None:
         pytest.skip(why)
     folder = tmp_path_factory.mktemp("sampling")
-    metal_emulation.install(shared, folder)
+    metal_emulation.install(shared)
     target = resolve("metal -host=llvm").target
     with target:
         built = relax.build(_module(target), target)

@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -49,11 +50,9 @@ def missing() -> str | None:
 
 
 @cache
-def install(folder: Path, scratch: Path) -> Device:
-    """Gives TVM's runtime in this process the device `metal`, whose library is kept in `folder`;
-    kernels are compiled in `scratch`.
-    """
-    device = Device(scratch)
+def install(folder: Path) -> Device:
+    """Gives TVM's runtime in this process the device `metal`; its library is kept in `folder`."""
+    device = Device()
     devices.install("metal", device, folder, exists=False)
     return device
 
@@ -61,8 +60,8 @@ def install(folder: Path, scratch: Path) -> Device:
 class Device:
     """What TVM asks of a device; and how many kernels were launched, by name."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="metal-")
         self.launches: dict[str, int] = {}
         # A pattern in what is compiled from now on, and what takes the place of its first match.
         self.fault: tuple[str, str] | None = None
@@ -103,7 +102,7 @@ class Device:
         assert reader.text() == "metal"
         shaders = reader.shaders()
         self.sources |= {name: shader.source for name, shader in shaders.items()}
-        stem = self.scratch / f"metal{len(self._modules)}"
+        stem = Path(self._scratch.name) / f"kernels{len(self._modules)}"
         source, library = stem.with_suffix(".cc"), stem.with_suffix(".so")
         pieces = [self._prepared(name, shader.source) for name, shader in shaders.items()]
         source.write_text("#include <metal_stdlib>\n" + "".join(pieces), encoding="utf-8")

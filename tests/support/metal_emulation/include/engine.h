@@ -105,9 +105,9 @@ inline void resume(Fiber& fiber) {
 
 inline void run_together(uint32_t count, Index size) {
   if (!engine.stacks)
-    engine.stacks = static_cast<unsigned char*>(
-        mmap(nullptr, kStack * kThreads, PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    engine.stacks =
+        static_cast<unsigned char*>(mmap(nullptr, kStack * kThreads, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   engine.whole = {count, {}};
   for (auto& group : engine.simdgroups) group.alive = 0, group.waiting.clear();
   for (uint32_t i = 0; i < count; ++i) {
