@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tvm.ir.transform import Pass
-from tvm.relax import backend
 from tvm.target import Target
 
 from mlc_rwkv_world.compiler.additions import Additions
@@ -18,15 +17,13 @@ from mlc_rwkv_world.stock.passes.add_engine_functions import AddEngineFunctions
 from mlc_rwkv_world.stock.passes.add_sampling_functions import AddSamplingFunctions
 
 # Where the engine draws tokens on the device, and stops if a library has no functions for it.
-# TVM's sort needs a third axis of blocks, which its WebGPU keeps for itself.
-_DRAWS_THERE = ("cuda", "vulkan", "metal")
+_DRAWS_THERE = ("cuda", "vulkan", "metal", "webgpu")
 
 
 def _passes(target: Target, config: ModelConfig) -> Sequence[Pass]:
-    """TVM's operators for sorting and sums become its kernels before anything else happens."""
     added: list[Pass] = [AddEngineFunctions(target, ENGINE_PREFILL_TOKENS)]
     if target.kind.name in _DRAWS_THERE:
-        added += [AddSamplingFunctions(target, config.vocab_size), backend.DispatchSortScan()]
+        added.append(AddSamplingFunctions(target, config.vocab_size))
     return added
 
 

@@ -1,4 +1,4 @@
-"""Runs a small model on a GPU's stand-in, the emulated one in a process of its own, or this CPU."""
+"""Runs a small model on a GPU's stand-in or this CPU, and says how far off its answers are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Stored, format_named
 from mlc_rwkv_world.versions import references
 from mlc_rwkv_world.versions.precision import FLOAT64
-from mlc_rwkv_world.versions.table import version_of
+from mlc_rwkv_world.versions.table import settled, version_of
 from mlc_rwkv_world.versions.weights import Dense
 
 Array = np.ndarray
@@ -31,8 +31,26 @@ Answers = dict[str, list[Array]]
 RAGGED = [0, 5, 6, 23]
 LONG = 140
 STEPS = 3
+# What is asked, where a width takes long: a prompt of more rows than a tile of Metal's product has,
+# and one step.
+BRIEF = (40, 1)
 # Of the pool, enough for every state that is written.
 SLOTS = 32
+
+
+# Relative root mean square, by the type that products compute in.
+BOUNDS = {"float32": 1e-5, "float16": 4e-3}
+RANKS: dict[int, dict[str, int]] = {
+    4: {},
+    5: {},
+    6: {"mix_low_rank_dim": 32, "decay_low_rank_dim": 64},
+    7: {
+        "decay_low_rank_dim": 32,
+        "a_low_rank_dim": 64,
+        "v_low_rank_dim": 32,
+        "gate_low_rank_dim": 96,
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +60,24 @@ class Model:
     config: ModelConfig
     quantization: str
     compute_dtype: str
+
+
+def unquantized(
+    version: int, width: int, dtype: str, *, vocab_size: int = 512, layers: int = 2
+) -> Model:
+    """A model whose weights are stored as what it computes in."""
+    config = ModelConfig(
+        model_version=version,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        vocab_size=vocab_size,
+        rescale_every=0,
+        prefill_chunk_size=160,
+        fp32_layers=(),
+        **RANKS[version],  # type: ignore[arg-type]
+    )
+    return Model(settled(config), {"float32": "q0f32", "float16": "q0f16"}[dtype], dtype)
 
 
 def random_parameters(model: Model, seed: int = 0) -> list[Array]:
@@ -77,7 +113,9 @@ def _words(rng: np.random.Generator, shape: tuple[int, ...], stored: Stored) -> 
     return words
 
 
-def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, dict[str, Any]]:
+def run(
+    model: Model, target_text: str, weights: list[Array], brief: bool = False
+) -> tuple[Answers, dict[str, Any]]:
     """Logits and states of every function of ours; and what was launched on the way."""
     fmt, target = format_named(model.quantization), resolve(target_text)
     specs = parameters(model.config, fmt)
@@ -86,7 +124,7 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
     mod = pipeline.run(mod, target.target, model.config, described, None)
     device = tvm.device("cpu" if target.kind == "llvm" else target.kind, 0)
     with tempfile.TemporaryDirectory() as folder:
-        machine = relax.VirtualMachine(_built(mod, target, Path(folder)), device)
+        machine = relax.VirtualMachine(built(mod, target, Path(folder)), device)
     tensors = [tvm.runtime.tensor(value, device) for value in weights]
     stored = {spec.name: tensor for spec, tensor in zip(specs, tensors, strict=True)}
     held = tvm_ffi.convert(taken(machine, stored))
@@ -105,12 +143,12 @@ def run(model: Model, target_text: str, weights: list[Array]) -> tuple[Answers, 
         )
         return [logits.numpy(), pool.numpy()[[write for _, write in moves]]]
 
-    answers = _asked(call, model.config.vocab_size)
+    answers = _asked(call, model.config.vocab_size, brief)
     answers["the fresh state"] = [pool.numpy()[:1]]
     return answers, counts
 
 
-def exact(model: Model, weights: list[Array]) -> Answers:
+def exact(model: Model, weights: list[Array], brief: bool = False) -> Answers:
     """What `run` should give, by the reference in float64; for weights that are stored as they are.
 
     Its exponents of a state that has read nothing are those of float32.
@@ -123,7 +161,7 @@ def exact(model: Model, weights: list[Array]) -> Answers:
         logits, pool[writes] = _reference(model, weights, ids, offsets, pool[reads])
         return [logits, pool[writes]]
 
-    answers = _asked(call, model.config.vocab_size)
+    answers = _asked(call, model.config.vocab_size, brief)
     answers["the fresh state"] = [pool[:1]]
     return answers
 
@@ -145,29 +183,61 @@ def _reference(
     return references.run(reference, config, Dense(named), np.array(ids), offsets, state, FLOAT64)
 
 
-def _asked(call: Callable[..., list[Array]], vocabulary: int) -> Answers:
+def errors(found: Answers, wanted: Answers) -> dict[tuple[str, str], float]:
+    """Relative root mean square of logits and states, by what was asked.
+
+    Raises AssertionError where a value is not finite, or the fresh state is another.
+    """
+    assert found.keys() == wanted.keys()
+    np.testing.assert_array_equal(found["the fresh state"], wanted["the fresh state"])
+    answers = {}
+    for name in found.keys() - {"the fresh state"}:
+        for what, got, right in zip(("logits", "state"), found[name], wanted[name], strict=True):
+            assert np.isfinite(got).all(), name
+            # The exponent of a state that has read nothing would drown all else.
+            known = np.abs(right) < 1e20
+            error = np.square(got - right)[known].mean() / np.square(right)[known].mean()
+            answers[name, what] = float(error**0.5)
+    return answers
+
+
+def hold(found: Answers, wanted: Answers, bound: float) -> None:
+    """Raises AssertionError where an error is above `bound`, or the likeliest token is another that
+    is not as likely to within the error.
+    """
+    off = errors(found, wanted)
+    assert {what: error for what, error in off.items() if error > bound} == {}
+    for name in found.keys() - {"the fresh state"}:
+        right = wanted[name][0]
+        best = np.take_along_axis(right, found[name][0].argmax(1)[:, None], 1)[:, 0]
+        margin = 8 * bound * np.square(right).mean() ** 0.5
+        assert (right.max(1) - best < margin).all(), name
+
+
+def _asked(call: Callable[..., list[Array]], vocabulary: int, brief: bool) -> Answers:
     """The answers of `call(name, ids, slots of each sequence, offsets of a prefill)`, by name."""
     slots = iter(range(1, SLOTS))
-    tokens = [(7 * i + 3) % vocabulary for i in range(LONG)]
+    long, steps = BRIEF if brief else (LONG, STEPS)
+    tokens = [(7 * i + 3) % vocabulary for i in range(long)]
     answers: Answers = {}
-    for name, offsets in (("ragged", RAGGED), ("long", [0, LONG])):
+    for name, offsets in (("ragged", RAGGED), ("long", [0, long])):
         moves = [(0, next(slots)) for _ in offsets[1:]]
         ids = tokens[: offsets[-1]]
         answers[name] = call("rwkv_world_prefill", ids, moves, np.array(offsets, np.int32))
         if name == "ragged":
-            for step in range(STEPS):
+            for step in range(steps):
                 batch = [(step + 11 * i) % vocabulary for i in range(len(offsets) - 1)]
                 moves = [(held_in, next(slots)) for _, held_in in moves]
                 answers[f"batch {step}"] = call("rwkv_world_batch_decode", batch, moves)
     # Another number of sequences, and then the first again.
-    for turn, count in enumerate((2, 3)):
+    for turn, count in enumerate(() if brief else (2, 3)):
         moves = [(0, next(slots)) for _ in range(count)]
         found = call("rwkv_world_batch_decode", list(range(9, 9 + count)), moves)
         answers[f"batch of {count}, {turn}"] = found
     # Each step has slots of its own, and two sequences take turns.
-    sequences = [0, 0]
-    for step in range(STEPS):
-        for number in range(2):
+    sequences = [0] if brief else [0, 0]
+    for step in range(steps):
+        for number in range(len(sequences)):
             moves = [(sequences[number], next(slots))]
             found = call("rwkv_world_decode", [5 + number + step], moves)
             answers[f"decode {step} {number}"] = found
@@ -175,8 +245,9 @@ def _asked(call: Callable[..., list[Array]], vocabulary: int) -> Answers:
     return answers
 
 
-def _built(mod: IRModule, target: BuildTarget, folder: Path) -> Any:
-    if target.kind == "webgpu":
+def built(mod: IRModule, target: BuildTarget, folder: Path) -> Any:
+    """A lowered module as the virtual machine takes it."""
+    if target.kind in ("metal", "webgpu"):
         # Its kernels are source until they are loaded.
         (path,) = library.write(mod, target, folder / "model.so")
         return tvm.runtime.load_module(str(path))

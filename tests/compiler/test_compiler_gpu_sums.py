@@ -11,6 +11,7 @@ import pytest
 import tvm
 from support import webgpu
 from support.modules import CHANGES, small_config, small_module
+from support.webgpu import tint
 from tvm import IRModule, tirx
 from tvm.target import Target
 
@@ -147,6 +148,42 @@ def test_webgpu_takes_the_source(quantization: str, version: int) -> None:
     device = webgpu.request(float16=float16)
     for name, text in sources("webgpu", quantization, version).items():
         device.create_shader_module(code=text, label=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version, quantization", [*BUILT, (4, "q4f32_1"), (7, "q4f32_1")])
+def test_tint_takes_the_source(quantization: str, version: int) -> None:
+    """Chromium's compiler finds no fault, and has no warning, in any kernel."""
+    if (why := tint.missing()) is not None:
+        pytest.skip(why)
+    kernels = sources("webgpu", quantization, version)
+    float16 = "f16" in quantization and tint.has_float16()
+    if "f16" in quantization and not float16:
+        kernels = {name: as_float32(text) for name, text in kernels.items()}
+    assert tint.faults(kernels, float16=float16) == {}
+
+
+def as_float32(text: str) -> str:
+    """A kernel with float32 for float16, where a compiler lacks that: all else stays as it is."""
+    text = text.replace("enable f16;\n", "")
+    return re.sub(r"(?<=\d)h\b", "f", re.sub(r"\bf16\b", "f32", text))
+
+
+@pytest.mark.slow
+def test_tint_would_find_faults() -> None:
+    """Among them a barrier that not every thread of a workgroup reaches."""
+    if (why := tint.missing()) is not None:
+        pytest.skip(why)
+    head = "@group(0) @binding(0) var<storage, read_write> a : array<f32>;\nvar<workgroup> b : f32;"
+    start = "@compute @workgroup_size(64) fn f(@builtin(local_invocation_index) i : u32)"
+    found = tint.faults(
+        {
+            "right": f"{head} {start} {{ workgroupBarrier(); a[i] = b; }}",
+            "types": f"{head} {start} {{ a[i] = i; }}",
+            "a barrier": f"{head} {start} {{ if (a[i] > 0) {{ workgroupBarrier(); }} a[i] = b; }}",
+        }
+    )
+    assert found is not None and found.keys() == {"types", "a barrier"}
 
 
 def test_what_is_beyond_webgpu_would_be_found() -> None:

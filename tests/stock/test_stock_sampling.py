@@ -1,18 +1,20 @@
-"""What mlc_llm's engine draws tokens with on a GPU: its values here, its code there."""
+"""What mlc_llm's engine draws tokens with on a GPU: in Metal's source, run here; code for CUDA."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
+from support import metal_emulation
 from tvm import relax
-from tvm.relax import backend
 from tvm.target import Target
 
 from mlc_rwkv_world.compiler.cuda import compiling
 from mlc_rwkv_world.compiler.passes import schedule_gpu
+from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.stock.kernels.sampling import reference_draw, reference_sample
 from mlc_rwkv_world.stock.passes.add_sampling_functions import AddSamplingFunctions
 from mlc_rwkv_world.tvm_script import quick_parsing
@@ -29,13 +31,29 @@ NAMES = {
 }
 
 
-@pytest.fixture(scope="module")
-def machine() -> Any:
-    """All five with code for a CPU."""
-    target = Target("llvm")
+def _module(target: Target) -> tvm.IRModule:
+    passes = [
+        AddSamplingFunctions(target, VOCAB),
+        relax.transform.LegalizeOps(),
+        tvm.s_tir.dlight.ApplyDefaultSchedule(*schedule_gpu.rules()),
+    ]
     with target, quick_parsing():
-        mod = tvm.transform.Sequential([AddSamplingFunctions(target, VOCAB)])(tvm.IRModule())
-    return relax.VirtualMachine(relax.build(mod, target), tvm.cpu())
+        return tvm.transform.Sequential(passes)(tvm.IRModule())
+
+
+@pytest.fixture(scope="module")
+def machine(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All five in Metal's source."""
+    if (why := metal_emulation.missing()) is not None:
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("sampling")
+    metal_emulation.install(shared)
+    target = resolve("metal -host=llvm").target
+    with target:
+        built = relax.build(_module(target), target)
+    path = folder / "sampling.so"
+    built.export_library(str(path))
+    return tvm.runtime.vm.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.device("metal", 0))
 
 
 def probabilities(rows: int) -> np.ndarray:
@@ -46,7 +64,8 @@ def probabilities(rows: int) -> np.ndarray:
 
 
 def call(machine: Any, name: str, *arrays: Any) -> Any:
-    return machine[name](*(tvm.runtime.tensor(np.asarray(array)) for array in arrays))
+    on = tvm.device("metal", 0)
+    return machine[name](*(tvm.runtime.tensor(np.asarray(array), on) for array in arrays))
 
 
 def falling(machine: Any, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,11 +74,14 @@ def falling(machine: Any, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_argsort(machine: Any) -> None:
+    """Of equal ones, the lower id comes first."""
     probs = probabilities(3)
+    probs[1, 100:2000] = probs[1, 5]
     values, ids = falling(machine, probs)
     np.testing.assert_array_equal(values, -np.sort(-probs, axis=1))
     np.testing.assert_array_equal(np.take_along_axis(probs, ids.astype(np.int64), 1), values)
     assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, np.argsort(-probs, axis=1, kind="stable"))
 
 
 def test_sampling(machine: Any) -> None:
@@ -129,14 +151,7 @@ def test_code_for_cuda() -> None:
         | {"max_shared_memory_per_block": 49152},
         host="llvm",
     )
-    passes = [
-        AddSamplingFunctions(target, VOCAB),
-        backend.DispatchSortScan(),
-        relax.transform.LegalizeOps(),
-        tvm.s_tir.dlight.ApplyDefaultSchedule(*schedule_gpu.rules()),
-    ]
-    with target, quick_parsing():
-        mod = tvm.transform.Sequential(passes)(tvm.IRModule())
+    mod = _module(target)
     # Its own pipeline goes on from there, nvcc included.
     with compiling(target):
         text = relax.build(mod, target).as_text()

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import tvm
-from tvm import IRModule, relax, te, tirx
+from tvm import IRModule, relax, tirx
 from tvm.target import Target
 
 from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.stock.kernels import sampling as kernels
+from mlc_rwkv_world.stock.kernels import sorting
 
 
 @tvm.transform.module_pass(opt_level=0, name="AddSamplingFunctions")
 class AddSamplingFunctions:
     """Sorting, drawing with and without top_p, and looking probabilities up: over [B, V] float32.
 
-    Sorting and sums are TVM's operators, for passes that know the target.
+    All by kernels of ours: TVM's for sorting, sums and drawing are no WGSL, or count on a warp's
+    moving in step.
     """
 
     def __init__(self, target: Target, vocab_size: int) -> None:
@@ -34,7 +36,6 @@ class AddSamplingFunctions:
         return builder.finalize()
 
     def _multinomial(self, builder: relax.BlockBuilder) -> None:
-        """Ours, since TVM's kernel for GPUs is no WGSL, and counts on a warp's moving in step."""
         batch, count = _sizes("batch_size", "num_samples")
         names = ("probs", "uniform_samples", "sample_indices")
         shapes = ((batch, self.vocab_size), (count,), (count,))
@@ -42,7 +43,7 @@ class AddSamplingFunctions:
         kernel = finished(kernels.multinomial_from_uniform(self.target, self.vocab_size))
         with builder.function("multinomial_from_uniform", [probs, uniform, rows]):
             with builder.dataflow():
-                sums = builder.emit(relax.op.cumsum(probs, axis=1))
+                sums = _summed(builder, probs, self.vocab_size)
                 function = builder.add_func(
                     kernel.without_attr("global_symbol"), "multinomial_from_uniform_kernel"
                 )
@@ -107,15 +108,24 @@ def _call(
         builder.emit_func_output(out)
 
 
-def _sorted(builder: relax.BlockBuilder, probs: relax.Var) -> tuple[relax.Var, relax.Var]:
+def _sorted(
+    builder: relax.BlockBuilder, probs: relax.Var, vocab_size: int
+) -> tuple[relax.Var, relax.Var]:
     """Probabilities from the greatest down, and their ids."""
-    order = builder.emit(relax.op.argsort(probs, axis=-1, descending=True, dtype="int32"))
+    kernel = finished(sorting.argsort(vocab_size)).without_attr("global_symbol")
+    function = builder.add_func(kernel, "argsort_kernel")
+    types = [relax.TensorType(probs.ty.shape, kind) for kind in ("float32", "int32")]
+    both = builder.emit(relax.call_tir(function, [probs], types))
+    return builder.emit(both[0]), builder.emit(both[1])
 
-    # Relax's operator for it wants places of int64, which WebGPU lacks.
-    def taken(probs: te.Tensor, order: te.Tensor) -> te.Tensor:
-        return te.compute(probs.shape, lambda row, n: probs[row, order[row, n]], "taken")
 
-    return builder.emit_te(taken, probs, order), order
+def _summed(builder: relax.BlockBuilder, values: relax.Var, vocab_size: int) -> relax.Var:
+    """The sums of each row up to each value."""
+    kernel = finished(sorting.sums(vocab_size)).without_attr("global_symbol")
+    function = builder.add_func(kernel, "sums_kernel")
+    return builder.emit(
+        relax.call_tir(function, [values], relax.TensorType(values.ty.shape, "float32"))
+    )
 
 
 def _argsort(builder: relax.BlockBuilder, vocab_size: int) -> None:
@@ -123,7 +133,7 @@ def _argsort(builder: relax.BlockBuilder, vocab_size: int) -> None:
     (probs,) = _inputs(["probs"], [(batch, vocab_size)], ["float32"])
     with builder.function("argsort_probs", [probs]):
         with builder.dataflow():
-            out = builder.emit_output(relax.Tuple(_sorted(builder, probs)))
+            out = builder.emit_output(relax.Tuple(_sorted(builder, probs, vocab_size)))
         builder.emit_func_output(out)
 
 
@@ -136,8 +146,8 @@ def _renormalize(builder: relax.BlockBuilder, vocab_size: int) -> None:
     op = relax.op
     with builder.function("renormalize_by_top_p", [probs, top_p, pivots]):
         with builder.dataflow():
-            falling, _ = _sorted(builder, probs)
-            sums = builder.emit(op.cumsum(falling, axis=1))
+            falling, _ = _sorted(builder, probs, vocab_size)
+            sums = _summed(builder, falling, vocab_size)
             # At 0, too, the likeliest is kept.
             limit = op.maximum(op.reshape(top_p, (batch, 1)), relax.const(1e-30, "float32"))
             is_kept = op.less(op.subtract(sums, falling), limit)

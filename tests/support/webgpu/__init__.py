@@ -1,10 +1,10 @@
 """A real WebGPU under TVM's virtual machine: `wgpu` (wgpu-native, with naga's validation) in place
 of a browser's.
 
-TVM's runtime has WebGPU in browsers only, as functions of JavaScript's; `device.cc` hands the same
-few to Python, for a library whose host is this CPU. Devices are asked for no more than the limits
-that every browser grants, so that a kernel beyond them is refused. On a machine without a GPU,
-Mesa's lavapipe computes.
+TVM's runtime has WebGPU in browsers only, as functions of JavaScript's; here `devices` hands the
+same few to Python, for a library whose host is this CPU. Devices are asked for no more than the
+limits that every browser grants, so that a kernel beyond them is refused. On a machine without a
+GPU, Mesa's lavapipe computes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import importlib.util
 import os
 import shutil
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).parent
+from support import devices
+
 # What every WebGPU has; wgpu would give all that the adapter has.
 LIMITS = {
     "max-storage-buffers-per-shader-stage": 8,
@@ -74,82 +73,12 @@ def request(*, float16: bool) -> Any:
     )
 
 
-def make_library(path: Path) -> Path:
-    """Compiles what makes TVM's runtime take WebGPU for a device, to `path`."""
-    import tvm
-    import tvm_ffi
-
-    roots = [Path(str(module.__file__)).parent for module in (tvm, tvm_ffi)]
-    include = [roots[0] / "include", roots[1] / "include"]
-    include.append(roots[1] / "3rdparty" / "dlpack" / "include")
-    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", "-w", *(f"-I{folder}" for folder in include)]
-    # Those that this process has loaded.
-    flags += [str(roots[0] / "lib" / "libtvm_runtime.so"), str(roots[1] / "lib" / "libtvm_ffi.so")]
-    command = ["g++", str(_HERE / "device.cc"), "-o", str(path), *flags]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    return path
-
-
 @cache
-def install(library: Path) -> Device:
-    """Gives TVM's runtime in this process the device `webgpu`."""
-    import tvm  # noqa: F401
-    import tvm_ffi
-
+def install(folder: Path) -> Device:
+    """Gives TVM's runtime in this process the device `webgpu`; its library is kept in `folder`."""
     device = Device(request(float16=has_float16()))
-    for name in ("allocate", "release", "wait", "write", "read", "copy", "load", "kernel"):
-        function = getattr(device, name)
-        tvm_ffi.register_global_func(f"rwkv_world_tests.webgpu.{name}", function, override=True)
-    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    devices.install("webgpu", device, folder)
     return device
-
-
-@dataclass(frozen=True)
-class Shader:
-    """A kernel: its source, the types of its arguments, and where further ones go."""
-
-    source: str
-    arguments: tuple[str, ...]
-    tags: tuple[str, ...]
-
-    @property
-    def written(self) -> list[bool]:
-        """Which of its buffers it writes."""
-        (tag,) = (tag for tag in self.tags if tag.startswith("paramWriteAccess:"))
-        return [flag.strip() == "1" for flag in tag.partition(":")[2].strip("[]").split(",")]
-
-
-class Reader:
-    """Values as TVM writes them: lengths of 64 bits, and texts after theirs."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def take(self, size: int) -> bytes:
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def count(self) -> int:
-        (found,) = struct.unpack("<Q", self.take(8))
-        return int(found)
-
-    def text(self) -> str:
-        return self.take(self.count()).decode()
-
-    def shaders(self) -> dict[str, Shader]:
-        """The kernels of a library, by name."""
-        described = {self.text(): self._described() for _ in range(self.count())}
-        sources = {self.text(): self.text() for _ in range(self.count())}
-        assert self.at == len(self.data)
-        return {name: Shader(sources[name], *given) for name, given in described.items()}
-
-    def _described(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        self.text()
-        # DLPack's codes: 0 int, 1 uint, 2 float, 3 a pointer.
-        kinds = [struct.unpack("<BBH", self.take(4)) for _ in range(self.count())]
-        tags = [self.text() for _ in range(self.count())]
-        self.take(4 * self.count())
-        return tuple("iuf"[code] if code < 3 else "buffer" for code, _, _ in kinds), tuple(tags)
 
 
 class Device:
@@ -163,7 +92,7 @@ class Device:
         self.launches: dict[str, int] = {}
         self._buffers: dict[int, Any] = {}
         self._free: list[int] = []
-        self._modules: list[dict[str, Shader]] = []
+        self._modules: list[dict[str, devices.Shader]] = []
         self._kernels: dict[tuple[int, str], Callable[..., None]] = {}
         self._encoder: Any = None
 
@@ -210,7 +139,7 @@ class Device:
 
     def load(self, data: bytes) -> int:
         """The number of a library's kernels."""
-        self._modules.append(Reader(bytes(data)).shaders())
+        self._modules.append(devices.Reader(bytes(data)).shaders())
         return len(self._modules) - 1
 
     def kernel(self, module: int, name: str) -> Callable[..., None] | None:
@@ -226,7 +155,7 @@ class Device:
         self._encoder = self._encoder or self.device.create_command_encoder()
         return self._encoder
 
-    def _launcher(self, name: str, shader: Shader) -> Callable[..., None]:
+    def _launcher(self, name: str, shader: devices.Shader) -> Callable[..., None]:
         buffers = [n for n, kind in enumerate(shader.arguments) if kind == "buffer"]
         values = [n for n, kind in enumerate(shader.arguments) if kind != "buffer"]
         packing = struct.Struct("<" + "".join(_POD[shader.arguments[n]] for n in values) + "I")
@@ -244,11 +173,10 @@ class Device:
                 "entry_point": name,
             },
         )
-        places = [tag for tag in shader.tags if "Idx." in tag]
 
         def launch(*args: Any) -> None:
             self.launches[name] = self.launches.get(name, 0) + 1
-            grid = dict(zip(places, args[len(shader.arguments) :], strict=True))
+            grid = dict(zip(shader.places, args[len(shader.arguments) :], strict=True))
             assert grid.get("blockIdx.z", 1) == 1, f"{name}: kernels get z from TVM"
             wide, deep = int(grid.get("blockIdx.x", 1)), 1
             whole = wide
@@ -256,7 +184,7 @@ class Device:
                 wide, deep = -(-wide // 2), 2 * deep
             packed = packing.pack(*(args[n] for n in values), whole)
             uniform = self.device.create_buffer_with_data(data=packed, usage=self.usage.UNIFORM)
-            bound = [self._buffers[_number(args[n])] for n in buffers] + [uniform]
+            bound = [self._buffers[devices.number(args[n])] for n in buffers] + [uniform]
             group = self.device.create_bind_group(
                 layout=layout,
                 entries=[
@@ -271,8 +199,3 @@ class Device:
             run.end()
 
         return launch
-
-
-def _number(pointer: Any) -> int:
-    found = pointer.value if isinstance(pointer, ctypes.c_void_p) else pointer
-    return int(found or 0)

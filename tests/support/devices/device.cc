@@ -1,5 +1,5 @@
-// WebGPU as a device of TVM's runtime, which has it in browsers only: every call of the GPU is a
-// function of Python's, registered as rwkv_world_tests.webgpu.*.
+// A device of TVM's runtime, KIND, that Python serves: every call of the GPU is a function of
+// Python's, registered as rwkv_world_tests.KIND.*.
 //
 // A buffer is a number, which takes the place of a pointer.
 
@@ -17,19 +17,19 @@ namespace ffi = tvm::ffi;
 using tvm::Device;
 
 ffi::Function python(const std::string& name) {
-  return ffi::Function::GetGlobalRequired("rwkv_world_tests.webgpu." + name);
+  return ffi::Function::GetGlobalRequired("rwkv_world_tests." KIND "." + name);
 }
 
 int64_t number(const void* pointer, size_t offset = 0) {
   return reinterpret_cast<int64_t>(pointer) + static_cast<int64_t>(offset);
 }
 
-class WebGPU final : public tvm::runtime::DeviceAPI {
+class Served final : public tvm::runtime::DeviceAPI {
  public:
   void SetDevice(Device) final {}
 
   void GetAttr(Device device, tvm::runtime::DeviceAttrKind kind, ffi::Any* value) final {
-    if (kind == tvm::runtime::kExist) *value = static_cast<int>(device.device_id == 0);
+    if (kind == tvm::runtime::kExist) *value = static_cast<int>(device.device_id == 0 && EXISTS);
   }
 
   void* AllocDataSpace(Device, size_t size, size_t, DLDataType) final {
@@ -61,7 +61,7 @@ class Shaders final : public ffi::ModuleObj {
  public:
   explicit Shaders(int64_t number) : number_(number) {}
 
-  const char* kind() const final { return "webgpu"; }
+  const char* kind() const final { return KIND; }
 
   int GetPropertyMask() const final { return ffi::Module::kRunnable; }
 
@@ -77,12 +77,12 @@ class Shaders final : public ffi::ModuleObj {
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   tvm::ffi::reflection::GlobalDef()
-      .def("ffi.Module.load_from_bytes.webgpu",
+      .def("ffi.Module.load_from_bytes." KIND,
            [](const ffi::Bytes& bytes) {
              return ffi::Module(ffi::make_object<Shaders>(python("load")(bytes).cast<int64_t>()));
            })
-      .def("device_api.webgpu", []() -> void* {
-        static WebGPU device;
+      .def("device_api." KIND, []() -> void* {
+        static Served device;
         return &device;
       });
 }
