@@ -13,11 +13,11 @@ from mlc_rwkv_world.kernels.cpu.activation import quantize
 from mlc_rwkv_world.kernels.cpu.arithmetic import input_type, inputs_of
 from mlc_rwkv_world.kernels.cpu.bfloat16 import round_inputs
 from mlc_rwkv_world.kernels.cuda import matvec as matvec_cuda
+from mlc_rwkv_world.kernels.cuda import norm_mix, several_rows
 from mlc_rwkv_world.kernels.cuda.dot import Streamed
-from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
 from mlc_rwkv_world.kernels.emitter import Emitter, Rule, tensor_type, type_of
 from mlc_rwkv_world.kernels.inputs import Inputs
-from mlc_rwkv_world.kernels.signature import Signature
+from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.model.parts import Part
 
 
@@ -48,23 +48,49 @@ def streamed(emit: Emitter, part: Part, products: Mapping[str, Tensor]) -> bool:
     return len(kinds) == 1
 
 
+def products(part: Part, emit: Emitter, given: Mapping[str, Tensor]) -> list[Tensor]:
+    """Each weight's product with its rows, by role, float32: in one launch where they suit."""
+    weights = [part.tensors(role) for role in given]
+    stored = [part.weights[role] for role in given]
+    outs = [
+        TensorType((type_of(x).shape[0], type_of(weight[0]).static(0)), "float32")
+        for x, weight in zip(given.values(), weights, strict=True)
+    ]
+    args = [*given.values(), *(tensor for weight in weights for tensor in pair(weight))]
+    kinds = Signature([type_of(arg) for arg in args], outs, emit.target, stored)
+    if several_rows.suits(kinds):
+        return emit.call(several_rows.several_rows, args, outs, stored=stored)
+    each = zip(given.values(), weights, outs, stored, strict=True)
+    return [
+        found
+        for x, weight, out, one in each
+        for found in emit.call(as_stored.linear, [x, *weight], [out], stored=[one])
+    ]
+
+
 def pair(weight: Sequence[Tensor]) -> list[Tensor]:
     """A weight as CUDA's kernels take it: two tensors, which are one where it is plain."""
     return list(weight) if len(weight) == 2 else [*weight, *weight]
 
 
 def _norm_mix(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
-    """The blends of one step of each sequence, on CUDA."""
-    suits = POOL in part and OFFSETS not in part and len(part.args["mix"]) in (2, 3)
-    suits = suits and not part.attrs.get("of_previous")
+    """All blends in one kernel, on CUDA."""
+    suits = POOL in part and len(part.args["mix"]) <= norm_mix.MOST
     if not (suits and Signature([], [], emit.target).has_async_copies):
         return None
     state = part.tensor(POOL)
     (row,) = part.attrs["rows"]
     given = [part.tensor("x"), *part.tensors("norm"), *part.tensors("mix")]
     outs = [tensor_type(ty) for ty in part.outs[:-1]]
-    args = [*given, state, part.tensor(SLOTS), part.attrs["layer"], row]
-    return emit.call(norm_mix_step, args, outs, state=state, eps=part.attrs["eps"])
+    place = [state, part.tensor(SLOTS), part.attrs["layer"], row]
+    return emit.call(
+        norm_mix.norm_mix,
+        [*given, *part.tensors(OFFSETS), *place],
+        outs,
+        state=state,
+        eps=part.attrs["eps"],
+        of_previous=bool(part.attrs.get("of_previous")),
+    )
 
 
 def _residual_product(part: Part, emit: Emitter) -> Sequence[Tensor] | None:

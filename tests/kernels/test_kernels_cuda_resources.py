@@ -15,7 +15,7 @@ from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError
 from mlc_rwkv_world.kernels.cuda import matmul as matmul_cuda
 from mlc_rwkv_world.kernels.cuda import matvec as matvec_cuda
-from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
+from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix
 from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
