@@ -64,7 +64,9 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
         for step in (False, True)
     }
     kernels = recurrences | {
-        "norm_mix": norm_mix_step(sig([row, *[vector] * 5, *state], [row] * 3), eps=1e-5)
+        "norm_mix": norm_mix(
+            sig([row, *[vector] * 8, *state], [row] * 6), eps=1e-5, of_previous=True
+        )
     }
     for stored in (Stored(0, "float16"), Stored.symmetric(4, "float16", group=32)):
         bits = stored.bits

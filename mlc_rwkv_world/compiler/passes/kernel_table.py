@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 
 from tvm import relax, tirx
@@ -45,7 +45,7 @@ class KernelTable:
         state: Tensor | None = None,
         stored: Sequence[Stored] = (),
         inputs: Inputs = Inputs.FLOAT32,
-        **options: float,
+        **options: Hashable,
     ) -> list[Tensor]:
         """Emits a call, see `kernels.emitter.Emitter`."""
         given = [arg._expr if isinstance(arg, Tensor) else relax.prim_value(arg) for arg in args]
@@ -74,7 +74,7 @@ class KernelTable:
         stored: Sequence[Stored] = (),
         inputs: Inputs = Inputs.FLOAT32,
         /,
-        **options: float,
+        **options: Hashable,
     ) -> relax.GlobalVar:
         """`build(signature, **options)` for these arguments, of which only the tensors count.
 

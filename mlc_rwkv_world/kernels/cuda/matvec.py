@@ -100,9 +100,7 @@ class Rows:
                         ring = T.alloc_buffer(ring_shape, ring_type, scope="shared")
                         scale_ring = T.alloc_buffer(scales_shape, scales_type, scope="shared")
                         parts = T.alloc_buffer(parts_shape, "float32", scope="shared")
-                        one(
-                            inputs, weights, scales, (ring, scale_ring, parts), block, warp, lane
-                        )
+                        one(inputs, weights, scales, (ring, scale_ring, parts), block, warp, lane)
 
         return body
 

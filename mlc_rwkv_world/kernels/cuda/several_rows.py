@@ -13,6 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.kernels.cuda.acts import ACTS
 from mlc_rwkv_world.kernels.cuda.dot import WARP, Streamed
 from mlc_rwkv_world.kernels.cuda.matvec import WARPS, Rows
 from mlc_rwkv_world.kernels.cuda.unrolled import each
@@ -31,7 +32,8 @@ def suits(sig: Signature) -> bool:
     if not sig.has_async_copies or count > MOST or any(x.shape[0] != 1 for x in sig.args[:count]):
         return False
     weights = _streamed(sig)
-    kinds = {(one.dtype, one.stored.dtype, x.dtype) for one, x in zip(weights, sig.args)}
+    given = zip(weights, sig.args[:count], strict=True)
+    kinds = {(one.dtype, one.stored.dtype, x.dtype) for one, x in given}
     return len(kinds) == 1 and all(one.can_stream for one in weights)
 
 
@@ -46,14 +48,15 @@ def _groups(weights: Sequence[Streamed]) -> list[list[int]]:
     groups: list[list[int]] = []
     for _, found in groupby(range(len(weights)), key=lambda n: weights[n]):
         numbers = list(found)
-        groups += [
-            numbers[at : at + _TOGETHER] for at in range(0, len(numbers), _TOGETHER)
-        ]
+        groups += [numbers[at : at + _TOGETHER] for at in range(0, len(numbers), _TOGETHER)]
     return groups
 
 
-def several_rows(sig: Signature) -> tirx.PrimFunc:
-    """(x [1, K] of each, weight and scale of each) -> [1, N] of each."""
+def several_rows(sig: Signature, acts: Sequence[str]) -> tirx.PrimFunc:
+    """(x [1, K] of each, weight and scale of each) -> [1, N] of each.
+
+    A plain weight stands in for its scales. `acts` are of ACTS, what becomes of each product.
+    """
     count = len(sig.stored)
     weights, x_type = _streamed(sig), sig.args[0].dtype
     groups = _groups(weights)
@@ -63,11 +66,10 @@ def several_rows(sig: Signature) -> tirx.PrimFunc:
     ends = list(accumulate(plan.blocks for plan in plans))
     begins = [0, *ends]
     # The arrays of all are one, as large as any needs.
-    (rings, scale_rings), parts_shape = zip(*(p.rings for p in plans)), _largest(
-        [plan.parts for plan in plans]
-    )
+    rings, scale_rings = zip(*(plan.rings for plan in plans), strict=True)
     ring_shape, ring_type = _largest([shape for shape, _ in rings]), rings[0][1]
     scales_shape, scales_type = _largest([shape for shape, _ in scale_rings]), scale_rings[0][1]
+    parts_shape = _largest([plan.parts for plan in plans])
 
     def types(kind: Sequence[TensorType]) -> list[TensorType]:
         # What is left out is of any type.
@@ -121,7 +123,7 @@ def several_rows(sig: Signature) -> tirx.PrimFunc:
                     @T.inline
                     def one(g):  # type: ignore[no-untyped-def]
                         if begins[g] <= block and block < ends[g]:
-                            _block(plans[g], ys, groups[g])(
+                            _block(plans[g], ys, groups[g], acts)(
                                 _picked(xs, groups[g]),
                                 _picked(ws, groups[g]),
                                 _picked(scales, groups[g]),
@@ -137,7 +139,7 @@ def several_rows(sig: Signature) -> tirx.PrimFunc:
     return without(kernel, *absent)
 
 
-def _block(plan: Rows, ys: Sequence[Any], group: Sequence[int]) -> Any:
+def _block(plan: Rows, ys: Sequence[Any], group: Sequence[int], acts: Sequence[str]) -> Any:
     """One block's rows of the products that share it, to their results."""
     rows, count = plan.rows, len(group)
 
@@ -146,7 +148,9 @@ def _block(plan: Rows, ys: Sequence[Any], group: Sequence[int]) -> Any:
         @T.inline
         def one(n):  # type: ignore[no-untyped-def]
             for r in T.unroll(rows):
-                ys[group[n]][0, row + r] = T.cast(total[n * rows + r], ys[group[n]].dtype)
+                ys[group[n]][0, row + r] = T.cast(
+                    ACTS[acts[group[n]]](total[n * rows + r]), ys[group[n]].dtype
+                )
 
         each(one, count)
 

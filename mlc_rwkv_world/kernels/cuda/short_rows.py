@@ -66,7 +66,8 @@ class Short:
                     for i in T.unroll(piece):
                         if bits > 0:
                             total[n] = total[n] + word_dot(
-                                raw[i], _values(x, first + (at + i) * per_element, per_element),
+                                raw[i],
+                                _values(x, first + (at + i) * per_element, per_element),
                                 stored,
                             ) * T.cast(scale[row, (at + i) * per_element // group], "float32")
                         else:

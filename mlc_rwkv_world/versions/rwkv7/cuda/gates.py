@@ -23,8 +23,6 @@ from mlc_rwkv_world.versions.rwkv7.reference import DECAY_RATE, LEAST_NORM
 
 # Channels of a block of a step.
 CHANNELS = 16
-# What becomes of what the first factors give.
-_ACTS: dict[str, Callable[[Any], Any]] = {"w": T.tanh, "g": T.sigmoid}
 # By letter, and what block 0 has.
 LETTERS, OF_FIRST_BLOCK = "wagv", "wag"
 
@@ -108,7 +106,7 @@ def suits(sig: Signature, size: int, ranks: Sequence[int]) -> bool:
 def gates_of_hidden(sig: Signature, size: int, *, shared: bool) -> tirx.PrimFunc:
     """(k, v, value_first [1, D], hw, ha, hg, hv, w2, a2, g2, v2, w0, ..., k_a) -> as `gates`.
 
-    hw to hv [1, rank] float32 are what the first factors give; each weight is two tensors.
+    hw to hv [1, rank] are what the first factors give; each weight is two tensors.
     """
     count = 4 if shared else 3
     begin = 3 if shared else 2
@@ -131,10 +129,10 @@ def gates_of_hidden(sig: Signature, size: int, *, shared: bool) -> tirx.PrimFunc
         k: T.Buffer((1, width), "float32"),
         v: T.Buffer((1, width), "float32"),
         first: T.Buffer((1, width), "float32"),
-        hw: T.Buffer(h[0].shape, "float32"),
-        ha: T.Buffer(h[1].shape, "float32"),
-        hg: T.Buffer(h[2].shape, "float32"),
-        hv: T.Buffer(h[3].shape, "float32"),
+        hw: T.Buffer(h[0].shape, h[0].dtype),
+        ha: T.Buffer(h[1].shape, h[1].dtype),
+        hg: T.Buffer(h[2].shape, h[2].dtype),
+        hv: T.Buffer(h[3].shape, h[3].dtype),
         w2_w: T.Buffer(w2[0].shape, w2[0].dtype),
         s2_w: T.Buffer(s2[0].shape, s2[0].dtype),
         w2_a: T.Buffer(w2[1].shape, w2[1].dtype),
@@ -171,7 +169,7 @@ def gates_of_hidden(sig: Signature, size: int, *, shared: bool) -> tirx.PrimFunc
                     for i in T.unroll(-(-ranks[n] // threads)):
                         at = T.meta_var(i * threads + thread)
                         if ranks[n] % threads == 0 or at < ranks[n]:
-                            x[firsts[n] + at] = _act(n, hiddens[n][0, at])
+                            x[firsts[n] + at] = T.cast(hiddens[n][0, at], "float32")
 
                 @T.inline
                 def multiply(n):  # type: ignore[no-untyped-def]
@@ -192,11 +190,6 @@ def gates_of_hidden(sig: Signature, size: int, *, shared: bool) -> tirx.PrimFunc
 
     absent = [] if shared else ["first", "hv", "w2_v", "s2_v", "v0", "value"]
     return without(kernel, *absent)
-
-
-def _act(number: int, value: Any) -> Any:
-    act = _ACTS.get(LETTERS[number])
-    return value if act is None else act(value)
 
 
 def _norm(size: int) -> Callable[..., None]:
@@ -227,9 +220,7 @@ def _store(shared: bool) -> Callable[..., None]:
     """
 
     @T.inline
-    def body(
-        row: Any, c: Any, total: Any, norm: Any, given: Any, vectors: Any, outs: Any
-    ) -> None:
+    def body(row: Any, c: Any, total: Any, norm: Any, given: Any, vectors: Any, outs: Any) -> None:
         k, v, first = T.meta_var(given)
         w0, a0, v0, k_k, k_a = T.meta_var(vectors)
         w, written, value, removed, replaced, gate = T.meta_var(outs)

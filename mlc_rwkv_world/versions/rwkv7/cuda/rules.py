@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 
 from mlc_rwkv_world.artifact.abi import OFFSETS, POOL, SLOTS
 from mlc_rwkv_world.kernels.cuda import head_matrices
@@ -18,7 +18,7 @@ from mlc_rwkv_world.versions.rwkv7.cuda import gates
 from mlc_rwkv_world.versions.rwkv7.cuda.step import step
 from mlc_rwkv_world.versions.rwkv7.parts import MIXES
 
-_ACTS = {"w": op.tanh, "g": op.sigmoid}
+_ACTS = {"w1": "tanh", "a1": "", "g1": "sigmoid", "v1": ""}
 
 
 def wkv(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
@@ -29,7 +29,8 @@ def wkv(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
     blends = dict(zip(MIXES, part.tensors("blends"), strict=True))
     large = dict(zip(("receptance", "key", "value"), (blends[n] for n in "rkv"), strict=True))
     letters = gates.LETTERS if "value_first" in part else gates.OF_FIRST_BLOCK
-    r, k, v, *hidden = products(part, emit, large | {f"{n}1": blends[n] for n in letters})
+    first = {f"{n}1": blends[n] for n in letters}
+    r, k, v, *hidden = products(part, emit, large | first, {role: _ACTS[role] for role in first})
     w, written, *value, removed, replaced, gate = _gates(part, emit, [k, v], hidden, letters)
     # Block 0's value is what the others take some of.
     value_first, (value,) = ([], value) if value else ([v], [v])
@@ -82,11 +83,7 @@ def _gates(
         args = [*given, *hidden, *weights, *rest]
         build = gates.gates_of_hidden
         return emit.call(build, args, outs, stored=stored, size=size, shared=shared)
-    narrow = [
-        op.astype(_ACTS[n](x) if n in _ACTS else x, part.compute)
-        for n, x in zip(letters, hidden, strict=True)
-    ]
-    ups = products(part, emit, dict(zip(second, narrow, strict=True)))
+    ups = products(part, emit, dict(zip(second, hidden, strict=True)))
     return emit.call(gates.gates, [*given, *ups, *rest], outs, size=size, shared=shared)
 
 
