@@ -36,8 +36,8 @@ def wkv(part: Part, emit: Emitter) -> Sequence[Tensor] | None:
         args = [r, k, v, w, u, *after, *place]
         return emit.call(step, args, [out], state=state, size=size, eps=eps, gate=gated)
     pool = PartState(part)
-    args = {"r": r, "w": w, "k": k, "v": v, "u": u, OFFSETS: OFFSETS}
-    inner = part.smaller("rwkv5.recurrence", args, [(r.shape, "float32")])
+    token = {"r": r, "w": w, "k": k, "v": v, "u": u, OFFSETS: OFFSETS}
+    inner = part.smaller("rwkv5.recurrence", token, [(r.shape, "float32")])
     (y,) = pool.emit(inner, [0])
     kept = {"size": size, "eps": eps, "bonus": False, "gate": gated, "silu": True}
     return [*emit.call(head_end, [y, *after], [out], **kept), *pool.results()]
