@@ -42,7 +42,7 @@ EPS = 1e-5
 # A float32 sum; one behind exponentials; values of 4 and 8 bits that become float16 ones.
 NEAR, BEHIND, ROUNDED = 1e-6, 5e-6, 6e-4
 RNG = np.random.default_rng(11)
-ACTS = {"": lambda x: x, "tanh": np.tanh, "sigmoid": formulas.sigmoid}
+ACTS: dict[str, Any] = {"": np.asarray, "tanh": np.tanh, "sigmoid": formulas.sigmoid}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _normal(*shape: int, dtype: str = F32) -> Array:
     return RNG.standard_normal(shape).astype(dtype)
 
 
-def _double(*arrays: Array) -> list[Array]:
+def _double(*arrays: Array) -> Any:
     return [a.astype(np.float64) for a in arrays]
 
 
@@ -92,7 +92,7 @@ def _blends(
     pool = _normal(PLACES, LAYERS, 5, width)
     read = pool[SLOTS[:, 0], 1, 2].astype(np.float64)
     ratios = [1 - ratio if of_previous else ratio for ratio in _double(*vectors[2:])]
-    mixed, kept = norm_mix.reference(x, *vectors[:2], ratios, read, offsets, EPS)
+    mixed, kept = norm_mix.reference(x, vectors[0], vectors[1], ratios, read, offsets, EPS)
     after = pool.astype(np.float64)
     after[SLOTS[:, 1], 1, 2] = kept
     row, ends = ("t" if lengths else "b", width), [("ends", "int32")] if lengths else []
@@ -163,8 +163,10 @@ def _gates(size: int, rows: int, *, shared: bool, stored: Stored | None = None) 
     heads, count = 3, 4 if shared else 3
     width, ranks = heads * size, (32, 64, 160, 96)[:count]
     k, v, first = _normal(3, rows, width)
-    w0, a0, v0, k_k, k_a = vectors = _normal(5, width)
-    vectors = list(vectors if shared else vectors[[0, 1, 3, 4]])
+    w0, a0, v0, k_k, k_a = _normal(5, width)
+    vectors = [w0, a0, *([v0] if shared else []), k_k, k_a]
+    types: list[tuple[Any, ...]]
+    build: Any
     before = [k, v, first] if shared else [k, v]
     if stored is None:
         small = list(_normal(count, rows, width))
@@ -181,9 +183,10 @@ def _gates(size: int, rows: int, *, shared: bool, stored: Stored | None = None) 
         inside = partial(gates.gates_of_hidden, size=size, shared=shared)
         build = told(inside, *[stored] * count)
     token = ("t" if stored is None else 1, width, F32)
-    k64, v64, a = *_double(k, v), formulas.sigmoid(a0 + ups[1])
+    k64, v64, *exactly = _double(k, v, k_k, k_a)
+    a = formulas.sigmoid(a0 + ups[1])
     w = np.exp(-rwkv7.DECAY_RATE * formulas.sigmoid(w0 + ups[0]))
-    written, removed, replaced = rwkv7.keys(k64, a, *_double(k_k, k_a), size)
+    written, removed, replaced = partial(rwkv7.keys, head_size=size)(k64, a, *exactly)
     value = [v64 + (first - v64) * formulas.sigmoid(v0 + ups[3])] if shared else []
     exact = [w, written, *value, removed, replaced, ups[2]]
     return Entry(
@@ -206,11 +209,13 @@ def _step(version: str, size: int, orders: int) -> Entry:
     weight, bias = norm = _normal(2, width)
     r, k, v = _normal(3, batch, width)
     token, vector = ("b", width, F32), (width, F32)
+    types: list[tuple[Any, ...]]
+    build: Any
     keep: dict[str, Any] = {"size": size, "eps": EPS}
     if version == "7":
         w, kk, b = RNG.uniform(0.5, 1, (3, batch, width)).astype(F32) * [[[1]], [[0.1]], [[0.1]]]
         given = [x.astype(F32) for x in (r, w, k, v, kk, b)]
-        y, after = rwkv7.wkv(*_double(*given, state), ends)
+        y, after = partial(rwkv7.wkv, offsets=ends)(*_double(*given, state))
         r_k = _normal(2, size)
         y = head_end.reference(y, _double(r, k, v, r_k), weight, bias, gate, size, EPS)
         given.append(r_k)
@@ -219,7 +224,7 @@ def _step(version: str, size: int, orders: int) -> Entry:
         # RWKV-5's decay is a channel's, RWKV-6's a token's.
         w = RNG.uniform(0.1, 1, width if version == "5" else (batch, width)).astype(F32)
         u = _normal(width)
-        y, after = rwkv5.wkv(*_double(r, w, k, v, u, state), ends)
+        y, after = partial(rwkv5.wkv, offsets=ends)(*_double(r, w, k, v, u, state))
         y = head_end.reference(y, None, weight, bias, gate, size, EPS, silu=True)
         given = [r, k, v, w, u]
         types = [*[token] * 3, vector if version == "5" else token, vector]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import Any
 
 import pytest
@@ -65,26 +66,24 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
     matrix = ((WIDTH // 64, 64), "float32")
     rows = ((tirx.Var("batch", "int64"), WIDTH), "float16")
     token = ((1, WIDTH), "float32")
-    mixes = {"eps": 1e-5, "of_previous": True}
+    mixes = partial(norm_mix, eps=1e-5, of_previous=True)
+    finish = partial(head_end, size=64, eps=1e-5, bonus=True, gate=True, silu=False)
     kernels = {
         f"wkv_{version}": build(sig([*given, ends, *several], [moving]), size=64)
         for version, (build, given) in tokens.items()
     } | {
-        "norm_mix": norm_mix(sig([rows, *[vector] * 8, *several], [rows] * 6), **mixes),
-        "norm_mix_prompt": norm_mix(
-            sig([many, *[vector] * 8, ends, *several], [many] * 6), **mixes
-        ),
+        "norm_mix": mixes(sig([rows, *[vector] * 8, *several], [rows] * 6)),
+        "norm_mix_prompt": mixes(sig([many, *[vector] * 8, ends, *several], [many] * 6)),
         "step_6": step6(
             sig([*[moving] * 4, *[vector] * 3, moving, *several], [rows]),
-            **{"size": 64, "eps": 1e-5, "gate": True},
+            64,
+            1e-5,
+            gate=True,
         ),
         "step_7": step7(
             sig([*[moving] * 6, matrix, vector, vector, moving, *several], [rows]), 64, 1e-5
         ),
-        "end_7": head_end(
-            sig([*[moving] * 4, matrix, vector, vector, moving], [many]),
-            **{"size": 64, "eps": 1e-5, "bonus": True, "gate": True, "silu": False},
-        ),
+        "end_7": finish(sig([*[moving] * 4, matrix, vector, vector, moving], [many])),
         "gates": gates.gates(sig([*[moving] * 7, *[vector] * 5], [moving] * 6), 64, shared=True),
     }
     for stored in (Stored(0, "float16"), Stored.symmetric(4, "float16", group=32)):
@@ -121,7 +120,8 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
             ),
             f"gates_{bits}": gates.gates_of_hidden(
                 sig([*[token] * 3, *hidden, *second, *[vector] * 5], [token] * 6, *[low] * 4),
-                **{"size": 64, "shared": True},
+                64,
+                shared=True,
             ),
         }
     return kernels

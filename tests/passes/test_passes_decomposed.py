@@ -70,7 +70,7 @@ def test_rwkv7(quantization: str, target: str) -> None:
     if target == CUDA:
         # Ours have kernels for all that a branch consists of, and stock's for its products.
         expected |= dict.fromkeys(OURS, BRANCHES_OF_7)
-        expected |= dict.fromkeys(STOCK, {**BLOCKS_OF_7})
+        expected |= dict.fromkeys(STOCK, BLOCKS_OF_7)
     assert _decomposed(quantization, target, 7) == expected
 
 

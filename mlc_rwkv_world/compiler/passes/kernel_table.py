@@ -24,7 +24,7 @@ class _Kernel:
     build: Callable[..., tirx.PrimFunc]
     types: tuple[object, ...]
     target: str
-    options: tuple[tuple[str, float], ...]
+    options: tuple[tuple[str, Hashable], ...]
     signature: Signature = dataclasses.field(compare=False)
 
 

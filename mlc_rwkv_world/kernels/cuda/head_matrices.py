@@ -70,7 +70,7 @@ def body(
     block may have a whole head: then `following(ys, row, head, base, thread)`, which is inlined
     too, gets what the head has in its row of y, and y is not written.
     """
-    whole_head = following is not None
+    whole_head, after = following is not None, following or each
     in_block = size if whole_head else VALUES
     threads = in_block * SHARERS
     width = sig.args[0].static(1)
@@ -275,6 +275,6 @@ def body(
                         new[index(s, target, layer, row, h, j, c)] = state[q * NEIGHBOURS + e]
                 if whole_head:
                     T.tvm_storage_sync("shared")
-                    following(ys, s, h, base, thread)
+                    after(ys, s, h, base, thread)
 
     return whole

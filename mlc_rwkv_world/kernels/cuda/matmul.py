@@ -82,7 +82,7 @@ TILES: tuple[tuple[int | None, Tile], ...] = (
 def suits(sig: Signature) -> bool:
     """Whether `matmul` takes this call: float16 x, rows of K that copies can start at."""
     (stored,) = sig.stored
-    return sig.has_async_copies and _takes(*sig.args[:1], stored)
+    return sig.has_async_copies and _takes(sig.args[0], stored)
 
 
 def suits_several(sig: Signature) -> bool:
