@@ -57,11 +57,11 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         "touches shared memory that a copy is still bringing",
     ),
     "four bytes beyond the end": (
-        Fault(r"(y0_ptr\[)(.*)\] =", r"\1\2 + (blockIdx.x == 2 && threadIdx.x == 95)] =", MIX),
+        Fault(r"(y_a_ptr\[)(.*)\] =", r"\1\2 + (blockIdx.x == 2 && threadIdx.x == 95)] =", MIX),
         "writes 4 bytes of device memory, from 1152 of 1152",
     ),
     "four bytes in front of the begin": (
-        Fault(r"(y0_ptr\[)(.*)\] =", r"\1\2 - (blockIdx.x == 0 && threadIdx.x == 0)] =", MIX),
+        Fault(r"(y_a_ptr\[)(.*)\] =", r"\1\2 - (blockIdx.x == 0 && threadIdx.x == 0)] =", MIX),
         "writes 4 bytes of device memory, from -4 of 1152",
     ),
     "four bytes beyond a shared array": (
@@ -79,7 +79,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "a block depends on another": (
         Fault(
             r"last_ptr\[0\] = [^;]*;",
-            "last_ptr[0] = y0_ptr[(blockIdx.x + 1) % 3 * 96 + threadIdx.x];",
+            "last_ptr[0] = y_a_ptr[(blockIdx.x + 1) % 3 * 96 + threadIdx.x];",
             MIX,
         ),
         f"device memory that .* of another block .*, {RACE}",
