@@ -70,7 +70,9 @@ def body(
     block may have a whole head: then `following(ys, row, head, base, thread)`, which is inlined
     too, gets what the head has in its row of y, and y is not written.
     """
-    whole_head, after = following is not None, following or each
+    whole_head = following is not None
+    # Where nothing follows, `after` is anything, and not called.
+    after: Callable[..., None] = following or each
     in_block = size if whole_head else VALUES
     threads = in_block * SHARERS
     width = sig.args[0].static(1)
