@@ -86,9 +86,10 @@ def test_dequantizing_becomes_part_of_the_product() -> None:
     mod = chosen("q4f16_1", "float16", CUDA)
     results = []
     for kernel, func in kernel_calls(mod, "rwkv_world_prefill"):
-        if kernel.startswith("linear"):
+        if kernel.startswith(("linear", "matmul")):
             *args, result = argument_types(func)
-            assert args == ["float16", "uint32", "float16"]
+            residual = ["float16"] if kernel.startswith("matmul_add") else []
+            assert args == ["float16", "uint32", "float16", *residual]
             results.append(result)
     block = ["float32", "float32", "float16", "float16", "float16", "float16", "float16"]
     assert results == [*block * LAYERS, "float32"]
