@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from tvm import relax, tirx
@@ -29,7 +29,7 @@ class Emitter(Protocol):
         state: Tensor | None = None,
         stored: Sequence[Stored] = (),
         inputs: Inputs = Inputs.FLOAT32,
-        **options: float,
+        **options: Hashable,
     ) -> list[Tensor]:
         """Calls the kernel `build(signature, **options)`; its results of the types `outs`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from mlc_rwkv_world.compiler.export import export, parameters
 from mlc_rwkv_world.compiler.target import BuildTarget, resolve
 from mlc_rwkv_world.model.config import ModelConfig
 from mlc_rwkv_world.storage import Stored, format_named
+from mlc_rwkv_world.storage.groups import dequantize
+from mlc_rwkv_world.storage.stored import matrix_of
 from mlc_rwkv_world.versions import references
 from mlc_rwkv_world.versions.precision import FLOAT64
 from mlc_rwkv_world.versions.table import settled, version_of
@@ -149,7 +152,7 @@ def run(
 
 
 def exact(model: Model, weights: list[Array], brief: bool = False) -> Answers:
-    """What `run` should give, by the reference in float64; for weights that are stored as they are.
+    """What `run` should give, by the reference in float64.
 
     Its exponents of a state that has read nothing are those of float32.
     """
@@ -178,7 +181,12 @@ def _reference(
     model: Model, weights: list[Array], ids: list[int], offsets: Array, state: Array
 ) -> tuple[Array, Array]:
     config, fmt = model.config, format_named(model.quantization)
-    named = {spec.name: w for spec, w in zip(parameters(config, fmt), weights, strict=True)}
+    named = {}
+    given = zip(parameters(config, fmt), weights, strict=True)
+    for name, found in groupby(given, lambda one: matrix_of(one[0].name)):
+        (spec, first), *others = found
+        tensors = [first, *(tensor for _, tensor in others)]
+        named[name] = dequantize(tensors, spec.stored) if others and spec.stored else first
     reference = version_of(config.model_version).reference
     return references.run(reference, config, Dense(named), np.array(ids), offsets, state, FLOAT64)
 

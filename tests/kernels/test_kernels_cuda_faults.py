@@ -12,7 +12,7 @@ from compiling import Case, specs, told
 from support import cuda_emulation
 from support.cuda_emulation import Fault
 
-from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
+from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix
 from mlc_rwkv_world.kernels.linear import linear
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import quantize
@@ -31,7 +31,7 @@ CASES: dict[str, Case] = {
     "one": (told(linear, Q4), [(1, 3072, F16), *specs(Q4, 34, 3072)], [(1, 34, F32)]),
     "tile": (told(linear, Q4), [("rows", 512, F16), *specs(Q4, 40, 512)], [("rows", 40, F32)]),
     "mix": (
-        partial(norm_mix_step, eps=1e-5),
+        partial(norm_mix, eps=1e-5, of_previous=False),
         [("b", WIDTH, F16), *[(WIDTH, F32)] * 4, ("s", 2, 5, WIDTH, F32), ("b", 2, "int32")],
         [("b", WIDTH, F32)] * 2,
     ),
@@ -57,11 +57,11 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         "touches shared memory that a copy is still bringing",
     ),
     "four bytes beyond the end": (
-        Fault(r"(y0_ptr\[)(.*)\] =", r"\1\2 + (blockIdx.x == 2 && threadIdx.x == 95)] =", MIX),
+        Fault(r"(y_a_ptr\[)(.*)\] =", r"\1\2 + (blockIdx.x == 2 && threadIdx.x == 95)] =", MIX),
         "writes 4 bytes of device memory, from 1152 of 1152",
     ),
     "four bytes in front of the begin": (
-        Fault(r"(y0_ptr\[)(.*)\] =", r"\1\2 - (blockIdx.x == 0 && threadIdx.x == 0)] =", MIX),
+        Fault(r"(y_a_ptr\[)(.*)\] =", r"\1\2 - (blockIdx.x == 0 && threadIdx.x == 0)] =", MIX),
         "writes 4 bytes of device memory, from -4 of 1152",
     ),
     "four bytes beyond a shared array": (
@@ -79,7 +79,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "a block depends on another": (
         Fault(
             r"last_ptr\[0\] = [^;]*;",
-            "last_ptr[0] = y0_ptr[(blockIdx.x + 1) % 3 * 96 + threadIdx.x];",
+            "last_ptr[0] = y_a_ptr[(blockIdx.x + 1) % 3 * 96 + threadIdx.x];",
             MIX,
         ),
         f"device memory that .* of another block .*, {RACE}",

@@ -17,8 +17,6 @@ from support import cuda_emulation
 from mlc_rwkv_world.kernels import formulas
 from mlc_rwkv_world.kernels.common import state as states
 from mlc_rwkv_world.kernels.cuda import matvec
-from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
-from mlc_rwkv_world.kernels.cuda.norm_mix import reference as norm_mix
 from mlc_rwkv_world.kernels.linear import linear
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.storage.groups import dequantize, quantize
@@ -110,21 +108,11 @@ def _products() -> dict[str, Entry]:
     return entries
 
 
-def _steps() -> dict[str, Entry]:
-    """What a step of each sequence does beside products, in the pool."""
-    x, vectors = _normal(3, D, dtype=F16), _normal(4, D)
+def _state_get() -> Entry:
     pool = _normal(6, 2, 5, D)
     read = pool[SLOTS[:, 0], 1, 2].astype(np.float64)
-    mixed, _ = norm_mix(x, vectors[0], vectors[1], _double(*vectors[2:]), read, EPS)
     at = [("s", 2, 5, D, F32), ("b", 2, "int32")]
-    types, outs = [("b", D, F16), *[(D, F32)] * 4, *at], [("b", D, F32)] * 2
-    return {
-        "norm_mix": (
-            *(partial(norm_mix_step, eps=EPS), types, outs),
-            *([x, *vectors, pool, SLOTS, 1, 2], mixed, BEHIND),
-        ),
-        "state_get": (states.state_get, at, [("b", D, F32)], [pool, SLOTS, 1, 2], [read], 0),
-    }
+    return states.state_get, at, [("b", D, F32)], [pool, SLOTS, 1, 2], [read], 0
 
 
 def _prompt() -> Entry:
@@ -175,7 +163,7 @@ def _heads() -> dict[str, Entry]:
     }
 
 
-ENTRIES = {**_products(), **_steps(), "wkv": _prompt(), **_heads()}
+ENTRIES = {**_products(), "state_get": _state_get(), "wkv": _prompt(), **_heads()}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,14 +16,19 @@ from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.errors import TargetError
 from mlc_rwkv_world.kernels.cuda import matmul as matmul_cuda
 from mlc_rwkv_world.kernels.cuda import matvec as matvec_cuda
-from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix_step
+from mlc_rwkv_world.kernels.cuda.head_end import head_end
+from mlc_rwkv_world.kernels.cuda.norm_mix import norm_mix
+from mlc_rwkv_world.kernels.cuda.several_rows import several_rows
 from mlc_rwkv_world.kernels.finished import finished
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
 from mlc_rwkv_world.tvm_script import quick_parsing
 from mlc_rwkv_world.versions.rwkv4.cuda.time_mix import time_mix_step
 from mlc_rwkv_world.versions.rwkv5 import wkv as wkv5
+from mlc_rwkv_world.versions.rwkv5.cuda.step import step as step6
 from mlc_rwkv_world.versions.rwkv7 import wkv as wkv7
+from mlc_rwkv_world.versions.rwkv7.cuda import gates
+from mlc_rwkv_world.versions.rwkv7.cuda.step import step as step7
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,6 +36,7 @@ pytestmark = [
 ]
 
 WIDTH = 4096
+RANKS = (128, 128, 480, 96)
 # A multiprocessor's registers and shared memory, the smallest of these architectures'.
 REGISTERS, SHARED = 65536, 100 * 1024
 
@@ -56,15 +63,28 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
         "6": (wkv5.wkv_pooled, [*[moving] * 4, vector]),
         "7": (wkv7.wkv_pooled, [moving] * 6),
     }
-    recurrences = {
-        f"wkv_{version}{'_step' * step}": build(
-            sig([*given, *([] if step else [ends]), *several], [moving]), size=64
-        )
+    matrix = ((WIDTH // 64, 64), "float32")
+    rows = ((tirx.Var("batch", "int64"), WIDTH), "float16")
+    token = ((1, WIDTH), "float32")
+    mixes = partial(norm_mix, eps=1e-5, of_previous=True)
+    finish = partial(head_end, size=64, eps=1e-5, bonus=True, gate=True, silu=False)
+    kernels = {
+        f"wkv_{version}": build(sig([*given, ends, *several], [moving]), size=64)
         for version, (build, given) in tokens.items()
-        for step in (False, True)
-    }
-    kernels = recurrences | {
-        "norm_mix": norm_mix_step(sig([row, *[vector] * 5, *state], [row] * 3), eps=1e-5)
+    } | {
+        "norm_mix": mixes(sig([rows, *[vector] * 8, *several], [rows] * 6)),
+        "norm_mix_prompt": mixes(sig([many, *[vector] * 8, ends, *several], [many] * 6)),
+        "step_6": step6(
+            sig([*[moving] * 4, *[vector] * 3, moving, *several], [rows]),
+            64,
+            1e-5,
+            gate=True,
+        ),
+        "step_7": step7(
+            sig([*[moving] * 6, matrix, vector, vector, moving, *several], [rows]), 64, 1e-5
+        ),
+        "end_7": finish(sig([*[moving] * 4, matrix, vector, vector, moving], [many])),
+        "gates": gates.gates(sig([*[moving] * 7, *[vector] * 5], [moving] * 6), 64, shared=True),
     }
     for stored in (Stored(0, "float16"), Stored.symmetric(4, "float16", group=32)):
         bits = stored.bits
@@ -83,10 +103,34 @@ def _kernels(target: Any) -> dict[str, tirx.PrimFunc]:
                 sig([many, *(square if bits else square[:1])], [many], stored)
             ),
         }
+        # RWKV-7 of 7.2B: three large products and four small ones, which have 8 bits for 4.
+        low = Stored.symmetric(8, "float16", group=32) if bits else stored
+        stacked = [*square * 3, *(t for rank in RANKS for t in weight(rank, WIDTH, low))]
+        lies = [*[stored] * 3, *[low] * 4]
+        acts = ("", "", "", "tanh", "", "sigmoid", "")
+        hidden = [((1, rank), "float16") for rank in RANKS]
+        second = [t for rank in RANKS for t in weight(WIDTH, rank, low)]
+        outs = [*[moving] * 3, *(((many[0][0], rank), "float16") for rank in RANKS)]
+        kernels |= {
+            f"stacked_{bits}": several_rows(
+                sig([row] * 7 + stacked, [*[token] * 3, *hidden], *lies), acts
+            ),
+            f"stacked_rows_{bits}": matmul_cuda.several(
+                sig([many] * 7 + stacked, outs, *lies), acts
+            ),
+            f"gates_{bits}": gates.gates_of_hidden(
+                sig([*[token] * 3, *hidden, *second, *[vector] * 5], [token] * 6, *[low] * 4),
+                64,
+                shared=True,
+            ),
+        }
     return kernels
 
 
-def _source(target: Any) -> str:
+@pytest.fixture(scope="module")
+def source() -> str:
+    """The kernels as CUDA source, which is the same for each architecture."""
+    target = resolve("cuda -arch=sm_90").target
     with quick_parsing():
         functions = {
             name: finished(func).with_attr("global_symbol", name)
@@ -105,10 +149,10 @@ def _source(target: Any) -> str:
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90"])
-def test_nothing_spills_and_blocks_fit(arch: str) -> None:
-    found = resources(_source(resolve(f"cuda -arch={arch}").target), arch)
-    # Six kernels a storage, of which the last is three tiles', the normalization, and recurrences.
-    assert len(found) == 1 + 2 * (4 + len(matmul_cuda.TILES)) + 2 * 3
+def test_nothing_spills_and_blocks_fit(source: str, arch: str) -> None:
+    found = resources(source, arch)
+    # Eight kernels a storage, of which two are three tiles', and those that read no weights.
+    assert len(found) == 2 * (6 + 2 * len(matmul_cuda.TILES)) + 9
     for one in found:
         assert (one.stack, one.spilled) == (0, 0), one
         blocks = min(REGISTERS // (one.registers * one.threads), SHARED // max(one.shared, 1))

@@ -29,11 +29,13 @@ PRODUCTS = {
     "rwkv4.gated_residual": LAYERS,
     "squared_relu_product": LAYERS,
 }
+ENDED = ("residual_product", "squared_relu_product")
 WKV, MIX = {"rwkv4.wkv": LAYERS}, {"norm_mix": 2 * LAYERS}
 EVERYTHING = {**BRANCHES, **PRODUCTS, **WKV, **MIX}
 # Where RWKV-7's branches have no kernels of their own, they consist of products, the recurrence and
 # norms of heads, which have kernels everywhere.
 BLOCKS_OF_7 = {"rwkv7.channel_mix": LAYERS, "rwkv7.time_mix": LAYERS, "rwkv7.wkv": LAYERS, **MIX}
+BRANCHES_OF_7 = {"rwkv7.channel_mix": LAYERS, "rwkv7.time_mix": LAYERS}
 PRODUCTS_OF_7 = {"residual_product": 2 * LAYERS, "squared_relu_product": LAYERS}
 
 # The recurrence of RWKV-5 and 6 and their norms of heads have kernels everywhere.
@@ -66,8 +68,9 @@ def test_rwkv7(quantization: str, target: str) -> None:
     functions = STOCK if target.startswith("llvm") else (*OURS, *STOCK)
     expected = dict.fromkeys(functions, everything)
     if target == CUDA:
-        # Steps of one sequence, whoever calls, have products that add to the residual themselves.
-        expected |= dict.fromkeys(("rwkv_world_decode", "decode"), BLOCKS_OF_7)
+        # Ours have kernels for all that a branch consists of, and stock's for its products.
+        expected |= dict.fromkeys(OURS, BRANCHES_OF_7)
+        expected |= dict.fromkeys(STOCK, BLOCKS_OF_7)
     assert _decomposed(quantization, target, 7) == expected
 
 
@@ -80,14 +83,19 @@ def test_rwkv5_and_6(quantization: str, target: str, version: int) -> None:
     time_mix = TIME_MIX_OF_5 if version == 5 else TIME_MIX_OF_6
     mixes = 2 * LAYERS if version == 5 else LAYERS
     everything = {**time_mix, **PRODUCTS, "rwkv4.channel_mix": LAYERS, "norm_mix": mixes}
-    branches = {name: n for name, n in everything.items() if name not in PRODUCTS}
-    # All blends of 5's channel mix, and of a time mix four, which no kernel of CUDA's gives.
-    fewer = {"norm_mix": LAYERS}
     expected = dict.fromkeys((*OURS, *STOCK), everything)
     if target == CUDA:
-        # Steps of one sequence, whoever calls, have products that do the rest themselves.
-        expected |= {"rwkv_world_decode": {**branches, **fewer}, "decode": branches}
-        expected["rwkv_world_batch_decode"] = {**everything, **fewer}
+        # Whoever calls has products that do the rest themselves, the gated one's of one row; ours
+        # have kernels for all that follows 5's blends, and for blends but those of 6's time mix.
+        several = {n: count for n, count in everything.items() if n not in ENDED}
+        branches = {n: count for n, count in several.items() if n not in PRODUCTS}
+        expected |= dict.fromkeys(STOCK, several) | {"decode": branches}
+        mixed = ("norm_mix", "rwkv5.wkv")
+        ours, one = (
+            {n: count for n, count in some.items() if n not in mixed}
+            for some in (several, branches)
+        )
+        expected |= dict.fromkeys(OURS, ours) | {"rwkv_world_decode": one}
     elif target.startswith("llvm"):
         # Ours have kernels for whole branches.
         expected = dict.fromkeys(STOCK, everything)
@@ -108,9 +116,13 @@ def test_on_cuda(quantization: str) -> None:
     found = _decomposed(quantization, CUDA)
     assert found["rwkv_world_decode"] == BRANCHES
     assert found["decode"] == {**BRANCHES, **WKV, **MIX}
-    assert found["rwkv_world_batch_decode"] == {**BRANCHES, **PRODUCTS, **WKV}
-    for name in ("rwkv_world_prefill", "batch_decode", "batch_prefill", "prefill"):
-        assert found[name] == EVERYTHING, name
+    # Of several rows, tensor cores take float16 ones, and what follows their products.
+    ended = ENDED if format_named(quantization).dtype == "float16" else ()
+    several = {name: count for name, count in EVERYTHING.items() if name not in ended}
+    for name in ("batch_decode", "batch_prefill", "prefill"):
+        assert found[name] == several, name
+    for name in ("rwkv_world_batch_decode", "rwkv_world_prefill"):
+        assert {**found[name], **MIX} == several, name
 
 
 @pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])

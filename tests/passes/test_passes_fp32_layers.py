@@ -198,7 +198,7 @@ def test_kernels_of_a_chosen_block(target: str) -> None:
         call = binding.value
         if isinstance(call, relax.Call) and callee(call) == "relax.call_tir":
             types = [str(field.ty.dtype) for field in call.args[1].fields]
-            if types[1:] == ["uint32", "float16"]:
+            if types[1:3] == ["uint32", "float16"]:
                 results.append((types[0], str(binding.var.ty.dtype)))
     wide_block = [("float32", "float32")] * 7
     block = [("float16", dtype) for dtype in ["float32"] * 2 + ["float16"] * 5]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from support.modules import LAYERS, callee, callees, calls, functions, small_module
+from support.modules import LAYERS, RWKV7, callee, callees, calls, functions, small_module
 from support.modules import chosen as with_kernels
 from tvm import IRModule, relax, tirx
 
@@ -86,9 +86,10 @@ def test_dequantizing_becomes_part_of_the_product() -> None:
     mod = chosen("q4f16_1", "float16", CUDA)
     results = []
     for kernel, func in kernel_calls(mod, "rwkv_world_prefill"):
-        if kernel.startswith("linear"):
+        if kernel.startswith(("linear", "matmul")):
             *args, result = argument_types(func)
-            assert args == ["float16", "uint32", "float16"]
+            residual = ["float16"] if kernel.startswith("matmul_add") else []
+            assert args == ["float16", "uint32", "float16", *residual]
             results.append(result)
     block = ["float32", "float32", "float16", "float16", "float16", "float16", "float16"]
     assert results == [*block * LAYERS, "float32"]
@@ -110,3 +111,25 @@ def test_the_state_is_written_in_place() -> None:
     mod = chosen("q0f32", "float32", "llvm")
     for name in ("rwkv_world_decode", "rwkv_world_prefill", "rwkv_world_batch_decode"):
         assert callees(functions(mod)[name])["relax.call_tir_inplace"] == 3 * LAYERS
+
+
+# Ours, in the order of a step of one sequence, one of several, and a prompt.
+STEPS = ("rwkv_world_decode", "rwkv_world_batch_decode", "rwkv_world_prefill")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
+def test_launches_of_a_block_of_rwkv7(quantization: str) -> None:
+    """On CUDA: two blends, stacked products, gates, recurrence with its end, three products.
+
+    For several rows the second factors are products of their own, and so is a prompt's end.
+    """
+    sizes = {**RWKV7, "hidden_size": 1024, "intermediate_size": 4096}
+    counts = []
+    for layers in (LAYERS, LAYERS + 1):
+        mod = small_module(
+            quantization, "float16", stock=False, **{**sizes, "num_hidden_layers": layers}
+        )
+        mod = with_kernels(mod, resolve(CUDA).target, 7)
+        counts.append([len(list(kernel_calls(mod, function))) for function in STEPS])
+    assert [more - fewer for fewer, more in zip(*counts, strict=True)] == [8, 9, 10]

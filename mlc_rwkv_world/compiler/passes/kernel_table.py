@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 
 from tvm import relax, tirx
@@ -24,7 +24,7 @@ class _Kernel:
     build: Callable[..., tirx.PrimFunc]
     types: tuple[object, ...]
     target: str
-    options: tuple[tuple[str, float], ...]
+    options: tuple[tuple[str, Hashable], ...]
     signature: Signature = dataclasses.field(compare=False)
 
 
@@ -45,7 +45,7 @@ class KernelTable:
         state: Tensor | None = None,
         stored: Sequence[Stored] = (),
         inputs: Inputs = Inputs.FLOAT32,
-        **options: float,
+        **options: Hashable,
     ) -> list[Tensor]:
         """Emits a call, see `kernels.emitter.Emitter`."""
         given = [arg._expr if isinstance(arg, Tensor) else relax.prim_value(arg) for arg in args]
@@ -74,7 +74,7 @@ class KernelTable:
         stored: Sequence[Stored] = (),
         inputs: Inputs = Inputs.FLOAT32,
         /,
-        **options: float,
+        **options: Hashable,
     ) -> relax.GlobalVar:
         """`build(signature, **options)` for these arguments, of which only the tensors count.
 

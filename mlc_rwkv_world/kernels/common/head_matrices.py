@@ -16,6 +16,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.kernels.common.matrix_place import matrix_place
 from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
 from mlc_rwkv_world.kernels.cuda import head_matrices as cuda
 from mlc_rwkv_world.kernels.optional import without
@@ -171,13 +172,7 @@ def _body(sig: Signature, size: int, token: Token, *, step: bool, pooled: bool) 
     scope, room = STACK if sig.on_cpu else "local", token.sums * lanes
     advance = token.advance
 
-    # A head's matrix is one piece of memory, which the rows [N, D] cut in another way.
-    def index(s: Any, slot: Any, layer: Any, row: Any, h: Any, j: Any, c: Any) -> tuple[Any, ...]:
-        at = h * T.int64(size) + j
-        down, column = T.truncdiv(at, T.int64(heads)), T.truncmod(at, T.int64(heads))
-        across = column * T.int64(size) + c
-        return (slot, layer, row + down, across) if pooled else (s, down, across)
-
+    index = matrix_place(width, size, pooled=pooled)
     if cuda.suits(sig, size):
         fixed = [len(arg.shape) == 1 for arg in sig.args[: token.vectors]]
         return cuda.body(sig, size, token.cell, fixed, index, step=step, pooled=pooled)

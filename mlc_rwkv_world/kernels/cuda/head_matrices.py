@@ -18,6 +18,7 @@ from tvm.script import tirx as T
 from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
 from mlc_rwkv_world.kernels.cuda.dot import WARP
 from mlc_rwkv_world.kernels.cuda.intrinsics import copy_async, copy_commit, copy_wait
+from mlc_rwkv_world.kernels.cuda.unrolled import each, place
 from mlc_rwkv_world.kernels.signature import Signature
 
 # Value channels of a block, lanes that share one, and neighbouring key channels of a lane.
@@ -60,14 +61,22 @@ def body(
     *,
     step: bool,
     pooled: bool,
+    following: Callable[..., None] | None = None,
 ) -> Any:
     """`body(vectors, offsets, (old, new), slots, layer, row, y, batch)`, inlined.
 
     `fixed` says which vectors are the same for all tokens. `index(s, slot, layer, row, h, j, c)` is
-    where a value of S stands in the tensors of states, which are the pool if `pooled`.
+    where a value of S stands in the tensors of states, which are the pool if `pooled`. In a step, a
+    block may have a whole head: then `following(ys, row, head, base, thread)`, which is inlined
+    too, gets what the head has in its row of y, and y is not written.
     """
+    whole_head = following is not None
+    # Where nothing follows, `after` is anything, and not called.
+    after: Callable[..., None] = following or each
+    in_block = size if whole_head else VALUES
+    threads = in_block * SHARERS
     width = sig.args[0].static(1)
-    heads, slices, keys = width // size, size // VALUES, size // SHARERS
+    heads, slices, keys = width // size, size // in_block, size // SHARERS
     moving = [n for n, same in enumerate(fixed) if not same and n != cell.value]
     still = [n for n, same in enumerate(fixed) if same]
     count, kept = len(fixed), max(1, len(still))
@@ -198,7 +207,7 @@ def body(
                     ] = total[0]
 
     @T.inline
-    def single(vectors, y, state, held, token, base, first, thread):  # type: ignore[no-untyped-def]
+    def single(vectors, put, state, held, token, base, first, thread):  # type: ignore[no-untyped-def]
         removed = T.alloc_buffer((1,), "float32", scope="local")
         total = T.alloc_buffer((1,), "float32", scope="local")
         part = T.meta_var(thread % SHARERS)
@@ -215,19 +224,19 @@ def body(
 
         advance(load, state, held, vectors[cell.value][token, channel], removed, total)
         if part == 0:
-            y[token, channel] = total[0]
+            put(total[0], thread // SHARERS, token, channel)
 
     @T.inline
     def whole(vectors, offsets, states, slots, layer, row, y, batch):  # type: ignore[no-untyped-def]
         for block in T.thread_binding(batch * T.int64(heads * slices), thread="blockIdx.x"):
-            for thread in T.thread_binding(THREADS, thread="threadIdx.x"):
+            for thread in T.thread_binding(threads, thread="threadIdx.x"):
                 state = T.alloc_buffer((keys,), "float32", scope="local")
                 held = T.alloc_buffer((kept, keys), "float32", scope="local")
                 old, new = T.meta_var(states)
                 s = T.meta_var(T.truncdiv(block, T.int64(heads * slices)))
                 within = T.meta_var(T.truncmod(block, T.int64(heads * slices)))
                 h = T.meta_var(T.truncdiv(within, T.int64(slices)))
-                first = T.meta_var(T.truncmod(within, T.int64(slices)) * T.int64(VALUES))
+                first = T.meta_var(T.truncmod(within, T.int64(slices)) * T.int64(in_block))
                 base = T.meta_var(h * T.int64(size))
                 part = T.meta_var(thread % SHARERS)
                 c = T.meta_var(first + T.cast(thread // SHARERS, "int64"))
@@ -242,8 +251,21 @@ def body(
                             held[n, q * NEIGHBOURS + e] = vectors[still[n]][base + j]
 
                         each(hold, len(still))
-                if step:
-                    single(vectors, y, state, held, s, base, first, thread)
+                if whole_head:
+                    ys = T.alloc_buffer((size,), "float32", scope="shared")
+
+                    @T.inline
+                    def keep(value, at, token, channel):  # type: ignore[no-untyped-def]
+                        ys[at] = value
+
+                    single(vectors, keep, state, held, s, base, first, thread)
+                elif step:
+
+                    @T.inline
+                    def write(value, at, token, channel):  # type: ignore[no-untyped-def]
+                        y[token, channel] = value
+
+                    single(vectors, write, state, held, s, base, first, thread)
                 else:
                     begin = T.meta_var(T.cast(offsets[s], "int64"))
                     tokens = T.meta_var(offsets[s + 1] - offsets[s])
@@ -253,25 +275,8 @@ def body(
                         j = T.meta_var(T.cast(at(q, part, e), "int64"))
                         target = T.meta_var(write_slot(slots, s) if pooled else s)
                         new[index(s, target, layer, row, h, j, c)] = state[q * NEIGHBOURS + e]
+                if whole_head:
+                    T.tvm_storage_sync("shared")
+                    after(ys, s, h, base, thread)
 
     return whole
-
-
-@T.inline
-def each(action, count):  # type: ignore[no-untyped-def]
-    """`action(n)` for each of up to five vectors, whose numbers are Python's."""
-    if count > 0:
-        action(0)
-    if count > 1:
-        action(1)
-    if count > 2:
-        action(2)
-    if count > 3:
-        action(3)
-    if count > 4:
-        action(4)
-
-
-def place(tensor: Any, *indices: Any) -> Any:
-    """A value of a tensor, for whoever knows its first indices before the others."""
-    return tensor[indices]

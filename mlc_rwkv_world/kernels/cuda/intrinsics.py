@@ -65,6 +65,12 @@ __device__ __forceinline__ void rwkv_world_unpack_8(
   }
 }
 """
+_EITHER = """
+__device__ __forceinline__ const void* rwkv_world_either(
+    bool first, const void* one, const void* other) {
+  return first ? one : other;
+}
+"""
 # Asked for by an address, so that the compiler sees no reason to move it before the copies' end.
 _SYNC_WARP = """
 __device__ __forceinline__ void rwkv_world_sync_warp() { __syncwarp(); }
@@ -90,6 +96,13 @@ def copy_wait(pending: int) -> Any:
 def sync_warp() -> Any:
     """Lets the lanes of a warp see what each has written to shared memory."""
     return T.cuda.func_call("rwkv_world_sync_warp", source_code=_SYNC_WARP)
+
+
+def either(first: Any, one: Any, other: Any) -> Any:
+    """One of two addresses, of which the other is not looked at."""
+    return T.cuda.func_call(
+        "rwkv_world_either", first, one, other, source_code=_EITHER, return_type="handle"
+    )
 
 
 def mma(sums: Any, a: Any, b: Any) -> Any:

@@ -6,13 +6,14 @@ Weights [N, K], a row [1, K], results [1, N].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.cuda.dot import WARP, Stream, Streamed, pipeline, sum_over_warp
+from mlc_rwkv_world.kernels.cuda.unrolled import each
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import Signature
 
@@ -40,16 +41,16 @@ def suits(sig: Signature) -> bool:
 
 
 def _each(products: range, action: Any, rows: int) -> Any:
-    """A body that calls `action(turn, product, slot)` for up to three products, slots from 0 on."""
+    """A body that calls `action(turn, product, slot)` for some products, slots from 0 on."""
     first, count = products[0], len(products)
 
     @T.inline
     def body(turn):  # type: ignore[no-untyped-def]
-        action(turn, first, 0)
-        if count > 1:
-            action(turn, first + 1, rows)
-        if count > 2:
-            action(turn, first + 2, 2 * rows)
+        @T.inline
+        def one(n):  # type: ignore[no-untyped-def]
+            action(turn, first + n, n * rows)
+
+        each(one, count)
 
     return body
 
@@ -61,7 +62,7 @@ class Rows:
     length run together, others one after another.
     """
 
-    def __init__(self, weights: list[Streamed], x_type: str, most_rows: int) -> None:
+    def __init__(self, weights: Sequence[Streamed], x_type: str, most_rows: int) -> None:
         first = weights[0]
         self.outer, self.count = first.outer, len(weights)
         steps = min(one.steps for one in weights)
@@ -75,20 +76,21 @@ class Rows:
         self.streams = [Stream(one, slots, self.stages, self.splits) for one in weights]
         self.x_type = x_type
 
-    def run(self, following: Any) -> Any:
-        """A body `run(inputs, weights, scales)` that calls `following(total, row)` per row.
+    @property
+    def rings(self) -> tuple[tuple[list[int], str], tuple[list[int], str]]:
+        """Shape and type of a block's shared arrays, for the weights and for the scales."""
+        return self.streams[0].ring(WARPS), self.streams[0].scale_ring(WARPS)
 
-        `total[product * rows + r]` are the sums of row `row + r` of each product.
-        """
-        streams, rows, outer, count = self.streams, self.rows, self.outer, self.count
-        together, splits, stages = self.together, self.splits, self.stages
-        parallel, blocks = self.parallel, self.blocks
-        turns = [stream.turns for stream in streams]
-        first, last = range(count if parallel else 1), range(count - 1, count)
-        starts = [stream.start() for stream in streams]
-        adds = [stream.add(self.x_type, rows) for stream in streams]
-        ring_shape, ring_type = streams[0].ring(WARPS)
-        scales_shape, scales_type = streams[0].scale_ring(WARPS)
+    @property
+    def parts(self) -> list[int]:
+        """Shape of the block's shared sums of warps that share rows."""
+        return [WARPS, self.count * self.rows if self.splits > 1 else 1]
+
+    def run(self, following: Any) -> Any:
+        """A body `run(inputs, weights, scales)`: a whole kernel's blocks, see `block`."""
+        one, blocks = self.block(following), self.blocks
+        (ring_shape, ring_type), (scales_shape, scales_type) = self.rings
+        parts_shape = self.parts
 
         @T.inline
         def body(inputs, weights, scales):  # type: ignore[no-untyped-def]
@@ -97,47 +99,64 @@ class Rows:
                     for lane in T.thread_binding(WARP, thread="threadIdx.x"):
                         ring = T.alloc_buffer(ring_shape, ring_type, scope="shared")
                         scale_ring = T.alloc_buffer(scales_shape, scales_type, scope="shared")
-                        total = T.alloc_buffer((count * rows,), "float32", scope="local")
-                        row = T.meta_var((block * together + warp // splits) * rows)
-                        part = T.meta_var(warp % splits)
-                        for i in T.unroll(count * rows):
-                            total[i] = T.float32(0)
+                        parts = T.alloc_buffer(parts_shape, "float32", scope="shared")
+                        one(inputs, weights, scales, (ring, scale_ring, parts), block, warp, lane)
 
-                        @T.inline
-                        def start(turn, product, slot):  # type: ignore[no-untyped-def]
-                            for r in T.unroll(rows):
-                                starts[product](
-                                    ring, scale_ring, weights[product], scales[product],
-                                    warp, slot + r, T.min(row + r, outer - 1), lane, part, turn,
-                                )  # fmt: skip
+        return body
 
-                        @T.inline
-                        def add(turn, product, slot):  # type: ignore[no-untyped-def]
-                            adds[product](
-                                total, product * rows, ring, scale_ring, inputs[product],
-                                warp, slot, lane, part, turn,
-                            )  # fmt: skip
+    def block(self, following: Any) -> Any:
+        """A body that calls `following(total, row)` for each row of a block.
 
-                        pipeline(
-                            turns[0], stages, _each(first, start, rows), _each(first, add, rows)
-                        )()
-                        if not parallel:
-                            pipeline(
-                                turns[1], stages, _each(last, start, rows), _each(last, add, rows)
-                            )()
-                        sum_over_warp(total, count * rows)
-                        if splits > 1:
-                            parts = T.alloc_buffer((WARPS, count * rows), "float32", scope="shared")
-                            if lane == 0:
-                                for i in T.unroll(count * rows):
-                                    parts[warp, i] = total[i]
-                            T.tvm_storage_sync("shared")
-                            for i in T.unroll(count * rows):
-                                total[i] = T.float32(0)
-                                for s in T.unroll(splits):
-                                    total[i] = total[i] + parts[warp // splits * splits + s, i]
-                        if lane == 0 and part == 0 and row < outer:
-                            following(total, row)
+        Called as `body(inputs, weights, scales, (ring, scale_ring, parts), block, warp, lane)`.
+        `total[product * rows + r]` are the sums of row `row + r` of each product.
+        """
+        streams, rows, outer, count = self.streams, self.rows, self.outer, self.count
+        together, splits, stages = self.together, self.splits, self.stages
+        parallel = self.parallel
+        turns = [stream.turns for stream in streams]
+        first, last = range(count if parallel else 1), range(count - 1, count)
+        starts = [stream.start() for stream in streams]
+        adds = [stream.add(self.x_type, rows) for stream in streams]
+
+        @T.inline
+        def body(inputs, weights, scales, shared, block, warp, lane):  # type: ignore[no-untyped-def]
+            ring, scale_ring, parts = T.meta_var(shared)
+            total = T.alloc_buffer((count * rows,), "float32", scope="local")
+            row = T.meta_var((block * together + warp // splits) * rows)
+            part = T.meta_var(warp % splits)
+            for i in T.unroll(count * rows):
+                total[i] = T.float32(0)
+
+            @T.inline
+            def start(turn, product, slot):  # type: ignore[no-untyped-def]
+                for r in T.unroll(rows):
+                    starts[product](
+                        ring, scale_ring, weights[product], scales[product],
+                        warp, slot + r, T.min(row + r, outer - 1), lane, part, turn,
+                    )  # fmt: skip
+
+            @T.inline
+            def add(turn, product, slot):  # type: ignore[no-untyped-def]
+                adds[product](
+                    total, product * rows, ring, scale_ring, inputs[product],
+                    warp, slot, lane, part, turn,
+                )  # fmt: skip
+
+            pipeline(turns[0], stages, _each(first, start, rows), _each(first, add, rows))()
+            if not parallel:
+                pipeline(turns[1], stages, _each(last, start, rows), _each(last, add, rows))()
+            sum_over_warp(total, count * rows)
+            if splits > 1:
+                if lane == 0:
+                    for i in T.unroll(count * rows):
+                        parts[warp, i] = total[i]
+                T.tvm_storage_sync("shared")
+                for i in T.unroll(count * rows):
+                    total[i] = T.float32(0)
+                    for s in T.unroll(splits):
+                        total[i] = total[i] + parts[warp // splits * splits + s, i]
+            if lane == 0 and part == 0 and row < outer:
+                following(total, row)
 
         return body
 

@@ -64,11 +64,7 @@ def wkv(part: Part) -> list[Tensor]:
     r, k, v, *gate = (
         wide(x, role) for x, role in zip(blends, PRODUCTS[: len(blends)], strict=True)
     )
-    decay = part.tensor("decay")
-    if part.attrs["fixed"]:
-        decay = op.reshape(decay, (width,))
-    w = op.exp(op.negative(op.exp(decay)))
-    u = op.reshape(part.tensor("first"), (width,))
+    w, u = decay_and_bonus(part, width)
     args = {"r": r, "w": w, "k": k, "v": v, "u": u, OFFSETS: OFFSETS}
     (y,) = state.emit(part.smaller("rwkv5.recurrence", args, [row]), [0])
     kept = {"eps": part.attrs["head_eps"], "head_size": part.attrs["head_size"]}
@@ -76,6 +72,14 @@ def wkv(part: Part) -> list[Tensor]:
     for g in gate:
         y = y * (g * op.sigmoid(g))
     return [op.astype(y, part.compute), *state.results()]
+
+
+def decay_and_bonus(part: Part, width: int) -> tuple[Tensor, Tensor]:
+    """w in (0, 1), [D] or each token's [T, D]; and u [D]; of a `rwkv5.wkv`."""
+    decay = part.tensor("decay")
+    if part.attrs["fixed"]:
+        decay = op.reshape(decay, (width,))
+    return op.exp(op.negative(op.exp(decay))), op.reshape(part.tensor("first"), (width,))
 
 
 DECOMPOSITIONS: Mapping[str, Decomposition] = {

@@ -51,12 +51,12 @@ def _advance(
 
 
 # Of r, k, v, w and u, by their numbers.
-_CELL = Cell(
+CELL = Cell(
     value=2,
     update=lambda s, x, v, _: s * x[3] + x[1] * v,
     read=lambda s, _, x, v: x[0] * (s + x[4] * (x[1] * v)),
 )
-_TOKEN = Token(vectors=5, sums=1, advance=_advance, cell=_CELL)
+_TOKEN = Token(vectors=5, sums=1, advance=_advance, cell=CELL)
 
 
 def wkv(sig: Signature) -> tirx.PrimFunc:

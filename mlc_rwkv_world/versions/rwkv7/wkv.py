@@ -50,13 +50,13 @@ def _advance(
 
 
 # Of r, w, k, v, kk and b, by their numbers.
-_CELL = Cell(
+CELL = Cell(
     value=3,
     removed=lambda s, x: s * x[4],
     update=lambda s, x, v, removed: s * x[1] - removed * x[5] + x[2] * v,
     read=lambda s, new, x, v: x[0] * new,
 )
-_TOKEN = Token(vectors=6, sums=2, advance=_advance, cell=_CELL)
+_TOKEN = Token(vectors=6, sums=2, advance=_advance, cell=CELL)
 
 
 def wkv(sig: Signature) -> tirx.PrimFunc:

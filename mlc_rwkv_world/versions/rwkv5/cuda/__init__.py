@@ -1,0 +1,1 @@
+"""RWKV-5, and what RWKV-6 has of it, on CUDA."""
