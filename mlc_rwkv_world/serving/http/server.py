@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -19,6 +20,9 @@ from mlc_rwkv_world.serving.http.service import Service
 
 # Seconds in which events that tell of an error reach those who wait.
 _LAST_WORDS = 5
+# Seconds for which one thread may keep the interpreter from another. The engine's needs it for
+# moments between two steps, and with Python's own 5 ms waits there while the loop sends tokens.
+_SWITCH_INTERVAL = 5e-4
 
 
 class BrokenDown(RwkvWorldError):
@@ -69,6 +73,7 @@ def run(
     """
     limits = service.limits
     _allow_files(limits.connections + 64)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     config = uvicorn.Config(
         app,
         http=protocol_of(limits),
