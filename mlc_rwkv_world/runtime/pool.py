@@ -67,10 +67,12 @@ class Pool:
 
     def _grow(self) -> None:
         old, count = self.tensor, int(self.tensor.shape[0])
-        tensor = self._allocate(2 * count)
+        # Not to twice as many: a state of RWKV-7 takes megabytes.
+        more = count + max(_FIRST_SLOTS, count // 2)
+        tensor = self._allocate(more)
         tvm_runtime.copy(old, tvm_runtime.view(tensor, tuple(old.shape), 0))
         self.tensor = tensor
-        self._free += reversed(range(count, 2 * count))
+        self._free += reversed(range(count, more))
 
     def _allocate(self, count: int) -> Any:
         return tvm_runtime.empty((count, *self.shape), "float32", self._device)
