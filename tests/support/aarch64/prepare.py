@@ -24,7 +24,10 @@ from support.aarch64 import FOLDER, PACKAGE, READY, ROOT, SITE, TREE, package_di
 
 DEBIAN = ("python3-minimal", "libpython3-stdlib", "libpython3-dev", "libstdc++6")
 # What an engine imports.
-WHEELS = ("apache-tvm", "apache-tvm-ffi", "filelock", "ml-dtypes", "numpy", "typing-extensions")
+WHEELS = (
+    *("apache-tvm", "apache-tvm-ffi", "ml-dtypes", "numpy", "safetensors"),
+    *("filelock", "typing-extensions"),
+)
 GLIBC = ("2_17", "2_24", "2_27", "2_28")
 MODULES = {"sampler_module.cc": "runtime/_sampler", "tokenizer_module.cc": "tokenizer/_core"}
 # qemu shows this machine's, which names no features of an aarch64.
