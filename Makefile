@@ -20,8 +20,9 @@ demo: $(VENV)/installed
 	done < $(CURDIR)/demo/prompts.txt
 	cd $(DEMO) && $(BIN)/mlc_chat_cli --model $(MODEL)-q4f16_1 --evaluate
 
-# A file's tests stay together, since they share what its fixtures built. A crash ends the run.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
+# A file's tests stay together, since they share what its fixtures built; in the order of their names,
+# since few tests may take long, and must not be left to the end. A crash ends the run.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Where it is set, every worker compiles every test anew, which takes a fifth of `make quick`.
 quick test: export PYTHONDONTWRITEBYTECODE :=
