@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 POSITIONS = 64
 # Where a program is emulated, which takes its time.
-FEW_POSITIONS = 20
+FEW_POSITIONS = 12
 CHUNKS = (1, 7, 64)
 # After the token at each position, [V].
 Logits = dict[int, np.ndarray]
