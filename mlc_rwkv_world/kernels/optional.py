@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import tirx
+
+from mlc_rwkv_world.kernels.signature import TensorType
 
 
 def without(func: tirx.PrimFunc, *names: str) -> tirx.PrimFunc:
@@ -21,3 +25,8 @@ def without(func: tirx.PrimFunc, *names: str) -> tirx.PrimFunc:
         if param in buffers or not (param in func.buffer_map or param.name in names)
     ]
     return tirx.PrimFunc(kept, func.body, func.ret_type, buffers, func.attrs, func.span)
+
+
+def padded(types: Sequence[TensorType], most: int) -> list[TensorType]:
+    """`types` of parameters, up to `most` of them: what is left out is of any type."""
+    return [*types, *[types[0]] * (most - len(types))]

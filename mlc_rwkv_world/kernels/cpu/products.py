@@ -12,7 +12,7 @@ from mlc_rwkv_world.kernels.cpu.mix import storing
 from mlc_rwkv_world.kernels.cpu.product import Product
 from mlc_rwkv_world.kernels.cpu.several import Act, Ended, Several, unchanged
 from mlc_rwkv_world.kernels.inputs import Inputs
-from mlc_rwkv_world.kernels.optional import without
+from mlc_rwkv_world.kernels.optional import padded, without
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
 
@@ -39,15 +39,14 @@ class End:
 
 def products(sig: Signature, ends: Sequence[End]) -> tirx.PrimFunc:
     """(inputs..., weights...) -> results, [T, N] each, for one to seven products."""
-    count, most = len(ends), len(_INPUTS)
+    count = len(ends)
     given, weights = sig.args[:count], sig.args[count:]
     each_type = zip(ends, given, weights, sig.stored, sig.outs, strict=True)
     ended = [_ended(sig, *one) for one in each_type]
     large = sum(not end.small for end in ends)
     several = Several(ended[:large], ended[large:])
     run, tasks = several.task(), several.tasks
-    # What is left out is of any type.
-    x, w, out = ([*types, *[types[0]] * (most - count)] for types in (given, weights, sig.outs))
+    x, w, out = (padded(types, len(_INPUTS)) for types in (given, weights, sig.outs))
 
     @T.prim_func(s_tir=True)
     def kernel(

@@ -12,3 +12,18 @@ ACTS: dict[str, Callable[[Any], Any]] = {
     "sigmoid": T.sigmoid,
     "tanh": T.tanh,
 }
+
+
+def unchanged(total: Any, _: Any) -> Any:
+    """The sum of a product without a residual."""
+    return total
+
+
+def relu_square(total: Any, _: Any) -> Any:
+    """relu(sum)^2, without a residual."""
+    return T.max(total, T.float32(0)) * T.max(total, T.float32(0))
+
+
+def added(total: Any, residual: Any) -> Any:
+    """residual + sum."""
+    return T.cast(residual, "float32") + total

@@ -95,13 +95,19 @@ class Streamed:
 
 
 @T.inline
+def sum_over_lanes(total, i, lanes):  # type: ignore[no-untyped-def]
+    """Replaces `total[i]` of each lane by the sum over `lanes` neighbours, a power of two."""
+    for d in T.unroll(lanes.bit_length() - 1):
+        total[i] = total[i] + T.tvm_warp_shuffle_xor(
+            T.uint32(0xFFFFFFFF), total[i], lanes // 2 >> d, WARP, WARP
+        )
+
+
+@T.inline
 def sum_over_warp(total, count):  # type: ignore[no-untyped-def]
     """Replaces `total[0 .. count]` of each lane by the sums over its warp."""
     for i in T.unroll(count):
-        for d in T.unroll(5):
-            total[i] = total[i] + T.tvm_warp_shuffle_xor(
-                T.uint32(0xFFFFFFFF), total[i], 16 >> d, WARP, WARP
-            )
+        sum_over_lanes(total, i, WARP)
 
 
 def _field(word: Any, position: int, stored: Stored) -> Any:

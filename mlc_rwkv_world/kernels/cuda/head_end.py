@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels import formulas
-from mlc_rwkv_world.kernels.cuda.dot import WARP
+from mlc_rwkv_world.kernels.cuda.dot import WARP, sum_over_lanes
 from mlc_rwkv_world.kernels.optional import without
 from mlc_rwkv_world.kernels.signature import Signature
 
@@ -82,10 +82,7 @@ class Ending:
             for i in T.unroll(turns):
                 if size % WARP == 0 or i * WARP + lane < size:
                     total[at] = total[at] + value(i * WARP + lane)
-            for d in T.unroll(5):
-                total[at] = total[at] + T.tvm_warp_shuffle_xor(
-                    T.uint32(0xFFFFFFFF), total[at], 16 >> d, WARP, WARP
-                )
+            sum_over_lanes(total, at, WARP)
 
         @T.inline
         def body(

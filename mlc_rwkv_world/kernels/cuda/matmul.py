@@ -18,7 +18,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.cuda.acts import ACTS
+from mlc_rwkv_world.kernels.cuda.acts import ACTS, added, relu_square, unchanged
 from mlc_rwkv_world.kernels.cuda.dot import WARP, Streamed
 from mlc_rwkv_world.kernels.cuda.intrinsics import (
     copy_async,
@@ -29,7 +29,7 @@ from mlc_rwkv_world.kernels.cuda.intrinsics import (
     unpack,
 )
 from mlc_rwkv_world.kernels.cuda.unrolled import each
-from mlc_rwkv_world.kernels.optional import without
+from mlc_rwkv_world.kernels.optional import padded, without
 from mlc_rwkv_world.kernels.signature import Signature, TensorType
 from mlc_rwkv_world.storage import Stored
 
@@ -103,21 +103,17 @@ def _takes(x: TensorType, stored: Stored) -> bool:
 
 def matmul(sig: Signature) -> tirx.PrimFunc:
     """(x [M, K], weight...) -> [M, N] in the type of the signature's result; any M."""
-    return _matmul(sig, lambda total, _: total)
+    return _matmul(sig, unchanged)
 
 
 def matmul_relu_square(sig: Signature) -> tirx.PrimFunc:
     """(x [M, K], weight...) -> relu(product)^2."""
-
-    def relu_square(total: Any, _: Any) -> Any:
-        return T.max(total, T.float32(0)) * T.max(total, T.float32(0))
-
     return _matmul(sig, relu_square)
 
 
 def matmul_add(sig: Signature) -> tirx.PrimFunc:
     """(x [M, K], weight..., residual [M, N]) -> residual + product."""
-    return _matmul(sig, lambda total, residual: T.cast(residual, "float32") + total)
+    return _matmul(sig, added)
 
 
 def _matmul(sig: Signature, following: Callable[[Any, Any], Any]) -> tirx.PrimFunc:
@@ -169,12 +165,8 @@ def several(sig: Signature, acts: Sequence[str]) -> tirx.PrimFunc:
     (few, small), (some, middle), (_, large) = TILES
     run_small, run_middle, run_large = (_run(t, weights) for t in (small, middle, large))
 
-    def types(kind: Sequence[TensorType]) -> list[TensorType]:
-        # What is left out is of any type.
-        return [*kind, *[kind[0]] * (MOST - count)]
-
-    x, w = types(sig.args[:count]), types(words)
-    s, y = types(sig.args[count + 1 : 3 * count : 2]), types(sig.outs)
+    scale_types = sig.args[count + 1 : 3 * count : 2]
+    x, w, s, y = (padded(types, MOST) for types in (sig.args[:count], words, scale_types, sig.outs))
 
     @T.prim_func(s_tir=True)
     def kernel(

@@ -12,6 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from mlc_rwkv_world.kernels.cuda.acts import added, relu_square, unchanged
 from mlc_rwkv_world.kernels.cuda.dot import WARP, Stream, Streamed, pipeline, sum_over_warp
 from mlc_rwkv_world.kernels.cuda.unrolled import each
 from mlc_rwkv_world.kernels.optional import without
@@ -163,21 +164,17 @@ class Rows:
 
 def matvec(sig: Signature) -> tirx.PrimFunc:
     """(x, weight, scale) -> product; a plain weight may come without a scale."""
-    return _matvec(sig, lambda total, _: total)
+    return _matvec(sig, unchanged)
 
 
 def matvec_relu_square(sig: Signature) -> tirx.PrimFunc:
     """(x, weight, scale) -> relu(product)^2."""
-
-    def relu_square(total: Any, _: Any) -> Any:
-        return T.max(total, T.float32(0)) * T.max(total, T.float32(0))
-
     return _matvec(sig, relu_square)
 
 
 def matvec_add(sig: Signature) -> tirx.PrimFunc:
     """(x, weight, scale, residual) -> residual + product."""
-    return _matvec(sig, lambda total, residual: T.cast(residual, "float32") + total)
+    return _matvec(sig, added)
 
 
 def _matvec(sig: Signature, following: Callable[[Any, Any], Any]) -> tirx.PrimFunc:

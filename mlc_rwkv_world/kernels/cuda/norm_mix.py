@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.common.layer_norm import reference as layer_norm
 from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
-from mlc_rwkv_world.kernels.cuda.dot import WARP
+from mlc_rwkv_world.kernels.cuda.dot import WARP, sum_over_lanes
 from mlc_rwkv_world.kernels.cuda.unrolled import each
 from mlc_rwkv_world.kernels.formulas import token_shift
 from mlc_rwkv_world.kernels.optional import without
@@ -50,10 +50,7 @@ def reference(
 @T.inline
 def _sum_over_block(value, parts, warps, warp, lane):  # type: ignore[no-untyped-def]
     """Replaces `value[0]` by its sum over the block's threads."""
-    for d in T.unroll(5):
-        value[0] = value[0] + T.tvm_warp_shuffle_xor(
-            T.uint32(0xFFFFFFFF), value[0], 16 >> d, WARP, WARP
-        )
+    sum_over_lanes(value, 0, WARP)
     if lane == 0:
         parts[warp] = value[0]
     T.tvm_storage_sync("shared")

@@ -17,8 +17,8 @@ from mlc_rwkv_world.kernels.cuda.acts import ACTS
 from mlc_rwkv_world.kernels.cuda.dot import WARP, Streamed
 from mlc_rwkv_world.kernels.cuda.matvec import WARPS, Rows
 from mlc_rwkv_world.kernels.cuda.unrolled import each
-from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.kernels.optional import padded, without
+from mlc_rwkv_world.kernels.signature import Signature
 
 _PARAMETERS = {kind: tuple(f"{kind}_{letter}" for letter in "abcdefg") for kind in "xwsy"}
 # The most products that there are, and that share blocks.
@@ -71,12 +71,8 @@ def several_rows(sig: Signature, acts: Sequence[str]) -> tirx.PrimFunc:
     scales_shape, scales_type = _largest([shape for shape, _ in scale_rings]), scale_rings[0][1]
     parts_shape = _largest([plan.parts for plan in plans])
 
-    def types(kind: Sequence[TensorType]) -> list[TensorType]:
-        # What is left out is of any type.
-        return [*kind, *[kind[0]] * (MOST - count)]
-
-    x, w = types(sig.args[:count]), types(sig.args[count : 3 * count : 2])
-    s, y = types(sig.args[count + 1 : 3 * count : 2]), types(sig.outs)
+    words, scale_types = (sig.args[count + i : 3 * count : 2] for i in (0, 1))
+    x, w, s, y = (padded(types, MOST) for types in (sig.args[:count], words, scale_types, sig.outs))
 
     @T.prim_func(s_tir=True)
     def kernel(

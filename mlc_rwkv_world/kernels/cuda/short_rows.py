@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.cuda.dot import word_dot
+from mlc_rwkv_world.kernels.cuda.dot import sum_over_lanes, word_dot
 from mlc_rwkv_world.storage import Stored
 
 _PIECE = 16
@@ -85,7 +85,4 @@ def _values(x: Any, first: Any, count: int) -> list[Any]:
 def sum_over_sharers(total, count):  # type: ignore[no-untyped-def]
     """Replaces `total[0 .. count]` of each lane by the sums over those that share its row."""
     for i in T.unroll(count):
-        for d in T.unroll(2):
-            total[i] = total[i] + T.tvm_warp_shuffle_xor(
-                T.uint32(0xFFFFFFFF), total[i], 2 >> d, 32, 32
-            )
+        sum_over_lanes(total, i, SHARERS)

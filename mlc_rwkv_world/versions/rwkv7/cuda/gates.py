@@ -14,11 +14,11 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from mlc_rwkv_world.kernels.cuda.dot import WARP
+from mlc_rwkv_world.kernels.cuda.dot import WARP, sum_over_lanes
 from mlc_rwkv_world.kernels.cuda.short_rows import SHARERS, Short, sum_over_sharers
 from mlc_rwkv_world.kernels.cuda.unrolled import each
-from mlc_rwkv_world.kernels.optional import without
-from mlc_rwkv_world.kernels.signature import Signature, TensorType
+from mlc_rwkv_world.kernels.optional import padded, without
+from mlc_rwkv_world.kernels.signature import Signature
 from mlc_rwkv_world.versions.rwkv7.reference import DECAY_RATE, LEAST_NORM
 
 # Channels of a block of a step.
@@ -117,12 +117,7 @@ def gates_of_hidden(sig: Signature, size: int, *, shared: bool) -> tirx.PrimFunc
     dots = [Short(*one).dot() for one in zip(sig.stored, ranks, strict=True)]
     threads, slices = CHANNELS * SHARERS, width // CHANNELS
     removed_norm, store = _norm(size), _store(shared)
-
-    def types(kind: Sequence[TensorType]) -> list[TensorType]:
-        # What is left out is of any type.
-        return [*kind, *[kind[0]] * (4 - count)]
-
-    h, w2, s2 = types(hidden), types(pairs[::2]), types(pairs[1::2])
+    h, w2, s2 = (padded(types, len(LETTERS)) for types in (hidden, pairs[::2], pairs[1::2]))
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -203,10 +198,7 @@ def _norm(size: int) -> Callable[..., None]:
             if size % WARP == 0 or i * WARP + lane < size:
                 c = T.meta_var(base + i * WARP + lane)
                 norm[0] = norm[0] + k[row, c] * k_k[c] * (k[row, c] * k_k[c])
-        for d in T.unroll(5):
-            norm[0] = norm[0] + T.tvm_warp_shuffle_xor(
-                T.uint32(0xFFFFFFFF), norm[0], 16 >> d, WARP, WARP
-            )
+        sum_over_lanes(norm, 0, WARP)
         norm[0] = T.float32(1) / T.max(T.sqrt(norm[0]), T.float32(LEAST_NORM))
 
     chosen: Callable[..., None] = body
