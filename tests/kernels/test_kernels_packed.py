@@ -72,7 +72,7 @@ def _arithmetics(stored: str) -> list[str]:
 
 
 PACKS: dict[str, Case] = {
-    f"pack_{stored}_{n}_{k}": _pack(n, k, stored) for n, k in SIZES[:2] for stored in STORED
+    f"pack_{stored}_{n}_{k}": _pack(n, k, stored) for n, k in SIZES[:3] for stored in STORED
 }
 PRODUCTS: dict[str, tuple[int, int, str, str]] = {
     f"{stored}_{arithmetic}_{n}_{k}": (n, k, stored, arithmetic)
@@ -83,7 +83,7 @@ PRODUCTS: dict[str, tuple[int, int, str, str]] = {
 }
 NARROWS: dict[str, Case] = {
     f"narrow_{stored}_{n}_{k}": _pack(n, k, stored, BFLOAT16)
-    for n, k in [*SIZES[:2], (33, 2)]
+    for n, k in [*SIZES[:3], (33, 2)]
     for stored in (F16, F32)
 }
 INPUTS: dict[str, Case] = {

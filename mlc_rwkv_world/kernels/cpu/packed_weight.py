@@ -79,34 +79,40 @@ def reference_grouped(
 
 
 def pack(sig: Signature) -> tirx.PrimFunc:
-    """(weight) or (words, scales) -> packed, which the signature's only `stored` describes."""
+    """(weight) or (words, scales) -> packed, which the signature's only `stored` describes.
+
+    Weights of all sizes share a kernel, but that one which ends within a block has its own, as has
+    one whose columns are no whole cache lines: so a library has few of them.
+    """
     (stored,) = sig.stored
     return _pack_grouped(sig, stored) if stored.form == RECORDS else _pack_plain(sig, stored)
 
 
 def _pack_plain(sig: Signature, stored: Stored) -> tirx.PrimFunc:
-    rows, inner = sig.args[0].static(0), sig.args[0].static(1)
-    dtype, out_dtype, blocks = sig.args[0].dtype, sig.outs[0].dtype, sig.outs[0].static(0)
+    dtype, out_dtype = sig.args[0].dtype, sig.outs[0].dtype
+    whole = sig.args[0].static(0) % ROWS == 0
     # Columns that lie side by side.
     side = sig.outs[0].static(2) // ROWS
     # All of a cache line at once: the same columns of 32 rows share few of the cache's sets.
-    tile = math.gcd(inner, 32)
+    tile = math.gcd(sig.args[0].static(1), 32)
 
     def converted(value: Any) -> Any:
         narrow = stored.form == PAIRS
         return bfloat16.rounded(T.Cast("float32", value), 1) if narrow else value
 
+    def taken(weight: Any, row: Any, rows: Any, column: Any) -> Any:
+        value = converted(weight[row, column])
+        return value if whole else T.if_then_else(row < rows, value, T.cast(0, out_dtype))
+
     @T.prim_func(s_tir=True)
-    def kernel(
-        weight: T.Buffer((rows, inner), dtype),
-        out: T.Buffer((blocks, inner // side, side * ROWS), out_dtype),
-    ) -> None:
+    def kernel(var_weight: T.handle, var_out: T.handle) -> None:
+        rows, inner, blocks, columns = T.int64(), T.int64(), T.int64(), T.int64()
+        weight = T.match_buffer(var_weight, (rows, inner), dtype)
+        out = T.match_buffer(var_out, (blocks, columns, side * ROWS), out_dtype)
         for block in T.parallel(blocks):
             for step, r, k in T.grid(inner // tile, ROWS, tile):
-                out[block, (step * tile + k) // side, side * r + k % side] = T.if_then_else(
-                    block * ROWS + r < rows,
-                    converted(weight[block * ROWS + r, step * tile + k]),
-                    T.cast(0, out_dtype),
+                out[block, (step * tile + k) // side, side * r + k % side] = taken(
+                    weight, block * ROWS + r, rows, step * tile + k
                 )
 
     return kernel
@@ -127,40 +133,42 @@ def _rearranged(word: Any, bits: int) -> Any:
 
 
 def _pack_grouped(sig: Signature, stored: Stored) -> tirx.PrimFunc:
-    rows, groups = sig.args[1].static(0), sig.args[1].static(1)
+    whole, record = sig.args[1].static(0) % ROWS == 0, sig.outs[0].static(2)
     bits, scale_dtype, extra = stored.bits, stored.dtype, stored.scale_words
-    blocks, record = sig.outs[0].static(0), sig.outs[0].static(2)
     per_word, width = ROWS // extra, lanes(sig.target)
     # Scales are moved as they are stored, `per_word` of them in a word.
     half = f"uint{32 // per_word}"
 
+    def taken(words: Any, row: Any, rows: Any, column: Any) -> Any:
+        if whole:
+            return _rearranged(words[row, column], bits)
+        # All are read, since a vector's rows are read together.
+        word = words[T.min(row, rows - 1), column]
+        return T.Select(row < rows, _rearranged(word, bits), T.uint32(0))
+
+    def scale(scales: Any, row: Any, rows: Any, group: Any, h: Any) -> Any:
+        word = T.cast(T.reinterpret(half, scales[row, group]), "uint32")
+        word = word << T.cast(h * (32 // per_word), "uint32")
+        return word if whole else T.if_then_else(row < rows, word, T.uint32(0))
+
     @T.prim_func(s_tir=True)
-    def kernel(
-        words: T.Buffer((rows, groups * bits), "uint32"),
-        scales: T.Buffer((rows, groups), scale_dtype),
-        out: T.Buffer((blocks, groups, record), "uint32"),
-    ) -> None:
+    def kernel(var_words: T.handle, var_scales: T.handle, var_out: T.handle) -> None:
+        rows, columns, groups, blocks = T.int64(), T.int64(), T.int64(), T.int64()
+        words = T.match_buffer(var_words, (rows, columns), "uint32")
+        scales = T.match_buffer(var_scales, (rows, groups), scale_dtype)
+        out = T.match_buffer(var_out, (blocks, groups, record), "uint32")
         for block in T.parallel(blocks):
             for g in range(groups):
                 for v, j in T.grid(ROWS // width, bits):
                     for r in T.vectorized(width):
-                        out[block, g, v * width * bits + j * width + r] = T.Select(
-                            block * ROWS + v * width + r < rows,
-                            _rearranged(
-                                words[T.min(block * ROWS + v * width + r, rows - 1), g * bits + j],
-                                bits,
-                            ),
-                            T.uint32(0),
+                        out[block, g, v * width * bits + j * width + r] = taken(
+                            words, block * ROWS + v * width + r, rows, g * bits + j
                         )
                 for i in range(extra):
                     out[block, g, bits * ROWS + i] = T.uint32(0)
                     for h in range(per_word):
-                        if block * ROWS + i * per_word + h < rows:
-                            out[block, g, bits * ROWS + i] = out[
-                                block, g, bits * ROWS + i
-                            ] | T.cast(
-                                T.reinterpret(half, scales[block * ROWS + i * per_word + h, g]),
-                                "uint32",
-                            ) << T.cast(h * (32 // per_word), "uint32")
+                        out[block, g, bits * ROWS + i] = out[block, g, bits * ROWS + i] | scale(
+                            scales, block * ROWS + i * per_word + h, rows, g, h
+                        )
 
     return kernel
