@@ -87,20 +87,27 @@ _ROOM = 32 << 20
 
 
 # Passes of TVM's that leave a CPU's kernels as they are, and take half of the time before LLVM's:
-# what concerns threads of a GPU, types that no kernel has, and what LLVM does anyway.
+# what concerns threads of a GPU, types and annotations that no kernel has, and what LLVM does
+# anyway.
 _IDLE = (
     "CompactBufferAllocation",
     "FP8ComputeLegalize",
     "FP8StorageLegalize",
     "HoistIfThenElse",
     "InferFragment",
+    "InjectDoubleBuffer",
+    "InjectPermutedLayout",
+    "InjectSoftwarePipeline",
     "InjectVirtualThread",
+    "LowerAutoCopy",
     "LowerThreadAllreduce",
     "LowerVtcmAlloc",
     "MergeSharedMemoryAllocations",
     "RemoveNoOp",
     "RenormalizeSplitPattern",
     "ThreadSync",
+    "TransformMmaBufferLayout",
+    "UnifyThreadBinding",
 )
 # The names of rooms in which TVM's releases keep them.
 _ROOMS = ("s_tir", "tirx", "tir")

@@ -31,9 +31,11 @@ class FP32Layers:
         self.blocks = frozenset(blocks)
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        if not self.blocks:
+            return mod
         if missing := self.blocks - _blocks(mod):
             raise ValueError(f"fp32_layers: the model has no block {min(missing)}.")
-        return _Widener(mod, self.blocks).run() if self.blocks else mod
+        return _Widener(mod, self.blocks).run()
 
 
 def _blocks(mod: IRModule) -> set[int]:
