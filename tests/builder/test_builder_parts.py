@@ -125,7 +125,12 @@ def test_a_template_can_be_chosen(source: Path, tmp_path: Path) -> None:
 def test_parts_make_the_same_artifact(
     source: Path, built: Artifact, dist: Path, library_first: bool
 ) -> None:
-    parts: list[dict[str, Any]] = [{"library": False}, {"weights": False}]
+    # As `test_library_of_an_earlier_build_is_reused`, once.
+    reused = built.libraries[0] if library_first else None
+    parts: list[dict[str, Any]] = [
+        {"library": False},
+        {"weights": False, "reuse_lib": reused},
+    ]
     first, second = parts[:: -1 if library_first else 1]
     artifact = build_tiny(source, dist, **first)
     assert artifact.libraries == (() if not library_first else (dist / NAME / LIBRARY,))
@@ -199,11 +204,12 @@ def test_library_of_another_model_is_not_reused(
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"library": False}], ids=["all", "weights"])
 def test_a_failed_build_leaves_the_older_artifact(
-    broken: Path, dist: Path, older: Path, options: dict[str, Any]
+    broken: Path, built: Artifact, dist: Path, older: Path, options: dict[str, Any]
 ) -> None:
     before = contents(older)
+    reused = None if options else built.libraries[0]
     with pytest.raises(CheckpointError, match=r"tiny\.pth.*head\.weight"):
-        build_tiny(broken, dist, **options)
+        build_tiny(broken, dist, reuse_lib=reused, **options)
     assert contents(older) == before
     assert {path.name for path in dist.iterdir()} == {NAME}
 
@@ -266,13 +272,15 @@ def _texts(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_what_a_build_does_not_write_stays(source: Path, dist: Path, older: Path) -> None:
+def test_what_a_build_does_not_write_stays(
+    source: Path, built: Artifact, dist: Path, older: Path
+) -> None:
     (older / f"{NAME}-cuda.so").write_bytes(b"for another machine")
     (older / "notes").mkdir()
     (older / "notes" / "mine.txt").write_text("mine")
     (older / "link").symlink_to("notes/mine.txt")
     (older / "params" / "stale.bin").write_bytes(b"of an older build")
-    build_tiny(source, dist)
+    build_tiny(source, dist, reuse_lib=built.libraries[0])
     assert (older / f"{NAME}-cuda.so").read_bytes() == b"for another machine"
     assert (older / "link").read_text() == "mine"
     assert (older / "link").is_symlink()
@@ -281,7 +289,7 @@ def test_what_a_build_does_not_write_stays(source: Path, dist: Path, older: Path
 
 @pytest.mark.slow
 def test_a_build_lists_its_own_libraries_and_no_others(
-    source: Path, dist: Path, older: Path
+    source: Path, built: Artifact, dist: Path, older: Path
 ) -> None:
     """Else a stranger's library would become the user's own by a build in the same place."""
     stray = older / f"{NAME}-cuda.so"
@@ -296,7 +304,7 @@ def test_a_build_lists_its_own_libraries_and_no_others(
     assert list(find(older).libraries) == []
     assert {note.split()[0] for note in artifact.notes} == {str(stray), str(older / LIBRARY)}
     assert stray.read_bytes() == b"a program"
-    build_tiny(source, dist)
+    build_tiny(source, dist, reuse_lib=built.libraries[0])
     assert list(find(NAME).libraries) == list(find(older).libraries) == [older / LIBRARY]
 
 
@@ -338,13 +346,13 @@ def test_another_configuration_in_place_of_an_older_one(
 
 @pytest.mark.slow
 def test_an_older_configuration_that_has_no_form_in_utf8(
-    source: Path, dist: Path, older: Path
+    source: Path, built: Artifact, dist: Path, older: Path
 ) -> None:
     path = older / "params/mlc-chat-config.json"
     content = json.loads(path.read_text())
     path.unlink()
     path.write_text(json.dumps({**content, "author": "\ud800"}))
-    build_tiny(source, dist, weights=False)
+    build_tiny(source, dist, weights=False, reuse_lib=built.libraries[0])
     assert json.loads(path.read_text())["author"] == "\ud800"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -172,6 +173,11 @@ def test_stock_functions_keep_their_parameters() -> None:
         )
 
 
+def _without(mod: IRModule, *names: str) -> IRModule:
+    left = {gvar: func for gvar, func in mod.functions_items() if name_of(gvar) not in names}
+    return IRModule(left, attrs=mod.attrs)
+
+
 class _Module:
     """The small model's library and random parameters for its functions."""
 
@@ -185,13 +191,14 @@ class _Module:
             "float32",
             arithmetic.resolve(how, chosen, fmt, "float32"),
         )
+        # Without what is not called here: an engine's functions, and stock's for batches.
         mod = pipeline.run(
-            small_module(quantization, "float32"),
+            _without(small_module(quantization, "float32"), "batch_prefill", "batch_decode"),
             chosen.target,
             config,
             described,
             None,
-            additions=STOCK,
+            additions=dataclasses.replace(STOCK, passes=lambda target, config: ()),
         )
         path = folder / "library.so"
         library.write(mod, chosen, path)
