@@ -30,10 +30,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import h11
 import httpx
 
 _READY = re.compile(r"http://[^/]+/v1")
@@ -48,11 +50,41 @@ _PROMPT = (
 
 @dataclass
 class Streamed:
-    """When an answer was asked for, when its texts came, and how many tokens it has."""
+    """When an answer was asked for, and what came when, as it came.
+
+    It is read when all is over: what a client computes meanwhile it takes from the server.
+    """
 
     asked: float
-    times: list[float] = field(default_factory=list)
-    tokens: int = 0
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)
+
+    @cached_property
+    def events(self) -> list[tuple[float, dict[str, Any]]]:
+        """The events of the answer, and when the last byte of each had come."""
+        reader = h11.Connection(h11.CLIENT)
+        reader.send(h11.Request(method="POST", target="/", headers=[("Host", "localhost")]))
+        reader.send(h11.EndOfMessage())
+        found, rest = [], b""
+        for at, piece in self.pieces:
+            reader.receive_data(piece)
+            while isinstance(part := reader.next_event(), h11.Response | h11.Data):
+                if isinstance(part, h11.Response):
+                    assert part.status_code == 200, f"the server answers {part.status_code}"
+                    continue
+                *lines, rest = (rest + part.data).split(b"\n")
+                found += [(at, json.loads(one[6:])) for one in lines if one.startswith(b"data: {")]
+        return found
+
+    @cached_property
+    def times(self) -> list[float]:
+        """When texts came."""
+        return [at for at, event in self.events if event["choices"]]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the answer has, as the server says; 0 while it says nothing."""
+        usages = [event["usage"] for _, event in self.events if event.get("usage")]
+        return int(usages[-1]["completion_tokens"]) if usages else 0
 
     @property
     def first(self) -> float:
@@ -130,21 +162,20 @@ class Client:
         return body if self._model is None else {**body, "model": self._model}
 
     async def stream(self, body: dict[str, Any], found: Streamed | None = None) -> Streamed:
-        """Ask, and note when texts come, in `found` where that is given."""
+        """Ask, and note what comes, in `found` where that is given."""
+        address, data = httpx.URL(f"{self._url}/completions"), json.dumps(body).encode()
+        head = (
+            f"POST {address.path} HTTP/1.1\r\nHost: {address.host}\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
         found = found or Streamed(time.perf_counter())
-        async with (
-            httpx.AsyncClient(timeout=None) as client,
-            client.stream("POST", f"{self._url}/completions", json=body) as response,
-        ):
-            response.raise_for_status()
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                event = json.loads(line[6:])
-                if event.get("usage"):
-                    found.tokens = event["usage"]["completion_tokens"]
-                if event["choices"]:
-                    found.times.append(time.perf_counter())
+        reader, writer = await asyncio.open_connection(address.host, address.port or 80)
+        try:
+            writer.write(head.encode() + data)
+            while piece := await reader.read(1 << 16):
+                found.pieces.append((time.perf_counter(), piece))
+        finally:
+            writer.close()
         return found
 
     async def together(self, streams: int, tokens: int) -> list[Streamed]:
@@ -180,16 +211,17 @@ async def beside_a_long_prompt(client: Client, length: int) -> dict[str, float]:
     """
     talk = Streamed(time.perf_counter())
     talking = asyncio.ensure_future(client.stream(client.body(10**5), talk))
-    while len(talk.times) < 40:
+    while len(talk.pieces) < 40:
         await asyncio.sleep(0.05)
-    step = statistics.median(b - a for a, b in pairwise(talk.times[5:]))
-    before = len(talk.times)
     ids = [300 + (int(time.time()) + 7 * i) % 20000 for i in range(length)]
     first = await client.stream(client.body(1, ids))
-    gaps = sorted(b - a for a, b in pairwise(talk.times[before:]))
     talking.cancel()
     with suppress(asyncio.CancelledError):
         await talking
+    usual = [at for at in talk.times if at < first.asked]
+    beside = [at for at in talk.times if first.asked <= at <= first.times[-1]]
+    step = statistics.median(b - a for a, b in pairwise(usual[5:]))
+    gaps = sorted(b - a for a, b in pairwise([usual[-1], *beside]))
     alone = [300 + (int(time.time()) + 11 * i) % 20000 for i in range(length)]
     cold = await client.stream(client.body(1, alone))
     warm = await client.stream(client.body(1, alone))
