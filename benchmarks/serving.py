@@ -18,22 +18,25 @@ same clients ask the same in the same rounds; `peer_total` and `peer_first` are 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import re
+import selectors
 import shlex
+import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import h11
 import httpx
 
 _READY = re.compile(r"http://[^/]+/v1")
@@ -48,11 +51,42 @@ _PROMPT = (
 
 @dataclass
 class Streamed:
-    """When an answer was asked for, when its texts came, and how many tokens it has."""
+    """When an answer was asked for, and what came when, as it came.
+
+    It is read when all is over: what a client computes meanwhile it takes from the server.
+    """
 
     asked: float
-    times: list[float] = field(default_factory=list)
-    tokens: int = 0
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)
+    over: bool = False
+
+    @cached_property
+    def events(self) -> list[tuple[float, dict[str, Any]]]:
+        """The events of the answer, and when the last byte of each had come."""
+        reader = h11.Connection(h11.CLIENT)
+        reader.send(h11.Request(method="POST", target="/", headers=[("Host", "localhost")]))
+        reader.send(h11.EndOfMessage())
+        found, rest = [], b""
+        for at, piece in self.pieces:
+            reader.receive_data(piece)
+            while isinstance(part := reader.next_event(), h11.Response | h11.Data):
+                if isinstance(part, h11.Response):
+                    assert part.status_code == 200, f"the server answers {part.status_code}"
+                    continue
+                *lines, rest = (rest + part.data).split(b"\n")
+                found += [(at, json.loads(one[6:])) for one in lines if one.startswith(b"data: {")]
+        return found
+
+    @cached_property
+    def times(self) -> list[float]:
+        """When texts came."""
+        return [at for at, event in self.events if event["choices"]]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the answer has, as the server says; 0 while it says nothing."""
+        usages = [event["usage"] for _, event in self.events if event.get("usage")]
+        return int(usages[-1]["completion_tokens"]) if usages else 0
 
     @property
     def first(self) -> float:
@@ -106,8 +140,9 @@ class Client:
         self._url = url
         self._model = model
         self._asked = int(time.time()) % 10**6 * 1000
+        self._open = selectors.DefaultSelector()
 
-    def body(self, tokens: int, prompt: str | list[int] | None = None) -> dict[str, Any]:
+    def body(self, tokens: int, prompt: list[int] | None = None) -> dict[str, Any]:
         """A request that none was equal to; the answer has `tokens` tokens."""
         self._asked += 1
         body = {
@@ -129,27 +164,51 @@ class Client:
         }
         return body if self._model is None else {**body, "model": self._model}
 
-    async def stream(self, body: dict[str, Any], found: Streamed | None = None) -> Streamed:
-        """Ask, and note when texts come, in `found` where that is given."""
-        found = found or Streamed(time.perf_counter())
-        async with (
-            httpx.AsyncClient(timeout=None) as client,
-            client.stream("POST", f"{self._url}/completions", json=body) as response,
-        ):
-            response.raise_for_status()
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                event = json.loads(line[6:])
-                if event.get("usage"):
-                    found.tokens = event["usage"]["completion_tokens"]
-                if event["choices"]:
-                    found.times.append(time.perf_counter())
-        return found
+    def ask(self, body: dict[str, Any]) -> Streamed:
+        """Ask; what comes is noted while the client waits."""
+        address, data = httpx.URL(f"{self._url}/completions"), json.dumps(body).encode()
+        head = (
+            f"POST {address.path} HTTP/1.1\r\nHost: {address.host}\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        streamed = Streamed(time.perf_counter())
+        connection = socket.create_connection((address.host, address.port or 80))
+        connection.sendall(head.encode() + data)
+        self._open.register(connection, selectors.EVENT_READ, streamed)
+        return streamed
 
-    async def together(self, streams: int, tokens: int) -> list[Streamed]:
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Note what comes of all that was asked."""
+        while not until():
+            for key, _ in self._open.select():
+                assert isinstance(key.fileobj, socket.socket)
+                if piece := key.fileobj.recv(1 << 16):
+                    key.data.pieces.append((time.perf_counter(), piece))
+                else:
+                    self._leave(key)
+
+    def leave(self) -> None:
+        """Wait for nothing more."""
+        for key in list(self._open.get_map().values()):
+            self._leave(key)
+
+    def _leave(self, key: selectors.SelectorKey) -> None:
+        assert isinstance(key.fileobj, socket.socket)
+        self._open.unregister(key.fileobj)
+        key.fileobj.close()
+        key.data.over = True
+
+    def answer(self, tokens: int, prompt: list[int] | None = None) -> Streamed:
+        """One answer."""
+        streamed = self.ask(self.body(tokens, prompt))
+        self.wait(lambda: streamed.over)
+        return streamed
+
+    def together(self, streams: int, tokens: int) -> list[Streamed]:
         """So many answers at once."""
-        return await asyncio.gather(*(self.stream(self.body(tokens)) for _ in range(streams)))
+        found = [self.ask(self.body(tokens)) for _ in range(streams)]
+        self.wait(lambda: all(one.over for one in found))
+        return found
 
 
 def rate(found: list[Streamed]) -> float:
@@ -173,26 +232,22 @@ def busy(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def beside_a_long_prompt(client: Client, length: int) -> dict[str, float]:
+def beside_a_long_prompt(client: Client, length: int) -> dict[str, float]:
     """How late tokens come while a long prompt is read, and how soon it is answered again.
 
     Of one that talks, the 99th percentile of the gaps between two tokens, in its usual gaps.
     """
-    talk = Streamed(time.perf_counter())
-    talking = asyncio.ensure_future(client.stream(client.body(10**5), talk))
-    while len(talk.times) < 40:
-        await asyncio.sleep(0.05)
-    step = statistics.median(b - a for a, b in pairwise(talk.times[5:]))
-    before = len(talk.times)
-    ids = [300 + (int(time.time()) + 7 * i) % 20000 for i in range(length)]
-    first = await client.stream(client.body(1, ids))
-    gaps = sorted(b - a for a, b in pairwise(talk.times[before:]))
-    talking.cancel()
-    with suppress(asyncio.CancelledError):
-        await talking
+    talk = client.ask(client.body(10**5))
+    client.wait(lambda: len(talk.pieces) >= 40)
+    first = client.answer(1, [300 + (int(time.time()) + 7 * i) % 20000 for i in range(length)])
+    client.leave()
+    usual = [at for at in talk.times if at < first.asked]
+    beside = [at for at in talk.times if first.asked <= at <= first.times[-1]]
+    step = statistics.median(b - a for a, b in pairwise(usual[5:]))
+    gaps = sorted(b - a for a, b in pairwise([usual[-1], *beside]))
     alone = [300 + (int(time.time()) + 11 * i) % 20000 for i in range(length)]
-    cold = await client.stream(client.body(1, alone))
-    warm = await client.stream(client.body(1, alone))
+    cold = client.answer(1, alone)
+    warm = client.answer(1, alone)
     return {
         "step_ms": 1e3 * step,
         "p99_gap_in_steps": gaps[int(0.99 * (len(gaps) - 1))] / step,
@@ -222,7 +277,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
             yield {"streams": streams, **medians}
         if options.long:
-            yield asyncio.run(beside_a_long_prompt(client, options.long))
+            yield beside_a_long_prompt(client, options.long)
 
 
 def a_round(
@@ -233,7 +288,7 @@ def a_round(
     half = tokens // 2
     used = -busy(alone.pid), -busy(serving)
     bare = alone.rate(streams, half)
-    found = asyncio.run(client.together(streams, tokens))
+    found = client.together(streams, tokens)
     bare = (bare + alone.rate(streams, half)) / 2
     used = used[0] + busy(alone.pid), used[1] + busy(serving)
     # Tokens that each decoded, the one before the engine's clock begins too.
@@ -248,7 +303,7 @@ def a_round(
     }
     if peer is None:
         return figures
-    theirs = _totals(asyncio.run(peer.together(streams, tokens)), streams * tokens)
+    theirs = _totals(peer.together(streams, tokens), streams * tokens)
     ratios = {f"{name}_ratio": figures[name] / theirs[name] for name in theirs}
     return {**figures, **{f"peer_{name}": value for name, value in theirs.items()}, **ratios}
 

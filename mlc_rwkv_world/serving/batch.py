@@ -16,7 +16,8 @@ from mlc_rwkv_world.errors import RwkvWorldError, UsageError
 from mlc_rwkv_world.runtime.answer import choose_all
 from mlc_rwkv_world.runtime.engine import Engine
 from mlc_rwkv_world.runtime.sampler import Logits, Sampling, Scores, score
-from mlc_rwkv_world.serving.cache import StateCache, common
+from mlc_rwkv_world.runtime.state import State
+from mlc_rwkv_world.serving.cache import Ids, StateCache, common
 from mlc_rwkv_world.serving.pace import Clock, Pace
 from mlc_rwkv_world.serving.requests import (
     Busy,
@@ -86,6 +87,8 @@ class BatchEngine:
         self._reading: list[Sequence] = []
         self._answering: list[Sequence] = []
         self._prompt_scores: dict[Sequence, list[Scores]] = {}
+        # Of answers that are over: what their states have read, and those.
+        self._to_keep: list[tuple[Sequence, Ids, State]] = []
 
     @property
     def counts(self) -> Counts:
@@ -94,13 +97,14 @@ class BatchEngine:
 
     @property
     def busy(self) -> bool:
-        """Whether there is any request."""
-        return any(self.counts)
+        """Whether there is any request, or a state to be kept."""
+        return any(self.counts) or bool(self._to_keep)
 
     def insert(self, request: Request, sink: Sink) -> Sequence:
         """Take a request; what is given stands for it in `remove`. Raises Busy."""
         if len(self._waiting) >= self.queue + max(0, self.slots - self._taken):
             raise Busy(f"{len(self._waiting)} requests wait already. Try again later.")
+        self._keep_ended()
         keeps = self.cache is not None and request.cached and not request.score_prompt
         sequence = Sequence(request, sink, self._number, self._clock.now, keeps=keeps)
         self._number += 1
@@ -115,6 +119,7 @@ class BatchEngine:
 
     def step(self) -> None:
         """One token for all that answer, and one piece of the prompts."""
+        self._keep_ended()
         self._end_late_ones()
         if self._answering:
             started = time.perf_counter()
@@ -157,6 +162,7 @@ class BatchEngine:
             self.step()
             if len(results) > before:
                 progress(len(results), len(prompts))
+        self._keep_ended()
         return [results[index] for index in range(len(prompts))]
 
     @property
@@ -283,12 +289,17 @@ class BatchEngine:
     def _keep(self, sequence: Sequence) -> None:
         """Put a checkpoint into the cache where one belongs."""
         if sequence.is_checkpoint():
-            self._put(sequence)
+            self._put(sequence, sequence.ids_read(), sequence.current_state)
 
-    def _put(self, sequence: Sequence) -> None:
-        ids, cache = sequence.ids_read(), self.cache
-        if cache is not None and not cache.holds(ids, sequence.origin):
-            cache.put(ids, sequence.current_state.numpy(), sequence.origin)
+    def _keep_ended(self) -> None:
+        """Put what answers have ended with into the cache: after everybody was told of the end."""
+        ended, self._to_keep = self._to_keep, []
+        for one in ended:
+            self._put(*one)
+
+    def _put(self, sequence: Sequence, ids: Ids, state: State) -> None:
+        if self.cache is not None and not self.cache.holds(ids, sequence.origin):
+            self.cache.put(ids, state.numpy(), sequence.origin)
 
     def _go_on(self, sequences: list[Sequence], logits: Logits) -> None:
         """Take what follows by a row of `logits` each: a scored prompt's token, or a choice."""
@@ -361,7 +372,7 @@ class BatchEngine:
     def _finish(self, sequence: Sequence, reason: Reason) -> None:
         if sequence.keeps and sequence.answer is not None:
             # Whoever goes on with this conversation goes on from here.
-            self._put(sequence)
+            self._to_keep.append((sequence, sequence.ids_read(), sequence.current_state))
         self._end(sequence)
         sequence.sink(Finished(reason, sequence.usage))
 

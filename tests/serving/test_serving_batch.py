@@ -233,6 +233,18 @@ def test_a_request_ends_in_time(engine: Engine) -> None:
     assert waiting.usage.completion_tokens == 0
 
 
+def test_an_answer_ends_before_its_state_is_kept(engine: Engine) -> None:
+    """That takes as long as some tokens, which nobody is to wait for."""
+    cache = StateCache(BUDGET)
+    batch, kept = BatchEngine(engine, cache=cache), []
+    asked = request(engine, "1 2 3")
+    batch.insert(asked, lambda event: kept.append((type(event), cache.bytes)))
+    while batch.busy:
+        batch.step()
+    assert kept[-1][0] is Finished
+    assert cache.bytes > kept[-1][1] > 0
+
+
 def test_scores_of_a_prompt_are_those_of_perplexity(engine: Engine) -> None:
     text = "The capital of France is Paris."
     asked = request(

@@ -27,10 +27,12 @@ HASTY = """
 import sys
 sys.modules["torch"] = None
 from mlc_rwkv_world.serving import limits
+from mlc_rwkv_world.serving.http import answering
 from dataclasses import fields
 defaults = limits.Limits.__init__.__defaults__
 names = [field.name for field in fields(limits.Limits)]
 wanted = dict(zip(names, defaults))
+answering._SIGN_OF_LIFE = 0.05
 wanted.update(head_seconds=1.0, body_seconds=1.0, stall_seconds=1.0, connections=64)
 limits.Limits.__init__.__defaults__ = tuple(wanted[name] for name in names)
 from mlc_rwkv_world.cli.serve import main
@@ -124,6 +126,14 @@ def test_a_reader_that_does_not_read_is_cut_off(hasty: Server) -> None:
     hasty.until_idle()
     connection.close()
     assert is_well(hasty)
+
+
+def test_a_stream_says_that_it_is_alive(hasty: Server) -> None:
+    """While its prompt is read, again and again."""
+    long = {"prompt": [300 + i % 999 for i in range(8000)], "max_tokens": 9, "stream": True}
+    stream = exchange(hasty, request(COMPLETIONS, long, CLOSE))
+    before, _, rest = stream.partition(b"data: ")
+    assert before.count(b": alive\n\n") >= 2 and b"data: [DONE]" in rest
 
 
 def test_idle_connections_harm_nobody(hasty: Server) -> None:

@@ -30,7 +30,8 @@ def test_it_does_what_its_description_says(
     command = [sys.executable, "-m", "schemathesis.cli", "run", "--no-color"]
     options = "--phases=coverage,fuzzing", "--generation-deterministic", "--max-examples=10"
     left_out = "--exclude-checks=positive_data_acceptance"
-    with Server(demo_artifact("q0f32"), "--max-answer-tokens", "8") as server:
+    serving = "--max-answer-tokens", "8", "--allow-tuned-states"
+    with Server(demo_artifact("q0f32"), *serving) as server:
         found = subprocess.run(
             [*command, *options, left_out, f"{server.url}/openapi.json"],
             cwd=tmp_path,

@@ -17,7 +17,8 @@ from mlc_rwkv_world.serving.http.faults import fault_of
 from mlc_rwkv_world.serving.http.service import Service
 from mlc_rwkv_world.serving.requests import Event, Request, Usage
 
-# Seconds after which a stream says that it is alive, and its head goes out without a token.
+# Seconds, up to twice as many, after which a stream says that it is alive, and its head goes out
+# without a token.
 _SIGN_OF_LIFE = 15.0
 _DONE = b"data: [DONE]\n\n"
 
@@ -49,6 +50,7 @@ class Answers:
         """Hands `requests` in, which raises what `Service.submit` does."""
         self.choices = [choice() for _ in requests]
         self._queue: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
+        self._quiet = True
         self._tickets = service.submit(requests, self._hear)
 
     def _hear(self, index: int, event: Event) -> None:
@@ -59,20 +61,27 @@ class Answers:
 
         Raises the error of the first choice that fails.
         """
-        loop = asyncio.get_running_loop()
-        while not all(choice.over for choice in self.choices):
-            # `asyncio.wait_for` would lose a cancellation that comes together with an event.
-            timer = loop.call_later(_SIGN_OF_LIFE, self._queue.put_nowait, None)
-            try:
+        signs = asyncio.ensure_future(self._signs_of_life())
+        try:
+            while not all(choice.over for choice in self.choices):
                 heard = await self._queue.get()
-            finally:
-                timer.cancel()
-            if heard is None:
-                yield None
-                continue
-            index, event = heard
-            for delta in self.choices[index].push(event):
-                yield index, delta
+                if heard is None:
+                    yield None
+                    continue
+                self._quiet = False
+                index, event = heard
+                for delta in self.choices[index].push(event):
+                    yield index, delta
+        finally:
+            signs.cancel()
+
+    async def _signs_of_life(self) -> None:
+        """Put None in where nothing was heard for long: a timer for each event would cost more."""
+        while True:
+            self._quiet = True
+            await asyncio.sleep(_SIGN_OF_LIFE)
+            if self._quiet:
+                self._queue.put_nowait(None)
 
     def close(self) -> None:
         """End what has not ended."""
@@ -169,11 +178,13 @@ class AnswerResponse(Response):
 
 
 _JSON = "application/json"
+# `json.dumps` would make one for each token.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def encoded(value: Any) -> bytes:
     """`value` as JSON in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def response_of(error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""/v1/states: what prompts can begin from."""
+"""/v1/states and /v1/tuned_states: what prompts can begin from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from mlc_rwkv_world.serving.http.faults import Fault
 from mlc_rwkv_world.serving.http.service import Service
 from mlc_rwkv_world.serving.requests import Event, Failed, Finished, PromptState, Request
 
-UPLOAD = "/v1/states/tuned"
+# Not below /v1/states, where every name is a state's.
+UPLOAD = "/v1/tuned_states"
 
 
 async def make(service: Service, body: StateBody) -> dict[str, Any]:
