@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.once import once
+from support.once import SHARED, once
 
 # Threads for the linear algebra of numpy and PyTorch spin, and there is a worker for each core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -69,6 +69,7 @@ def _own_place(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     Python looks in the current folder first, where the package has no compiled module.
     """
     os.environ["MLC_RWKV_WORLD_HOME"] = str(shared / "home")
+    os.environ[SHARED] = str(shared)
     os.chdir(tmp_path_factory.mktemp("place"))
 
 

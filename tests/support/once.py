@@ -7,6 +7,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+# Where a test run's processes and their children find its folder.
+SHARED = "RWKV_WORLD_TESTS_SHARED"
+
 
 def once(path: Path, make: Callable[[], object]) -> Path:
     """`path`, which `make` makes unless it is there; the others wait."""
