@@ -19,7 +19,8 @@ from mlc_rwkv_world.kernels.cpu.features import multiplies_bytes
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("layer", "quantization"), [(0, "q4f16_1"), (2, "q0f16")])
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("quantization", ["q0f16", "q4f16_1"])
 @pytest.mark.parametrize(
     "case, operation",
     [

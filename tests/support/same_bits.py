@@ -16,8 +16,7 @@ from mlc_rwkv_world.compiler.target import resolve
 from mlc_rwkv_world.runtime.cpu import missing_features
 from mlc_rwkv_world.storage.formats import FORMATS
 
-# Of each format; and of a format built in another way, whose kernels are cut alike.
-WAYS, FEWER_WAYS = 200, 80
+WAYS = 200
 _PROGRAM = Path(__file__).parents[1] / "oracles" / "ways.py"
 
 # By name: a format, and further options of a build.
@@ -43,12 +42,12 @@ def check(small: Callable[..., Path], version: int, case: tuple[str, dict[str, A
         or missing_features(resolve(options["target"]).cpu_features())
     ):
         pytest.skip(f"this CPU is no {cpu}")
-    check_folder(small(version, quantization, **options), FEWER_WAYS if options else WAYS)
+    check_folder(small(version, quantization, **options))
 
 
-def check_folder(folder: Path, ways: int = FEWER_WAYS) -> None:
+def check_folder(folder: Path) -> None:
     """A built model gives the same bits in every way."""
-    command = [sys.executable, str(_PROGRAM), str(folder), "--ways", str(ways)]
+    command = [sys.executable, str(_PROGRAM), str(folder), "--ways", str(WAYS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
