@@ -16,7 +16,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from mlc_rwkv_world.kernels.common.state import read_slot, write_slot
-from mlc_rwkv_world.kernels.cuda.dot import WARP
+from mlc_rwkv_world.kernels.cuda.dot import sum_over_lanes
 from mlc_rwkv_world.kernels.cuda.intrinsics import copy_async, copy_commit, copy_wait
 from mlc_rwkv_world.kernels.cuda.unrolled import each, place
 from mlc_rwkv_world.kernels.signature import Signature
@@ -100,13 +100,6 @@ def body(
     removes = cell.removed is not None
 
     @T.inline
-    def sum_over_sharers(total):  # type: ignore[no-untyped-def]
-        for d in T.unroll(2):
-            total[0] = total[0] + T.tvm_warp_shuffle_xor(
-                T.uint32(0xFFFFFFFF), total[0], 2 >> d, WARP, WARP
-            )
-
-    @T.inline
     def advance(load, state, held, v, removed, total):  # type: ignore[no-untyped-def]
         """One token: `load(x, q)` fills x with the moving vectors of four neighbours."""
         x = T.alloc_buffer((len(moving), NEIGHBOURS), "float32", scope="local")
@@ -120,7 +113,7 @@ def body(
                     removed[0] = removed[0] + removal(
                         state[q * NEIGHBOURS + e], column(x, held, q, e)
                     )
-            sum_over_sharers(removed)
+            sum_over_lanes(removed, 0, SHARERS)
         for q in T.unroll(keys // NEIGHBOURS):
             load(x, q)
             for e in T.unroll(NEIGHBOURS):
@@ -131,7 +124,7 @@ def body(
                     state[q * NEIGHBOURS + e], fresh[0], column(x, held, q, e), v
                 )
                 state[q * NEIGHBOURS + e] = fresh[0]
-        sum_over_sharers(total)
+        sum_over_lanes(total, 0, SHARERS)
 
     @T.inline
     def prompt(vectors, y, state, held, begin, tokens, base, first, thread):  # type: ignore[no-untyped-def]
