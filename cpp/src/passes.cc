@@ -18,6 +18,14 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+inline void Prefetch(const float* place) {
+#if defined(__GNUC__)
+  __builtin_prefetch(place);
+#else
+  static_cast<void>(place);
+#endif
+}
+
 using Lanes = std::array<float, kLanes>;
 
 template <typename To, typename From>
@@ -69,33 +77,41 @@ inline double SumOfBlock(const float* block) {
 }  // namespace
 
 RWKV_WORLD_PASS
-bool AreNumbers(const float* values, std::size_t size) {
+bool AreNumbers(const float* block) {
   uint32_t faults = 0;
-  for (std::size_t i = 0; i < size; ++i) faults |= values[i] < kInfinity ? 0 : 1;
+  for (std::size_t i = 0; i < kBlock; ++i) faults |= block[i] < kInfinity ? 0 : 1;
   return faults == 0;
 }
 
 RWKV_WORLD_PASS
-float GroupMaxima(const float* const* __restrict values, std::size_t blocks,
-                  float* __restrict maxima) {
-  Lanes highest;
-  highest.fill(-kInfinity);
-  for (std::size_t block = 0; block < blocks; ++block) {
-    const float* const first = values[block];
-    Lanes here;
-    for (std::size_t i = 0; i < kLanes; ++i) {
-      float maximum = first[i];
-      for (std::size_t row = kLanes; row < kBlock; row += kLanes) {
-        maximum = first[row + i] > maximum ? first[row + i] : maximum;
-      }
-      here[i] = maximum;
-    }
-    for (std::size_t i = 0; i < kLanes; ++i) {
-      maxima[block * kLanes + i] = here[i];
-      highest[i] = here[i] > highest[i] ? here[i] : highest[i];
+void Blend(const uint32_t* __restrict bits, const float* __restrict others,
+           float* __restrict block) {
+  for (std::size_t word = 0; word < kWords; ++word) {
+    for (std::size_t i = 0; i < 32; ++i) {
+      const std::size_t place = word * 32 + i;
+      block[place] = (bits[word] >> i & 1) != 0 ? block[place] : others[place];
     }
   }
-  return *std::max_element(highest.begin(), highest.end());
+}
+
+RWKV_WORLD_PASS
+float GroupMaxima(const float* __restrict block, const float* ahead, float* __restrict maxima) {
+  Lanes highest;
+  for (std::size_t row = 0; row < kBlock; row += kLanes) Prefetch(ahead + row);
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    float maximum = block[i];
+    for (std::size_t row = kLanes; row < kBlock; row += kLanes) {
+      maximum = block[row + i] > maximum ? block[row + i] : maximum;
+    }
+    maxima[i] = maximum;
+    highest[i] = maximum;
+  }
+  for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
+    for (std::size_t i = 0; i < half; ++i) {
+      highest[i] = highest[i] > highest[i + half] ? highest[i] : highest[i + half];
+    }
+  }
+  return highest[0];
 }
 
 RWKV_WORLD_PASS
@@ -115,13 +131,6 @@ void GroupMaximaBelow(float bound, const float* __restrict values, std::size_t b
 }
 
 RWKV_WORLD_PASS
-std::size_t CountFrom(float bound, const float* values, std::size_t size) {
-  uint32_t count = 0;
-  for (std::size_t i = 0; i < size; ++i) count += values[i] >= bound ? 1 : 0;
-  return count;
-}
-
-RWKV_WORLD_PASS
 void Exponentials(float* values, std::size_t size, float best, float exponent) {
   for (std::size_t i = 0; i < size; ++i) values[i] = Exp2((values[i] - best) * exponent);
 }
@@ -137,14 +146,10 @@ void WeighBlocks(const float* const* __restrict values, std::size_t blocks, floa
 }
 
 RWKV_WORLD_PASS
-void BlockSums(const float* const* __restrict values, std::size_t blocks, float best,
-               float exponent, double* __restrict sums) {
-  for (std::size_t block = 0; block < blocks; ++block) {
-    const float* const from = values[block];
-    std::array<float, kBlock> weights;
-    for (std::size_t i = 0; i < kBlock; ++i) weights[i] = Exp2((from[i] - best) * exponent);
-    sums[block] = SumOfBlock(weights.data());
-  }
+double BlockSum(const float* __restrict block, float best, float exponent) {
+  std::array<float, kBlock> weights;
+  for (std::size_t i = 0; i < kBlock; ++i) weights[i] = Exp2((block[i] - best) * exponent);
+  return SumOfBlock(weights.data());
 }
 
 RWKV_WORLD_PASS

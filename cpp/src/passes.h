@@ -14,17 +14,20 @@ namespace rwkv_world {
 inline constexpr std::size_t kLanes = 16;
 inline constexpr std::size_t kBlock = kLanes * kLanes;
 
-// Whether all of `size` values are below infinity.
-bool AreNumbers(const float* values, std::size_t size);
+// The words that hold a bit for each value of a block.
+inline constexpr std::size_t kWords = kBlock / 32;
 
-// The maximum of each group of blocks that lie where `values` says, and of all.
-float GroupMaxima(const float* const* values, std::size_t blocks, float* maxima);
+// Whether all of a block's values are below infinity.
+bool AreNumbers(const float* block);
+
+// The block's values whose bits are 0 become those of `others`.
+void Blend(const uint32_t* bits, const float* others, float* block);
+
+// The maximum of each group of a block, and of all of it. The cache is told to fetch `ahead`.
+float GroupMaxima(const float* block, const float* ahead, float* maxima);
 
 // The maximum of each group's values below `bound`, which are not negative; 0 where it has none.
 void GroupMaximaBelow(float bound, const float* values, std::size_t blocks, float* maxima);
-
-// How many of `size` values are from `bound` up.
-std::size_t CountFrom(float bound, const float* values, std::size_t size);
 
 // 2^((value - best) * exponent) in place of each value, which is at most `best`.
 void Exponentials(float* values, std::size_t size, float best, float exponent);
@@ -33,9 +36,8 @@ void Exponentials(float* values, std::size_t size, float best, float exponent);
 void WeighBlocks(const float* const* values, std::size_t blocks, float best, float exponent,
                  float* weights);
 
-// The sums of such weights of each block.
-void BlockSums(const float* const* values, std::size_t blocks, float best, float exponent,
-               double* sums);
+// The sum of such weights of a block.
+double BlockSum(const float* block, float best, float exponent);
 
 // The sum of the weights from `bound` up of each block.
 void SumsFrom(float bound, const float* weights, std::size_t blocks, const float* maxima,

@@ -15,6 +15,9 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 // Above every weight.
 constexpr float kAbove = 2;
+// So many blocks ahead logits are fetched: they lie where the last kernel's threads left them, in
+// other cores' caches.
+constexpr std::size_t kAhead = 4;
 constexpr double kLog2E = 1.4426950408889634;
 
 // The least weight that counts: the smallest float whose arithmetic is exact.
@@ -22,6 +25,7 @@ constexpr float kLeast = std::numeric_limits<float>::min();
 
 // Nearly always the tokens that count are from here up.
 constexpr float kLikely = 0x1p-6F;
+constexpr float kLikelyPower = -6.001F;  // surely less than theirs
 
 // Where so few groups have such, all that count are taken out at once.
 constexpr std::size_t kFewGroups = 256;
@@ -38,35 +42,53 @@ constexpr float kAtLeast = 1 + 0x1p-20F;
 void Row::Load(const float* logits, std::size_t size) {
   const std::size_t blocks = (size + kBlock - 1) / kBlock;
   logits_ = logits;
+  mask_ = nullptr;
   size_ = size;
   scores_.resize(blocks);
   changed_.resize(blocks * kBlock);
+  is_changed_.assign(blocks * kWords, 0);
+  last_.fill(kNever);
   weights_.resize(blocks * kBlock);
   maxima_.resize(blocks * kLanes);
+  bounds_.resize(blocks * kLanes);
+  tops_.resize(blocks);
   sums_.resize(blocks);
   kept_.resize(blocks);
   highest_.resize(blocks * kLanes);
-  // One more than there can be, see Pick.
+  // One more than there can be, see Pick and FindLikely.
   picked_.resize(blocks * kBlock + 1);
+  likely_.resize(std::min(kFewGroups, blocks * kLanes) * kLanes + 1);
   for (std::size_t block = 0; block < blocks; ++block) scores_[block] = logits + block * kBlock;
   // There may be no more behind the last logit.
-  if (size % kBlock != 0) Changed(blocks - 1);
-}
-
-float* Row::Changed(std::size_t block) {
-  const std::size_t start = block * kBlock;
-  float* const changed = changed_.data() + start;
-  if (scores_[block] != changed) {
-    const std::size_t count = std::min(kBlock, size_ - start);
-    std::fill(std::copy_n(logits_ + start, count, changed), changed + kBlock, kNever);
-    scores_[block] = changed;
+  if (size % kBlock != 0) {
+    std::copy(scores_.back(), logits + size, last_.begin());
+    scores_.back() = last_.data();
   }
-  return changed;
 }
 
 float& Row::operator[](int32_t id) {
   const auto place = static_cast<std::size_t>(id);
-  return Changed(place / kBlock)[place % kBlock];
+  const uint32_t bit = uint32_t{1} << place % 32;
+  if ((is_changed_[place / 32] & bit) == 0) {
+    is_changed_[place / 32] |= bit;
+    changed_[place] = logits_[place];
+  }
+  return changed_[place];
+}
+
+void Row::Settle(std::size_t block) {
+  const uint32_t* const is_changed = &is_changed_[block * kWords];
+  const bool any = std::any_of(is_changed, is_changed + kWords, [](uint32_t w) { return w != 0; });
+  if (!any && mask_ == nullptr) return;
+  float* const changed = changed_.data() + block * kBlock;
+  Blend(is_changed, scores_[block], changed);
+  scores_[block] = changed;
+  if (mask_ == nullptr) return;
+  static const std::vector<float> never(kBlock, kNever);
+  std::array<uint32_t, kWords> allowed{};
+  const std::size_t words = std::min(kWords, (size_ + 31) / 32 - block * kWords);
+  std::copy_n(mask_ + block * kWords, words, allowed.begin());
+  Blend(allowed.data(), never.data(), changed);
 }
 
 float Row::Score(int32_t id) const {
@@ -74,20 +96,20 @@ float Row::Score(int32_t id) const {
   return scores_[place / kBlock][place % kBlock];
 }
 
-void Row::Allow(const uint32_t* mask) {
-  for (std::size_t start = 0; start < size_; start += 32) {
-    const uint32_t word = mask[start / 32];
-    float* const values = Changed(start / kBlock) + start % kBlock;
-    // Ids behind the last one are in the last block, and never come.
-    for (std::size_t bit = 0; bit < 32; ++bit) {
-      values[bit] = (word >> bit & 1) != 0 ? values[bit] : kNever;
-    }
+bool Row::Rank(double temperature) {
+  const bool weigh = temperature > 0;
+  exponent_ = weigh ? static_cast<float>(kLog2E / temperature) : 0;
+  bool are_numbers = true;
+  for (std::size_t block = 0; block < scores_.size(); ++block) {
+    const float* const ahead = scores_[std::min(block + kAhead, scores_.size() - 1)];
+    are_numbers = AreNumbers(scores_[block]) && are_numbers;
+    Settle(block);
+    const float top = GroupMaxima(scores_[block], ahead, &maxima_[block * kLanes]);
+    tops_[block] = top;
+    sums_[block] = weigh && top > kNever ? BlockSum(scores_[block], top, exponent_) : 0;
   }
-}
-
-bool Row::Rank() {
-  best_ = GroupMaxima(scores_.data(), scores_.size(), maxima_.data());
-  return AreNumbers(logits_, size_);
+  best_ = *std::max_element(tops_.begin(), tops_.end());
+  return are_numbers;
 }
 
 int32_t Row::BestId() const {
@@ -128,11 +150,11 @@ std::vector<int32_t> Row::BestIds(std::size_t count, std::size_t usable) const {
   return ids;
 }
 
-void Row::Weigh(double temperature) {
-  exponent_ = static_cast<float>(kLog2E / temperature);
-  BlockSums(scores_.data(), sums_.size(), best_, exponent_, sums_.data());
-  Exponentials(maxima_.data(), maxima_.size(), best_, exponent_);
-  for (float& maximum : maxima_) maximum *= kAtLeast;
+void Row::Weigh() {
+  Exponentials(tops_.data(), tops_.size(), best_, exponent_);
+  for (std::size_t block = 0; block < tops_.size(); ++block) {
+    sums_[block] *= static_cast<double>(tops_[block]);
+  }
   weights_are_known_ = false;
   likely_are_few_.reset();
 }
@@ -140,24 +162,27 @@ void Row::Weigh(double temperature) {
 const float* Row::Weights() {
   if (!weights_are_known_) {
     WeighBlocks(scores_.data(), scores_.size(), best_, exponent_, weights_.data());
+    std::copy(maxima_.begin(), maxima_.end(), bounds_.begin());
+    Exponentials(bounds_.data(), bounds_.size(), best_, exponent_);
+    for (float& bound : bounds_) bound *= kAtLeast;
     weights_are_known_ = true;
   }
   return weights_.data();
 }
 
 bool Row::FindLikely() {
-  const std::size_t groups = CountFrom(kLikely, maxima_.data(), maxima_.size());
-  if (groups > kFewGroups) return false;
-  likely_.resize(groups * kLanes + 1);
-  std::size_t count = 0;
-  for (std::size_t block = 0; block < sums_.size(); ++block) {
+  std::size_t count = 0, groups = 0;
+  for (std::size_t block = 0; block < tops_.size(); ++block) {
+    if (tops_[block] < kLikely / kAtLeast) continue;
     std::array<std::size_t, kLanes + 1> columns;
     std::size_t here = 0;
     for (std::size_t i = 0; i < kLanes; ++i) {
       columns[here] = i;
-      here += maxima_[block * kLanes + i] >= kLikely ? std::size_t{1} : 0;
+      const float power = (maxima_[block * kLanes + i] - best_) * exponent_;
+      here += power >= kLikelyPower ? std::size_t{1} : 0;
     }
-    if (here == 0) continue;
+    groups += here;
+    if (groups > kFewGroups) return false;
     std::array<float, kBlock> weights;  // of those columns, row by row
     float* next = weights.data();
     for (std::size_t row = 0; row < kBlock; row += kLanes) {
@@ -173,7 +198,7 @@ bool Row::FindLikely() {
       }
     }
   }
-  likely_.resize(count);
+  likely_count_ = count;
   return true;
 }
 
@@ -188,19 +213,20 @@ double Row::Total() const { return std::accumulate(sums_.begin(), sums_.end(), 0
 std::size_t Row::Pick(float low, float high) {
   if (AreLikely(low)) {
     std::size_t count = 0;
-    for (const auto& [id, weight] : likely_) {
+    for (std::size_t i = 0; i < likely_count_; ++i) {
+      const auto& [id, weight] = likely_[i];
       if (weight >= low && weight < high) picked_[count++] = weight;
     }
     return count;
   }
   const float* const weights = Weights();
-  const float* highest = maxima_.data();
+  const float* highest = bounds_.data();
   if (high <= 1) {
     GroupMaximaBelow(high, weights, sums_.size(), highest_.data());
     highest = highest_.data();
   }
   std::size_t count = 0;
-  for (std::size_t group = 0; group < maxima_.size(); ++group) {
+  for (std::size_t group = 0; group < bounds_.size(); ++group) {
     if (highest[group] < low) continue;
     const float* value = weights + group / kLanes * kBlock + group % kLanes;
     for (std::size_t row = 0; row < kLanes; ++row, value += kLanes) {
@@ -226,7 +252,8 @@ std::vector<float> Row::Sample(float low, float high) {
 double Row::Keep(float bound) {
   if (AreLikely(bound)) {
     double total = 0;
-    for (const auto& [id, weight] : likely_) {
+    for (std::size_t i = 0; i < likely_count_; ++i) {
+      const auto& [id, weight] = likely_[i];
       if (weight >= bound) total += static_cast<double>(weight);
     }
     return total;
@@ -234,18 +261,20 @@ double Row::Keep(float bound) {
   if (bound <= kLeast) {
     kept_ = sums_;
   } else {
-    SumsFrom(bound, Weights(), sums_.size(), maxima_.data(), kept_.data());
+    const float* const weights = Weights();
+    SumsFrom(bound, weights, sums_.size(), bounds_.data(), kept_.data());
   }
   return std::accumulate(kept_.begin(), kept_.end(), 0.0);
 }
 
 float Row::CountBound(std::size_t count) {
   float low = kLeast;
-  if (AreLikely(kLikely) && count <= likely_.size()) {
+  if (AreLikely(kLikely) && count <= likely_count_) {
     low = kLikely;
   } else if (count <= maxima_.size()) {
     // Of so many groups each has a weight that is no less.
-    highest_ = maxima_;
+    Weights();
+    highest_ = bounds_;
     const auto last = highest_.begin() + static_cast<std::ptrdiff_t>(count - 1);
     std::nth_element(highest_.begin(), last, highest_.end(), std::greater<>());
     low = std::max(low, *last / (kAtLeast * kAtLeast));
@@ -300,7 +329,8 @@ int32_t Row::DrawLikely(float bound, double uniform) {
   double target = uniform * Keep(bound);
   // Rounding may put the target behind the last weight.
   int32_t chosen = 0;
-  for (const auto& [id, weight] : likely_) {
+  for (std::size_t i = 0; i < likely_count_; ++i) {
+    const auto& [id, weight] = likely_[i];
     if (weight < bound) continue;
     chosen = id;
     if (target < static_cast<double>(weight)) break;

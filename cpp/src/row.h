@@ -2,28 +2,32 @@
 #ifndef RWKV_WORLD_SRC_ROW_H_
 #define RWKV_WORLD_SRC_ROW_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
 
+#include "passes.h"
+
 namespace rwkv_world {
 
-// First Load, then changes of scores, then Rank; then Weigh turns scores into weights. What is
-// behind the last score, up to whole blocks, is minus infinity and weighs nothing.
+// First Load, then changes of scores, then Rank, which reads each block of logits once, then Weigh.
+// What is behind the last score, up to whole blocks, is minus infinity and weighs nothing.
 class Row {
  public:
-  // Takes `size` logits as scores. They are read where they lie until Weigh.
+  // Takes `size` logits as scores. They stay where they lie, and have to until the choice is made.
   void Load(const float* logits, std::size_t size);
 
-  // A score to be changed; its block is copied first.
+  // A score to be changed.
   float& operator[](int32_t id);
 
-  // Puts the scores of all ids to minus infinity whose bit in `mask` is 0.
-  void Allow(const uint32_t* mask);
+  // In the end the scores of all ids are minus infinity whose bit in `mask` is 0.
+  void Allow(const uint32_t* mask) { mask_ = mask; }
 
-  // Finds the best score. Whether none of the logits is NaN or infinity.
-  bool Rank();
+  // Finds the best score, and prepares Weigh unless the temperature is 0. Whether none of the
+  // logits is NaN or infinity.
+  bool Rank(double temperature);
 
   // The largest score. What follows needs it to be finite.
   float best() const { return best_; }
@@ -37,7 +41,7 @@ class Row {
 
   // Scores become weights, e^((score - best) / temperature): 1 for the best, 0 below e^-86. They
   // are off by less than 1e-6 of themselves where they are above e^-16.
-  void Weigh(double temperature);
+  void Weigh();
 
   // The sum of all weights.
   double Total() const;
@@ -55,8 +59,8 @@ class Row {
  private:
   float Score(int32_t id) const;
 
-  // Where a block's scores lie to be changed.
-  float* Changed(std::size_t block);
+  // Makes a block's changes where there are some, in a copy.
+  void Settle(std::size_t block);
 
   // The weights of all, reckoned when they are first asked for: many a choice needs but few.
   const float* Weights();
@@ -81,23 +85,28 @@ class Row {
   int32_t DrawAny(float bound, double uniform);
 
   const float* logits_ = nullptr;
+  const uint32_t* mask_ = nullptr;
   std::size_t size_ = 0;
   float best_ = 0;
   float exponent_ = 0;                // a weight is 2^((score - best_) * exponent_)
-  std::vector<const float*> scores_;  // of each block: among the logits or in changed_
+  std::vector<const float*> scores_;  // of each block: among the logits, in last_ or in changed_
+  std::array<float, kBlock> last_;    // the logits of a block that is not whole
   std::vector<float> changed_;
+  std::vector<uint32_t> is_changed_;  // a bit for each score
   std::vector<float> weights_;
   bool weights_are_known_ = false;
   struct Likely {
     int32_t id;
     float weight;
   };
-  std::vector<Likely> likely_;          // by rising ids
+  std::vector<Likely> likely_;  // by rising ids, so many of them
+  std::size_t likely_count_ = 0;
   std::optional<bool> likely_are_few_;  // once it was asked
-  // The largest value of each group of values; as weights no less than it, and hardly more.
-  std::vector<float> maxima_;
-  std::vector<double> sums_;  // of the weights of each block
-  std::vector<double> kept_;  // of those from some bound up
+  std::vector<float> maxima_;           // the largest score of each group
+  std::vector<float> bounds_;  // with weights_: no weight of a group is more, and one hardly less
+  std::vector<float> tops_;    // the largest score of each block; behind Weigh its weight
+  std::vector<double> sums_;   // of the weights of each block; before Weigh, beside its own top
+  std::vector<double> kept_;   // of those from some bound up
   std::vector<float> picked_;
   std::vector<float> highest_;  // of each group: a maximum of some of its values
 };

@@ -78,17 +78,16 @@ int32_t Sampler::Choose(const float* logits, const uint32_t* mask, Scratch* scra
   row.Load(logits, vocab_size_);
   Penalize(&row);
   if (mask != nullptr) row.Allow(mask);
-  if (!row.Rank()) return kNotANumber;
+  const bool greedy = options_.temperature < kColdest || options_.top_p == 0 || options_.top_k == 1;
+  if (!row.Rank(greedy ? 0 : options_.temperature)) return kNotANumber;
   const float best = row.best();
   if (!std::isfinite(best)) {
     const bool any =
         std::any_of(logits, logits + vocab_size_, [](float logit) { return std::isfinite(logit); });
     return any && best < 0 ? kNothingAllowed : kNotANumber;
   }
-  if (options_.temperature < kColdest || options_.top_p == 0 || options_.top_k == 1) {
-    return row.BestId();
-  }
-  row.Weigh(options_.temperature);
+  if (greedy) return row.BestId();
+  row.Weigh();
   float bound = std::numeric_limits<float>::min();
   if (options_.top_k != 0) bound = row.CountBound(static_cast<std::size_t>(options_.top_k));
   if (options_.top_p < 1) bound = row.MassBound(options_.top_p, bound);
@@ -172,11 +171,11 @@ Scores Scores::Of(int32_t id, const float* logits, std::size_t vocab_size, std::
   Row& row = *scratch->row_;
   Scores scores{std::numeric_limits<double>::quiet_NaN(), {}};
   row.Load(logits, vocab_size);
-  if (!row.Rank()) return scores;
+  if (!row.Rank(1)) return scores;
   const auto best = static_cast<double>(row.best());
   if (!std::isfinite(best)) return scores;
   const std::vector<int32_t> ids = row.BestIds(top, std::min(usable, vocab_size));
-  row.Weigh(1);
+  row.Weigh();
   const double shift = best + std::log(row.Total());
   scores.log_probability = static_cast<double>(logits[id]) - shift;
   for (const int32_t likely : ids) {

@@ -31,6 +31,8 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         # The decoded bytes that are still remembered, and how many came before them.
         self._decoded = (0, b"")
+        # The bytes at its end that begin a character.
+        self._unfinished = b""
         self._held = b""
         self.stopped = False
 
@@ -78,14 +80,12 @@ class TextStream:
         held, self._held = self._held, b""
         return self._decode(held)
 
-    @property
-    def _unfinished(self) -> bytes:
-        return self._decoder.getstate()[0]
-
     def _decode(self, data: bytes) -> str:
         start, before = self._decoded
         self._decoded = (start, before + data)
-        return self._decoder.decode(data)
+        text = self._decoder.decode(data)
+        self._unfinished, _ = self._decoder.getstate()
+        return text
 
     def _answer_start(self, buffer: bytes) -> int:
         """Where in `buffer` the strings of `_stops` begin to count.
