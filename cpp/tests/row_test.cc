@@ -44,8 +44,8 @@ void CheckBounds(const std::vector<float>& logits) {
   const std::vector<float> falling = Falling(logits);
   Row row;
   row.Load(logits.data(), logits.size());
-  CHECK(row.Rank());
-  row.Weigh(1);
+  CHECK(row.Rank(1));
+  row.Weigh();
   for (const double share : {1e-9, 0.1, 0.3, 0.5, 0.9, 0.99, 0.9999999}) {
     const float bound = row.MassBound(share, std::numeric_limits<float>::min());
     CHECK(std::binary_search(falling.begin(), falling.end(), bound, std::greater<>()));
@@ -118,7 +118,7 @@ void TestBestIds() {
     for (float& logit : logits) logit = std::round(logit * 20);
     Row row;
     row.Load(logits.data(), size);
-    CHECK(row.Rank());
+    CHECK(row.Rank(0));
     CHECK_EQUAL(row.best(), *std::max_element(logits.begin(), logits.end()));
     std::vector<int32_t> ids(size);
     std::iota(ids.begin(), ids.end(), 0);
@@ -134,6 +134,59 @@ void TestBestIds() {
       }
       if (usable == size) CHECK_EQUAL(row.BestId(), ids[0]);
       std::sort(ids.begin(), ids.end());
+    }
+  }
+}
+
+// Scores that were changed or forbidden, against a row that was loaded with what they became.
+void TestChanges() {
+  std::mt19937 random(4);
+  for (const std::size_t size : Sizes{1, 31, 33, 255, 256, 257, 3000}) {
+    for (const int rare : {1, 2, 100}) {
+      const std::vector<float> logits = RandomLogits(&random, size, 3);
+      std::vector<float> expected = logits;
+      std::vector<uint32_t> mask((size + 31) / 32, ~uint32_t{0});
+      Row row;
+      row.Load(logits.data(), size);
+      for (std::size_t i = 0; i < size; ++i) {
+        if (random() % static_cast<unsigned>(rare) == 0) {
+          row[static_cast<int32_t>(i)] += 1.5F;
+          expected[i] += 1.5F;
+        }
+        // The first stays allowed.
+        if (i > 0 && random() % static_cast<unsigned>(rare) == 0) {
+          mask[i / 32] &= ~(uint32_t{1} << i % 32);
+          expected[i] = kNever;
+        }
+      }
+      row.Allow(mask.data());
+      Row other;
+      other.Load(expected.data(), size);
+      CHECK(row.Rank(1) && other.Rank(1));
+      CHECK_EQUAL(row.best(), other.best());
+      CHECK(row.BestIds(size, size) == other.BestIds(size, size));
+      row.Weigh();
+      other.Weigh();
+      CHECK_EQUAL(row.Total(), other.Total());
+      for (const double uniform : {0.0, 0.2, 0.9, 0.999999}) {
+        CHECK_EQUAL(row.Draw(0, uniform), other.Draw(0, uniform));
+      }
+    }
+  }
+}
+
+// Whatever score a forbidden or changed logit gets, it is known not to be a number.
+void TestNotANumber() {
+  for (const float fault : {std::numeric_limits<float>::quiet_NaN(), -kNever}) {
+    for (const std::size_t place : Sizes{0, 255, 256, 299}) {
+      std::vector<float> logits(300, 1);
+      logits[place] = fault;
+      const std::vector<uint32_t> mask(10, 0);
+      Row row;
+      row.Load(logits.data(), logits.size());
+      row[static_cast<int32_t>(place)] = 0;
+      row.Allow(mask.data());
+      CHECK(!row.Rank(1));
     }
   }
 }
@@ -155,6 +208,8 @@ int main() {
   TestPhilox();
   TestExponentials();
   TestBestIds();
+  TestChanges();
+  TestNotANumber();
   TestBounds();
   return Failures();
 }
