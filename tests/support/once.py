@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,5 +17,11 @@ def once(path: Path, make: Callable[[], object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.once")):
         if not path.exists():
-            make()
+            try:
+                make()
+            except BaseException:
+                # The next one would take half of it for the whole.
+                shutil.rmtree(path, ignore_errors=True)
+                path.unlink(missing_ok=True)
+                raise
     return path
