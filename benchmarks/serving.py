@@ -5,10 +5,11 @@
 
 It starts `python -m mlc_rwkv_world serve`, and in turns measures it and the engine alone, so that
 what else the machine does falls on both. All figures are medians over rounds: `ratio` is the tokens
-per second of those that answer, over the engine's; `cpu_ratio` tokens per second of processor time,
-all that the server does counted; `total` all tokens of all answers over the time from the first
-question to the last answer's end, prompts and all; `first` the seconds to an answer's first token,
-the median over streams.
+per second of those that answer, over the engine's; `chat_ratio` that of one stream over a chat's
+decoding, in which a token is chosen too; `cpu_ratio` tokens per second of processor time, all that
+the server does counted; `total` all tokens of all answers over the time from the first question to
+the last answer's end, prompts and all; `first` the seconds to an answer's first token, the median
+over streams.
 
 `--peer` is the address of another server with OpenAI's interface for the same model, of which the
 same clients ask the same in the same rounds; `peer_total` and `peer_first` are its figures,
@@ -39,6 +40,7 @@ from typing import Any
 import h11
 import httpx
 
+_ALONE = Path(__file__).with_name("serving_alone.py")
 _READY = re.compile(r"http://[^/]+/v1")
 # Seconds in which a peer is ready.
 _PATIENCE = 60
@@ -47,6 +49,19 @@ _PROMPT = (
     "{}: in the year of that number a ship left the harbour for the islands of the south, with "
     "forty people and a cat. Tell what became of them, and of the cat.\n\n"
 )
+_SAMPLING = {
+    # What llama.cpp takes where nothing is said. Random weights are much less sure of a token than
+    # trained ones; without `top_k` nearly all tokens would be drawn from.
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    # The end of a text never comes.
+    "logit_bias": {"0": -100},
+}
 
 
 @dataclass
@@ -98,28 +113,23 @@ class Alone:
     """The engine without a server, in a process of its own: a server's threads disturb it not."""
 
     def __init__(self, model: str, threads: int) -> None:
-        code = (
-            "import sys, time, json; sys.modules['torch'] = None\n"
-            "from mlc_rwkv_world.runtime import load\n"
-            f"engine = load({model!r}, 'cpu', threads={threads})\n"
-            "for line in sys.stdin:\n"
-            "    size, steps = json.loads(line)\n"
-            "    states = [engine.new_state() for _ in range(size)]\n"
-            "    engine.decode_batch(list(range(1, size + 1)), states)\n"
-            "    started = time.perf_counter()\n"
-            "    for _ in range(steps):\n"
-            "        engine.decode_batch(list(range(1, size + 1)), states)\n"
-            "    print(size * steps / (time.perf_counter() - started), flush=True)\n"
-        )
+        command = [sys.executable, str(_ALONE), model, str(threads)]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.rate(1, 1)
 
     def rate(self, size: int, steps: int) -> float:
         """Tokens each second of a batch, as `bench` measures them."""
+        return self._ask("steps", size, steps)
+
+    def chat(self, tokens: int) -> float:
+        """Tokens each second of an answer of its own, as `chat` shows them."""
+        return self._ask("chat", _SAMPLING, tokens)
+
+    def _ask(self, what: str, given: object, count: int) -> float:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps([size, steps]) + "\n")
+        self._process.stdin.write(json.dumps([what, given, count]) + "\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
 
@@ -148,17 +158,8 @@ class Client:
         body = {
             "prompt": prompt or _PROMPT.format(self._asked),
             "max_tokens": tokens,
-            # What llama.cpp takes where nothing is said. Random weights are much less sure of a
-            # token than trained ones; without `top_k` nearly all tokens would be drawn from.
-            "temperature": 0.8,
-            "top_k": 40,
-            "top_p": 0.95,
-            "min_p": 0.05,
-            "presence_penalty": 0,
-            "frequency_penalty": 0,
-            "repetition_penalty": 1,
+            **_SAMPLING,
             "seed": self._asked,
-            "logit_bias": {"0": -100},
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -286,6 +287,7 @@ def a_round(
     """One measurement of each; `serving` is the number of the server's process."""
     # Once before and once after, so that a drift falls on both.
     half = tokens // 2
+    chat = alone.chat(half) if streams == 1 else 0.0
     used = -busy(alone.pid), -busy(serving)
     bare = alone.rate(streams, half)
     found = client.together(streams, tokens)
@@ -293,6 +295,8 @@ def a_round(
     used = used[0] + busy(alone.pid), used[1] + busy(serving)
     # Tokens that each decoded, the one before the engine's clock begins too.
     counts = 2 * (half + 1), tokens
+    if streams == 1:
+        chat = (chat + alone.chat(half)) / 2
     lengths = [one.times[-1] - one.asked for one in found]
     figures = {
         "tokens_per_second": rate(found),
@@ -301,6 +305,8 @@ def a_round(
         "spread": max(lengths) / min(lengths),
         **_totals(found, streams * tokens),
     }
+    if streams == 1:
+        figures["chat_ratio"] = rate(found) / chat
     if peer is None:
         return figures
     theirs = _totals(peer.together(streams, tokens), streams * tokens)
