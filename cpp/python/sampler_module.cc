@@ -38,9 +38,7 @@ std::string Shape(const py::array& array) {
   return py::str(py::tuple(array.attr("shape"))).cast<std::string>();
 }
 
-void Require(bool holds, const std::string& problem) {
-  if (!holds) throw SamplingError(problem);
-}
+[[noreturn]] void Refuse(const std::string& problem) { throw SamplingError(problem); }
 
 // The words of a mask for `vocab_size` ids, which belong to the array.
 const uint32_t* Words(const Mask& mask, std::size_t vocab_size) {
@@ -49,15 +47,18 @@ const uint32_t* Words(const Mask& mask, std::size_t vocab_size) {
   const char kind = mask->dtype().kind();
   const bool fits = mask->ndim() == 1 && mask->shape(0) >= words && mask->itemsize() == 4 &&
                     (kind == 'i' || kind == 'u') && (mask->flags() & py::array::c_style) != 0;
-  Require(fits, "a mask is " + py::str(mask->dtype()).cast<std::string>() + " of shape " +
-                    Shape(*mask) + "; expected " + std::to_string(words) + " words of uint32");
+  if (!fits) {
+    Refuse("a mask is " + py::str(mask->dtype()).cast<std::string>() + " of shape " + Shape(*mask) +
+           "; expected " + std::to_string(words) + " words of uint32");
+  }
   return static_cast<const uint32_t*>(mask->data());
 }
 
 int32_t Choose(const Sampler& sampler, const Logits& logits, const Mask& mask) {
-  Require(logits.ndim() == 1 && static_cast<std::size_t>(logits.shape(0)) >= sampler.vocab_size(),
-          "logits have the shape " + Shape(logits) + "; expected one for each of " +
-              std::to_string(sampler.vocab_size()) + " tokens");
+  if (logits.ndim() != 1 || static_cast<std::size_t>(logits.shape(0)) < sampler.vocab_size()) {
+    Refuse("logits have the shape " + Shape(logits) + "; expected one for each of " +
+           std::to_string(sampler.vocab_size()) + " tokens");
+  }
   const float* const data = logits.data();
   const uint32_t* const words = Words(mask, sampler.vocab_size());
   const py::gil_scoped_release release;
@@ -102,23 +103,26 @@ void ForRows(std::uintptr_t launch, std::size_t count,
 
 // Rows [B, V] for B others.
 void RequireRows(const Logits& logits, std::size_t count, const char* what) {
-  Require(logits.ndim() == 2 && static_cast<std::size_t>(logits.shape(0)) == count,
-          "logits have the shape " + Shape(logits) + "; expected a row for each of " +
-              std::to_string(count) + " " + what);
+  if (logits.ndim() != 2 || static_cast<std::size_t>(logits.shape(0)) != count) {
+    Refuse("logits have the shape " + Shape(logits) + "; expected a row for each of " +
+           std::to_string(count) + " " + what);
+  }
 }
 
 std::vector<int32_t> ChooseAll(const std::vector<const Sampler*>& samplers, const Logits& logits,
                                const std::vector<Mask>& masks, std::uintptr_t launch) {
   RequireRows(logits, samplers.size(), "samplers");
-  Require(masks.empty() || masks.size() == samplers.size(),
-          std::to_string(masks.size()) + " masks were given for " +
-              std::to_string(samplers.size()) + " samplers");
+  if (!masks.empty() && masks.size() != samplers.size()) {
+    Refuse(std::to_string(masks.size()) + " masks were given for " +
+           std::to_string(samplers.size()) + " samplers");
+  }
   std::vector<ChoiceRequest> requests;
   for (std::size_t i = 0; i < samplers.size(); ++i) {
     const std::size_t vocab_size = samplers[i]->vocab_size();
-    Require(static_cast<std::size_t>(logits.shape(1)) >= vocab_size,
-            "logits have the shape " + Shape(logits) + ", and a sampler " +
-                std::to_string(vocab_size) + " tokens");
+    if (static_cast<std::size_t>(logits.shape(1)) < vocab_size) {
+      Refuse("logits have the shape " + Shape(logits) + ", and a sampler " +
+             std::to_string(vocab_size) + " tokens");
+    }
     requests.push_back({samplers[i], logits.data(static_cast<py::ssize_t>(i), 0),
                         masks.empty() ? nullptr : Words(masks[i], vocab_size)});
   }
@@ -136,7 +140,7 @@ std::vector<std::pair<double, Tokens>> Score(const std::vector<int32_t>& ids, co
                                              const std::vector<std::size_t>& top,
                                              std::size_t usable) {
   RequireRows(logits, ids.size(), "ids");
-  Require(top.size() == ids.size(), "one number of likeliest tokens is needed for each id");
+  if (top.size() != ids.size()) Refuse("one number of likeliest tokens is needed for each id");
   const float* const data = logits.data();
   const auto vocab_size = static_cast<std::size_t>(logits.shape(1));
   std::vector<std::pair<double, Tokens>> all(ids.size());

@@ -17,6 +17,10 @@ namespace rwkv_world {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// So many blocks ahead values are fetched: they lie where other cores' threads left them.
+constexpr std::size_t kAhead = 6;
+// So many blocks are looked at together, so that none waits for what the one before computes.
+constexpr std::size_t kTogether = 4;
 
 inline void Prefetch(const float* place) {
 #if defined(__GNUC__)
@@ -74,6 +78,32 @@ inline double SumOfBlock(const float* block) {
   return SumOfLanes(lanes);
 }
 
+// By halves, as in SumOfLanes.
+template <std::size_t half>
+inline void Fold(float* values) {
+  for (std::size_t i = 0; i < half; ++i) {
+    values[i] = values[i] > values[i + half] ? values[i] : values[i + half];
+  }
+}
+
+inline void MaximaOfBlock(const float* __restrict block, float* __restrict maxima) {
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    float maximum = block[i];
+    for (std::size_t row = kLanes; row < kBlock; row += kLanes) {
+      maximum = block[row + i] > maximum ? block[row + i] : maximum;
+    }
+    maxima[i] = maximum;
+  }
+}
+
+inline float MaximumOfLanes(Lanes lanes) {
+  Fold<8>(lanes.data());
+  Fold<4>(lanes.data());
+  Fold<2>(lanes.data());
+  Fold<1>(lanes.data());
+  return lanes[0];
+}
+
 }  // namespace
 
 RWKV_WORLD_PASS
@@ -95,24 +125,36 @@ void Blend(const uint32_t* __restrict bits, const float* __restrict others,
 }
 
 RWKV_WORLD_PASS
-float GroupMaxima(const float* __restrict block, const float* ahead, float* __restrict maxima) {
-  Lanes highest;
-  for (std::size_t row = 0; row < kBlock; row += kLanes) Prefetch(ahead + row);
-  for (std::size_t i = 0; i < kLanes; ++i) {
-    float maximum = block[i];
-    for (std::size_t row = kLanes; row < kBlock; row += kLanes) {
-      maximum = block[row + i] > maximum ? block[row + i] : maximum;
+bool Summarize(const float* const* __restrict values, std::size_t blocks, float exponent,
+               float* __restrict maxima, double* __restrict sums) {
+  uint32_t faults = 0;
+  for (std::size_t start = 0; start < blocks; start += kTogether) {
+    const std::size_t end = std::min(start + kTogether, blocks);
+    std::array<Lanes, kTogether> lanes;
+    for (std::size_t block = start; block < end; ++block) {
+      const float* __restrict const from = values[block];
+      for (std::size_t i = 0; i < kBlock; ++i) faults |= from[i] < kInfinity ? 0 : 1;
+      MaximaOfBlock(from, lanes[block - start].data());
     }
-    maxima[i] = maximum;
-    highest[i] = maximum;
-  }
-  for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (std::size_t i = 0; i < half; ++i) {
-      highest[i] = highest[i] > highest[i + half] ? highest[i] : highest[i + half];
+    for (std::size_t block = start; block < end; ++block) {
+      maxima[block] = MaximumOfLanes(lanes[block - start]);
+    }
+    if (exponent == 0) continue;
+    for (std::size_t block = start; block < end; ++block) {
+      const float* __restrict const from = values[block];
+      const float maximum = maxima[block];
+      const float* const ahead = values[std::min(block + kAhead, blocks - 1)];
+      for (std::size_t row = 0; row < kBlock; row += kLanes) Prefetch(ahead + row);
+      std::array<float, kBlock> weights;
+      for (std::size_t i = 0; i < kBlock; ++i) weights[i] = Exp2((from[i] - maximum) * exponent);
+      sums[block] = maximum > -kInfinity ? SumOfBlock(weights.data()) : 0;
     }
   }
-  return highest[0];
+  return faults == 0;
 }
+
+RWKV_WORLD_PASS
+void GroupMaxima(const float* block, float* maxima) { MaximaOfBlock(block, maxima); }
 
 RWKV_WORLD_PASS
 void GroupMaximaBelow(float bound, const float* __restrict values, std::size_t blocks,
@@ -143,13 +185,6 @@ void WeighBlocks(const float* const* __restrict values, std::size_t blocks, floa
     float* __restrict const to = weights + block * kBlock;
     for (std::size_t i = 0; i < kBlock; ++i) to[i] = Exp2((from[i] - best) * exponent);
   }
-}
-
-RWKV_WORLD_PASS
-double BlockSum(const float* __restrict block, float best, float exponent) {
-  std::array<float, kBlock> weights;
-  for (std::size_t i = 0; i < kBlock; ++i) weights[i] = Exp2((block[i] - best) * exponent);
-  return SumOfBlock(weights.data());
 }
 
 RWKV_WORLD_PASS

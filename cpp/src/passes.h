@@ -23,8 +23,13 @@ bool AreNumbers(const float* block);
 // The block's values whose bits are 0 become those of `others`.
 void Blend(const uint32_t* bits, const float* others, float* block);
 
-// The maximum of each group of a block, and of all of it. The cache is told to fetch `ahead`.
-float GroupMaxima(const float* block, const float* ahead, float* maxima);
+// The maximum of each block that lies where `values` says and, unless `exponent` is 0, the sum of
+// its values' 2^((value - maximum) * exponent). Whether all values are below infinity.
+bool Summarize(const float* const* values, std::size_t blocks, float exponent, float* maxima,
+               double* sums);
+
+// The maximum of each group of a block.
+void GroupMaxima(const float* block, float* maxima);
 
 // The maximum of each group's values below `bound`, which are not negative; 0 where it has none.
 void GroupMaximaBelow(float bound, const float* values, std::size_t blocks, float* maxima);
@@ -35,9 +40,6 @@ void Exponentials(float* values, std::size_t size, float best, float exponent);
 // The same of blocks that lie where `values` says, outside `weights`.
 void WeighBlocks(const float* const* values, std::size_t blocks, float best, float exponent,
                  float* weights);
-
-// The sum of such weights of a block.
-double BlockSum(const float* block, float best, float exponent);
 
 // The sum of the weights from `bound` up of each block.
 void SumsFrom(float bound, const float* weights, std::size_t blocks, const float* maxima,

@@ -15,9 +15,6 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 // Above every weight.
 constexpr float kAbove = 2;
-// So many blocks ahead logits are fetched: they lie where the last kernel's threads left them, in
-// other cores' caches.
-constexpr std::size_t kAhead = 4;
 constexpr double kLog2E = 1.4426950408889634;
 
 // The least weight that counts: the smallest float whose arithmetic is exact.
@@ -46,18 +43,20 @@ void Row::Load(const float* logits, std::size_t size) {
   size_ = size;
   scores_.resize(blocks);
   changed_.resize(blocks * kBlock);
-  is_changed_.assign(blocks * kWords, 0);
+  is_changed_.resize(blocks * kWords);
+  changed_blocks_.clear();
+  has_changes_.assign(blocks, false);
   last_.fill(kNever);
   weights_.resize(blocks * kBlock);
   maxima_.resize(blocks * kLanes);
-  bounds_.resize(blocks * kLanes);
   tops_.resize(blocks);
   sums_.resize(blocks);
   kept_.resize(blocks);
   highest_.resize(blocks * kLanes);
   // One more than there can be, see Pick and FindLikely.
   picked_.resize(blocks * kBlock + 1);
-  likely_.resize(std::min(kFewGroups, blocks * kLanes) * kLanes + 1);
+  likely_ids_.resize(std::min(kFewGroups, blocks * kLanes) * kLanes + 1);
+  likely_.resize(likely_ids_.size());
   for (std::size_t block = 0; block < blocks; ++block) scores_[block] = logits + block * kBlock;
   // There may be no more behind the last logit.
   if (size % kBlock != 0) {
@@ -68,6 +67,7 @@ void Row::Load(const float* logits, std::size_t size) {
 
 float& Row::operator[](int32_t id) {
   const auto place = static_cast<std::size_t>(id);
+  if (!has_changes_[place / kBlock]) Open(place / kBlock);
   const uint32_t bit = uint32_t{1} << place % 32;
   if ((is_changed_[place / 32] & bit) == 0) {
     is_changed_[place / 32] |= bit;
@@ -76,12 +76,15 @@ float& Row::operator[](int32_t id) {
   return changed_[place];
 }
 
+void Row::Open(std::size_t block) {
+  has_changes_[block] = true;
+  changed_blocks_.push_back(block);
+  std::fill_n(&is_changed_[block * kWords], kWords, 0);
+}
+
 void Row::Settle(std::size_t block) {
-  const uint32_t* const is_changed = &is_changed_[block * kWords];
-  const bool any = std::any_of(is_changed, is_changed + kWords, [](uint32_t w) { return w != 0; });
-  if (!any && mask_ == nullptr) return;
   float* const changed = changed_.data() + block * kBlock;
-  Blend(is_changed, scores_[block], changed);
+  Blend(&is_changed_[block * kWords], scores_[block], changed);
   scores_[block] = changed;
   if (mask_ == nullptr) return;
   static const std::vector<float> never(kBlock, kNever);
@@ -97,24 +100,27 @@ float Row::Score(int32_t id) const {
 }
 
 bool Row::Rank(double temperature) {
-  const bool weigh = temperature > 0;
-  exponent_ = weigh ? static_cast<float>(kLog2E / temperature) : 0;
+  // However hot, it is not 0, at which nothing is summed.
+  exponent_ = temperature > 0 ? std::max(static_cast<float>(kLog2E / temperature), kLeast) : 0;
   bool are_numbers = true;
-  for (std::size_t block = 0; block < scores_.size(); ++block) {
-    const float* const ahead = scores_[std::min(block + kAhead, scores_.size() - 1)];
+  if (mask_ != nullptr) {
+    for (std::size_t block = 0; block < scores_.size(); ++block) {
+      if (!has_changes_[block]) Open(block);
+    }
+  }
+  for (const std::size_t block : changed_blocks_) {
     are_numbers = AreNumbers(scores_[block]) && are_numbers;
     Settle(block);
-    const float top = GroupMaxima(scores_[block], ahead, &maxima_[block * kLanes]);
-    tops_[block] = top;
-    sums_[block] = weigh && top > kNever ? BlockSum(scores_[block], top, exponent_) : 0;
   }
+  are_numbers = Summarize(scores_.data(), scores_.size(), exponent_, tops_.data(), sums_.data()) &&
+                are_numbers;
   best_ = *std::max_element(tops_.begin(), tops_.end());
   return are_numbers;
 }
 
 int32_t Row::BestId() const {
-  const auto group = std::find(maxima_.begin(), maxima_.end(), best_) - maxima_.begin();
-  const std::size_t block = static_cast<std::size_t>(group) / kLanes;
+  const auto block =
+      static_cast<std::size_t>(std::find(tops_.begin(), tops_.end(), best_) - tops_.begin());
   const float* const scores = scores_[block];
   const auto place = static_cast<std::size_t>(std::find(scores, scores + kBlock, best_) - scores);
   return static_cast<int32_t>(block * kBlock + place);
@@ -131,10 +137,7 @@ std::vector<int32_t> Row::BestIds(std::size_t count, std::size_t usable) const {
   if (count == 0) return ids;
   // A heap with the worst of the best so far on top.
   for (std::size_t start = 0; start < usable; start += kBlock) {
-    const auto highest = maxima_.begin() + static_cast<std::ptrdiff_t>(start / kLanes);
-    if (ids.size() == count && *std::max_element(highest, highest + kLanes) <= Score(ids[0])) {
-      continue;
-    }
+    if (ids.size() == count && tops_[start / kBlock] <= Score(ids[0])) continue;
     for (std::size_t i = start; i < std::min(start + kBlock, usable); ++i) {
       const auto id = static_cast<int32_t>(i);
       if (ids.size() == count) {
@@ -162,43 +165,52 @@ void Row::Weigh() {
 const float* Row::Weights() {
   if (!weights_are_known_) {
     WeighBlocks(scores_.data(), scores_.size(), best_, exponent_, weights_.data());
-    std::copy(maxima_.begin(), maxima_.end(), bounds_.begin());
-    Exponentials(bounds_.data(), bounds_.size(), best_, exponent_);
-    for (float& bound : bounds_) bound *= kAtLeast;
+    GroupMaximaBelow(kAbove, weights_.data(), scores_.size(), maxima_.data());
     weights_are_known_ = true;
   }
   return weights_.data();
 }
 
 bool Row::FindLikely() {
+  const auto may_be = [best = best_, exponent = exponent_](float score) {
+    return (score - best) * exponent >= kLikelyPower;
+  };
+  // In locals, since what is written might be any member.
+  int32_t* const ids = likely_ids_.data();
+  float* const likely = likely_.data();
   std::size_t count = 0, groups = 0;
   for (std::size_t block = 0; block < tops_.size(); ++block) {
     if (tops_[block] < kLikely / kAtLeast) continue;
+    std::array<float, kLanes> highest;
+    const float* const scores = scores_[block];
+    GroupMaxima(scores, highest.data());
     std::array<std::size_t, kLanes + 1> columns;
     std::size_t here = 0;
     for (std::size_t i = 0; i < kLanes; ++i) {
       columns[here] = i;
-      const float power = (maxima_[block * kLanes + i] - best_) * exponent_;
-      here += power >= kLikelyPower ? std::size_t{1} : 0;
+      here += may_be(highest[i]) ? std::size_t{1} : 0;
     }
     groups += here;
     if (groups > kFewGroups) return false;
-    std::array<float, kBlock> weights;  // of those columns, row by row
-    float* next = weights.data();
     for (std::size_t row = 0; row < kBlock; row += kLanes) {
-      for (std::size_t i = 0; i < here; ++i) *next++ = scores_[block][row + columns[i]];
-    }
-    Exponentials(weights.data(), here * kLanes, best_, exponent_);
-    const float* weight = weights.data();
-    for (std::size_t row = 0; row < kBlock; row += kLanes) {
-      for (std::size_t i = 0; i < here; ++i, ++weight) {
+      for (std::size_t i = 0; i < here; ++i) {
+        const std::size_t place = row + columns[i];
         // As in Pick: written before it is known to count.
-        likely_[count] = {static_cast<int32_t>(block * kBlock + row + columns[i]), *weight};
-        count += *weight >= kLikely ? std::size_t{1} : 0;
+        ids[count] = static_cast<int32_t>(block * kBlock + place);
+        likely[count] = scores[place];
+        count += may_be(scores[place]) ? std::size_t{1} : 0;
       }
     }
   }
-  likely_count_ = count;
+  Exponentials(likely, count, best_, exponent_);
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const float weight = likely[i];
+    ids[kept] = ids[i];
+    likely[kept] = weight;
+    kept += weight >= kLikely ? std::size_t{1} : 0;
+  }
+  likely_count_ = kept;
   return true;
 }
 
@@ -214,19 +226,18 @@ std::size_t Row::Pick(float low, float high) {
   if (AreLikely(low)) {
     std::size_t count = 0;
     for (std::size_t i = 0; i < likely_count_; ++i) {
-      const auto& [id, weight] = likely_[i];
-      if (weight >= low && weight < high) picked_[count++] = weight;
+      if (likely_[i] >= low && likely_[i] < high) picked_[count++] = likely_[i];
     }
     return count;
   }
   const float* const weights = Weights();
-  const float* highest = bounds_.data();
+  const float* highest = maxima_.data();
   if (high <= 1) {
     GroupMaximaBelow(high, weights, sums_.size(), highest_.data());
     highest = highest_.data();
   }
   std::size_t count = 0;
-  for (std::size_t group = 0; group < bounds_.size(); ++group) {
+  for (std::size_t group = 0; group < maxima_.size(); ++group) {
     if (highest[group] < low) continue;
     const float* value = weights + group / kLanes * kBlock + group % kLanes;
     for (std::size_t row = 0; row < kLanes; ++row, value += kLanes) {
@@ -253,8 +264,7 @@ double Row::Keep(float bound) {
   if (AreLikely(bound)) {
     double total = 0;
     for (std::size_t i = 0; i < likely_count_; ++i) {
-      const auto& [id, weight] = likely_[i];
-      if (weight >= bound) total += static_cast<double>(weight);
+      if (likely_[i] >= bound) total += static_cast<double>(likely_[i]);
     }
     return total;
   }
@@ -262,7 +272,7 @@ double Row::Keep(float bound) {
     kept_ = sums_;
   } else {
     const float* const weights = Weights();
-    SumsFrom(bound, weights, sums_.size(), bounds_.data(), kept_.data());
+    SumsFrom(bound, weights, sums_.size(), maxima_.data(), kept_.data());
   }
   return std::accumulate(kept_.begin(), kept_.end(), 0.0);
 }
@@ -274,10 +284,10 @@ float Row::CountBound(std::size_t count) {
   } else if (count <= maxima_.size()) {
     // Of so many groups each has a weight that is no less.
     Weights();
-    highest_ = bounds_;
+    highest_ = maxima_;
     const auto last = highest_.begin() + static_cast<std::ptrdiff_t>(count - 1);
     std::nth_element(highest_.begin(), last, highest_.end(), std::greater<>());
-    low = std::max(low, *last / (kAtLeast * kAtLeast));
+    low = std::max(low, *last);
   }
   const std::size_t picked = Pick(low, kAbove);
   const auto first = picked_.begin();
@@ -330,11 +340,10 @@ int32_t Row::DrawLikely(float bound, double uniform) {
   // Rounding may put the target behind the last weight.
   int32_t chosen = 0;
   for (std::size_t i = 0; i < likely_count_; ++i) {
-    const auto& [id, weight] = likely_[i];
-    if (weight < bound) continue;
-    chosen = id;
-    if (target < static_cast<double>(weight)) break;
-    target -= static_cast<double>(weight);
+    if (likely_[i] < bound) continue;
+    chosen = likely_ids_[i];
+    if (target < static_cast<double>(likely_[i])) break;
+    target -= static_cast<double>(likely_[i]);
   }
   return chosen;
 }

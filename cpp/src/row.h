@@ -59,7 +59,8 @@ class Row {
  private:
   float Score(int32_t id) const;
 
-  // Makes a block's changes where there are some, in a copy.
+  // Begins a block's changes, and makes them, in a copy.
+  void Open(std::size_t block);
   void Settle(std::size_t block);
 
   // The weights of all, reckoned when they are first asked for: many a choice needs but few.
@@ -92,21 +93,19 @@ class Row {
   std::vector<const float*> scores_;  // of each block: among the logits, in last_ or in changed_
   std::array<float, kBlock> last_;    // the logits of a block that is not whole
   std::vector<float> changed_;
-  std::vector<uint32_t> is_changed_;  // a bit for each score
+  std::vector<uint32_t> is_changed_;  // a bit for each score of those blocks
+  std::vector<std::size_t> changed_blocks_;
+  std::vector<bool> has_changes_;  // of each block
   std::vector<float> weights_;
   bool weights_are_known_ = false;
-  struct Likely {
-    int32_t id;
-    float weight;
-  };
-  std::vector<Likely> likely_;  // by rising ids, so many of them
+  std::vector<float> likely_;  // weights by rising ids, so many of them
+  std::vector<int32_t> likely_ids_;
   std::size_t likely_count_ = 0;
   std::optional<bool> likely_are_few_;  // once it was asked
-  std::vector<float> maxima_;           // the largest score of each group
-  std::vector<float> bounds_;  // with weights_: no weight of a group is more, and one hardly less
-  std::vector<float> tops_;    // the largest score of each block; behind Weigh its weight
-  std::vector<double> sums_;   // of the weights of each block; before Weigh, beside its own top
-  std::vector<double> kept_;   // of those from some bound up
+  std::vector<float> maxima_;           // with weights_: the largest of each group
+  std::vector<float> tops_;             // the largest score of each block; behind Weigh its weight
+  std::vector<double> sums_;  // of the weights of each block; before Weigh, beside its own top
+  std::vector<double> kept_;  // of those from some bound up
   std::vector<float> picked_;
   std::vector<float> highest_;  // of each group: a maximum of some of its values
 };

@@ -175,6 +175,19 @@ void TestChanges() {
   }
 }
 
+// At a temperature without end all weigh the same.
+void TestHottest() {
+  const std::vector<float> logits{1, 2, 3, 4};
+  for (const double temperature : {1e9, 1e300}) {
+    Row row;
+    row.Load(logits.data(), logits.size());
+    CHECK(row.Rank(temperature));
+    row.Weigh();
+    CHECK(std::abs(row.Total() - 4) < 1e-6);
+    CHECK_EQUAL(row.Draw(0, 0.6), 2);
+  }
+}
+
 // Whatever score a forbidden or changed logit gets, it is known not to be a number.
 void TestNotANumber() {
   for (const float fault : {std::numeric_limits<float>::quiet_NaN(), -kNever}) {
@@ -210,6 +223,7 @@ int main() {
   TestBestIds();
   TestChanges();
   TestNotANumber();
+  TestHottest();
   TestBounds();
   return Failures();
 }
