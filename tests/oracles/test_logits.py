@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -111,6 +112,8 @@ def case(
     small_library: Callable[..., Path],
 ) -> Iterator[Case]:
     root = tmp_path_factory.mktemp("oracle")
+    # Up to 2 GB each.
+    request.addfinalizer(lambda: shutil.rmtree(root))
     if request.param == "trained":
         pth = checkpoints.write_pth(root / "trained.pth", checkpoints.read_hf(demo_checkpoint))
         engine = world.load(demo_artifact("q0f32"))
