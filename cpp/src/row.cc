@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -22,10 +23,11 @@ constexpr float kLeast = std::numeric_limits<float>::min();
 
 // Nearly always the tokens that count are from here up.
 constexpr float kLikely = 0x1p-6F;
-constexpr float kLikelyPower = -6.001F;  // surely less than theirs
+// By so much the logarithms of equal weights differ at most.
+constexpr float kPowerRounding = 0.001F;
 
 // Where so few groups have such, all that count are taken out at once.
-constexpr std::size_t kFewGroups = 256;
+constexpr std::size_t kFewGroups = 512;
 
 // So many weights are looked at one by one.
 constexpr double kFew = 512;
@@ -52,7 +54,7 @@ void Row::Load(const float* logits, std::size_t size) {
   tops_.resize(blocks);
   sums_.resize(blocks);
   kept_.resize(blocks);
-  highest_.resize(blocks * kLanes);
+  highest_.reserve(blocks * kLanes);
   // One more than there can be, see Pick and FindLikely.
   picked_.resize(blocks * kBlock + 1);
   likely_ids_.resize(std::min(kFewGroups, blocks * kLanes) * kLanes + 1);
@@ -159,7 +161,8 @@ void Row::Weigh() {
     sums_[block] *= static_cast<double>(tops_[block]);
   }
   weights_are_known_ = false;
-  likely_are_few_.reset();
+  likely_from_ = kAbove;
+  likely_are_many_ = false;
 }
 
 const float* Row::Weights() {
@@ -171,16 +174,18 @@ const float* Row::Weights() {
   return weights_.data();
 }
 
-bool Row::FindLikely() {
-  const auto may_be = [best = best_, exponent = exponent_](float score) {
-    return (score - best) * exponent >= kLikelyPower;
+bool Row::FindLikely(float from) {
+  const float least = std::log2(from) - kPowerRounding;
+  const auto may_be = [least, best = best_, exponent = exponent_](float score) {
+    return (score - best) * exponent >= least;
   };
+  likely_from_ = kAbove;
   // In locals, since what is written might be any member.
   int32_t* const ids = likely_ids_.data();
   float* const likely = likely_.data();
   std::size_t count = 0, groups = 0;
   for (std::size_t block = 0; block < tops_.size(); ++block) {
-    if (tops_[block] < kLikely / kAtLeast) continue;
+    if (tops_[block] < from / kAtLeast) continue;
     std::array<float, kLanes> highest;
     const float* const scores = scores_[block];
     GroupMaxima(scores, highest.data());
@@ -208,16 +213,18 @@ bool Row::FindLikely() {
     const float weight = likely[i];
     ids[kept] = ids[i];
     likely[kept] = weight;
-    kept += weight >= kLikely ? std::size_t{1} : 0;
+    kept += weight >= from ? std::size_t{1} : 0;
   }
   likely_count_ = kept;
+  likely_from_ = from;
   return true;
 }
 
 bool Row::AreLikely(float bound) {
-  if (bound < kLikely) return false;
-  if (!likely_are_few_) likely_are_few_ = FindLikely();
-  return *likely_are_few_;
+  if (bound >= likely_from_) return true;
+  if (bound < kLikely || likely_are_many_) return false;
+  likely_are_many_ = !FindLikely(kLikely);
+  return !likely_are_many_;
 }
 
 double Row::Total() const { return std::accumulate(sums_.begin(), sums_.end(), 0.0); }
@@ -233,6 +240,7 @@ std::size_t Row::Pick(float low, float high) {
   const float* const weights = Weights();
   const float* highest = maxima_.data();
   if (high <= 1) {
+    highest_.resize(maxima_.size());
     GroupMaximaBelow(high, weights, sums_.size(), highest_.data());
     highest = highest_.data();
   }
@@ -278,16 +286,18 @@ double Row::Keep(float bound) {
 }
 
 float Row::CountBound(std::size_t count) {
-  float low = kLeast;
-  if (AreLikely(kLikely) && count <= likely_count_) {
-    low = kLikely;
-  } else if (count <= maxima_.size()) {
-    // Of so many groups each has a weight that is no less.
+  // Of so many blocks or groups each has a weight that is no less.
+  const auto nth_largest = [this, count](const std::vector<float>& maxima) {
+    if (count > maxima.size()) return kLeast;
+    highest_ = maxima;
+    const auto nth = highest_.begin() + static_cast<std::ptrdiff_t>(count - 1);
+    std::nth_element(highest_.begin(), nth, highest_.end(), std::greater<>());
+    return std::max(*nth, kLeast);
+  };
+  float low = nth_largest(tops_);
+  if (!FindLikely(low)) {
     Weights();
-    highest_ = maxima_;
-    const auto last = highest_.begin() + static_cast<std::ptrdiff_t>(count - 1);
-    std::nth_element(highest_.begin(), last, highest_.end(), std::greater<>());
-    low = std::max(low, *last);
+    low = nth_largest(maxima_);
   }
   const std::size_t picked = Pick(low, kAbove);
   const auto first = picked_.begin();

@@ -5,7 +5,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "passes.h"
@@ -66,8 +65,8 @@ class Row {
   // The weights of all, reckoned when they are first asked for: many a choice needs but few.
   const float* Weights();
 
-  // Fills likely_ with the weights from some bound up. Whether they are few enough for that.
-  bool FindLikely();
+  // Fills likely_ with the weights from a bound up. Whether they are few enough for that.
+  bool FindLikely(float from);
 
   // Whether the weights from `bound` up are all in likely_.
   bool AreLikely(float bound);
@@ -101,13 +100,14 @@ class Row {
   std::vector<float> likely_;  // weights by rising ids, so many of them
   std::vector<int32_t> likely_ids_;
   std::size_t likely_count_ = 0;
-  std::optional<bool> likely_are_few_;  // once it was asked
-  std::vector<float> maxima_;           // with weights_: the largest of each group
-  std::vector<float> tops_;             // the largest score of each block; behind Weigh its weight
-  std::vector<double> sums_;  // of the weights of each block; before Weigh, beside its own top
-  std::vector<double> kept_;  // of those from some bound up
+  float likely_from_ = 0;         // the bound; above all weights where there are none
+  bool likely_are_many_ = false;  // too many, of the bound that is tried first
+  std::vector<float> maxima_;     // with weights_: the largest of each group
+  std::vector<float> tops_;       // the largest score of each block; behind Weigh its weight
+  std::vector<double> sums_;      // of the weights of each block; before Weigh, beside its own top
+  std::vector<double> kept_;      // of those from some bound up
   std::vector<float> picked_;
-  std::vector<float> highest_;  // of each group: a maximum of some of its values
+  std::vector<float> highest_;  // of each group or block: a maximum of some of its values
 };
 
 }  // namespace rwkv_world
