@@ -28,7 +28,6 @@ class TextStream:
         self._stops = _encoded(inside) if self._mark else self._answer_stops
         # Whether the thought has ended and only space has come since.
         self._between = False
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         # The decoded bytes that are still remembered, and how many came before them.
         self._decoded = (0, b"")
         # The bytes at its end that begin a character.
@@ -83,8 +82,9 @@ class TextStream:
     def _decode(self, data: bytes) -> str:
         start, before = self._decoded
         self._decoded = (start, before + data)
-        text = self._decoder.decode(data)
-        self._unfinished, _ = self._decoder.getstate()
+        data = self._unfinished + data
+        text, whole = codecs.utf_8_decode(data, "replace")
+        self._unfinished = data[whole:]
         return text
 
     def _answer_start(self, buffer: bytes) -> int:

@@ -88,7 +88,7 @@ def empty(shape: Sequence[int], dtype: str, device: Any) -> Any:
     """A tensor on a device, its content undefined; OutOfMemoryError where there is no room."""
     allocate = function("runtime.TVMTensorAllocWithScope")
     try:
-        return allocate(tvm_ffi.Shape(list(shape)), tvm_ffi.dtype(dtype), device, None)
+        return allocate(tvm_ffi.Shape(list(shape)), _dtype(dtype), device, None)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -97,8 +97,8 @@ def empty(shape: Sequence[int], dtype: str, device: Any) -> Any:
 
 def tensor(array: npt.NDArray[Any], device: Any) -> Any:
     """A copy of an array on a device."""
-    made = empty(array.shape, str(array.dtype), device)
-    fill(made, array)
+    made = empty(array.shape, _name(array.dtype), device)
+    _copy_in(made, np.ascontiguousarray(array))
     return made
 
 
@@ -110,10 +110,9 @@ def shared(array: npt.NDArray[Any]) -> Any:
 def fill(target: Any, array: npt.NDArray[Any]) -> None:
     """Overwrite a tensor with an array of its shape and type."""
     source = np.ascontiguousarray(array)
-    if source.shape != tuple(target.shape) or str(source.dtype) != str(target.dtype):
+    if source.shape != tuple(target.shape) or _name(source.dtype) != str(target.dtype):
         raise ValueError(f"{source.dtype} {source.shape} for {target.dtype} {target.shape}")
-    pointer = source.ctypes.data_as(ctypes.c_void_p)
-    function("runtime.TVMTensorCopyFromBytes")(target, pointer, source.nbytes)
+    _copy_in(target, source)
 
 
 def copy(source: Any, target: Any) -> None:
@@ -130,6 +129,24 @@ def view(whole: Any, shape: Sequence[int], offset: int) -> Any:
 def array(source: Any) -> npt.NDArray[Any]:
     """A copy of a tensor, float32 or integer, as an array."""
     made = np.empty(tuple(source.shape), str(source.dtype))
-    pointer = made.ctypes.data_as(ctypes.c_void_p)
-    function("runtime.TVMTensorCopyToBytes")(source, pointer, made.nbytes)
+    function("runtime.TVMTensorCopyToBytes")(source, _pointer(made), made.nbytes)
     return made
+
+
+def _copy_in(target: Any, source: npt.NDArray[Any]) -> None:
+    function("runtime.TVMTensorCopyFromBytes")(target, _pointer(source), source.nbytes)
+
+
+def _pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+# Both are asked for several times a step, and computed from scratch each time.
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
+
+
+@cache
+def _dtype(name: str) -> Any:
+    return tvm_ffi.dtype(name)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from mlc_rwkv_world.errors import RwkvWorldError
 from mlc_rwkv_world.serving.http.choices import Choice, Delta
 from mlc_rwkv_world.serving.http.faults import fault_of
 from mlc_rwkv_world.serving.http.service import Service
@@ -49,39 +50,47 @@ class Answers:
     ) -> None:
         """Hands `requests` in, which raises what `Service.submit` does."""
         self.choices = [choice() for _ in requests]
-        self._queue: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
+        self._heard: list[tuple[int, Event]] = []
+        self._something = asyncio.Event()
         self._quiet = True
         self._tickets = service.submit(requests, self._hear)
 
     def _hear(self, index: int, event: Event) -> None:
-        self._queue.put_nowait((index, event))
+        self._heard.append((index, event))
+        self._something.set()
 
-    async def deltas(self) -> AsyncGenerator[tuple[int, Delta] | None, None]:
-        """What is new, with the index of its choice; None as a sign of life.
+    async def deltas(self) -> AsyncGenerator[list[tuple[int, Delta]], None]:
+        """What a step has brought, with the indices of the choices; nothing as a sign of life.
 
-        Raises the error of the first choice that fails.
+        Raises the error of the first choice that fails, behind what came before it.
         """
         signs = asyncio.ensure_future(self._signs_of_life())
         try:
             while not all(choice.over for choice in self.choices):
-                heard = await self._queue.get()
-                if heard is None:
-                    yield None
-                    continue
-                self._quiet = False
-                index, event = heard
-                for delta in self.choices[index].push(event):
-                    yield index, delta
+                await self._something.wait()
+                self._something.clear()
+                heard, self._heard = self._heard, []
+                self._quiet = not heard
+                found: list[tuple[int, Delta]] = []
+                try:
+                    for index, event in heard:
+                        found += [(index, delta) for delta in self.choices[index].push(event)]
+                except RwkvWorldError:
+                    if found:
+                        yield found
+                    raise
+                if found or not heard:
+                    yield found
         finally:
             signs.cancel()
 
     async def _signs_of_life(self) -> None:
-        """Put None in where nothing was heard for long: a timer for each event would cost more."""
+        """Wake it where nothing was heard for long: a timer for each event would cost more."""
         while True:
             self._quiet = True
             await asyncio.sleep(_SIGN_OF_LIFE)
             if self._quiet:
-                self._queue.put_nowait(None)
+                self._something.set()
 
     def close(self) -> None:
         """End what has not ended."""
@@ -113,6 +122,10 @@ class AnswerResponse(Response):
         self._stream = stream
         self._prompts = prompts
         self._include_usage = include_usage
+        # As OpenAI has it: where usage is asked for, every chunk has the field.
+        self._also = {"usage": None} if include_usage else {}
+        # Choices whose first chunk was written.
+        self._opened: set[int] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
@@ -128,9 +141,9 @@ class AnswerResponse(Response):
         response: Response
         try:
             async with aclosing(answers.deltas()) as deltas:
-                async for item in deltas:
-                    if item is not None:
-                        found[item[0]].append(item[1])
+                async for new in deltas:
+                    for index, delta in new:
+                        found[index].append(delta)
             usage, timings = answers.usage(self._prompts)
             body = self._form.whole(list(zip(answers.choices, found, strict=True)), usage)
             response = Response(encoded({**body, "timings": timings}), 200, media_type=_JSON)
@@ -141,37 +154,35 @@ class AnswerResponse(Response):
     async def _send_stream(self, send: Send) -> None:
         started = False
         try:
-            async with aclosing(self._chunks()) as chunks:
-                async for chunk in chunks:
+            async with aclosing(self._answers.deltas()) as deltas:
+                async for new in deltas:
+                    # Choices of one step go out together.
+                    data = b"".join(self._events(new)) if new else b": alive\n\n"
                     if not started:
                         started = True
                         await _start_stream(send)
-                    await _send_part(send, chunk)
+                    await _send_part(send, data)
+            data = b"".join(self._last_events())
         except Exception as error:
             if not started:
                 await response_of(error)({"type": "http"}, _no_more, send)
                 return
-            await _send_part(send, _event(fault_of(error).body))
-        await _send_part(send, b"", more=False)
+            data = _event(fault_of(error).body)
+        await _send_part(send, data, more=False)
 
-    async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        answers, form = self._answers, self._form
-        # As OpenAI has it: where usage is asked for, every chunk has the field.
-        also = {"usage": None} if self._include_usage else {}
-        opened: set[int] = set()
-        async with aclosing(answers.deltas()) as deltas:
-            async for item in deltas:
-                if item is None:
-                    yield b": alive\n\n"
-                    continue
-                index, delta = item
-                if index not in opened:
-                    opened.add(index)
-                    if (opening := form.opening(index)) is not None:
-                        yield _event({**opening, **also})
-                yield _event({**form.chunk(index, answers.choices[index], delta), **also})
-        usage, timings = answers.usage(self._prompts)
-        last = form.last(usage if self._include_usage else None, timings)
+    def _events(self, new: Sequence[tuple[int, Delta]]) -> Iterator[bytes]:
+        form = self._form
+        for index, delta in new:
+            if index not in self._opened:
+                self._opened.add(index)
+                if (opening := form.opening(index)) is not None:
+                    yield _event({**opening, **self._also})
+            chunk = form.chunk(index, self._answers.choices[index], delta)
+            yield _event({**chunk, **self._also})
+
+    def _last_events(self) -> Iterator[bytes]:
+        usage, timings = self._answers.usage(self._prompts)
+        last = self._form.last(usage if self._include_usage else None, timings)
         if last is not None:
             yield _event(last)
         yield _DONE
