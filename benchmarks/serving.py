@@ -1,10 +1,12 @@
 """A server's speed and fairness, beside the same model without one; see docs/serving.md.
 
-    python benchmarks/serving.py dist/MODEL [--threads 1] [--streams 1,8,32]
+    python benchmarks/serving.py dist/MODEL [--threads 1] [--streams 1,8,32] [--starts 1]
         [--peer http://HOST:PORT/v1 [--peer-command "llama-server -m FILE ..."]]
 
 It starts `python -m mlc_rwkv_world serve`, and in turns measures it and the engine alone, so that
-what else the machine does falls on both. All figures are medians over rounds: `ratio` is the tokens
+what else the machine does falls on both. Two processes that do the same differ by some percent, for
+as long as they live: `--starts` starts them so many times anew. All figures are medians over all
+rounds: `ratio` is the tokens
 per second of those that answer, over the engine's; `chat_ratio` that of one stream over a chat's
 decoding, in which a token is chosen too; `cpu_ratio` tokens per second of processor time, all that
 the server does counted; `total` all tokens of all answers over the time from the first question to
@@ -261,24 +263,35 @@ def beside_a_long_prompt(client: Client, length: int) -> dict[str, float]:
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of the table."""
-    with ExitStack() as stack:
-        url, serving = stack.enter_context(served(options.model, options.threads))
-        alone = Alone(options.model, options.threads)
-        stack.callback(alone.end)
-        client, peer = Client(url), None
-        if options.peer:
-            if options.peer_command:
-                stack.enter_context(started(shlex.split(options.peer_command), options.peer))
-            peer = Client(options.peer, options.peer_model)
-        for streams in map(int, options.streams.split(",")):
-            rounds = [
-                a_round(client, serving, alone, peer, streams, options.tokens)
-                for _ in range(options.rounds)
-            ]
-            medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
-            yield {"streams": streams, **medians}
-        if options.long:
-            yield beside_a_long_prompt(client, options.long)
+    sizes = [int(size) for size in options.streams.split(",")]
+    rounds: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
+    beside = []
+    for _ in range(options.starts):
+        with ExitStack() as stack:
+            url, serving = stack.enter_context(served(options.model, options.threads))
+            alone = Alone(options.model, options.threads)
+            stack.callback(alone.end)
+            client, peer = Client(url), None
+            if options.peer:
+                if options.peer_command:
+                    command = shlex.split(options.peer_command)
+                    stack.enter_context(started(command, options.peer))
+                peer = Client(options.peer, options.peer_model)
+            for size in sizes:
+                rounds[size] += [
+                    a_round(client, serving, alone, peer, size, options.tokens)
+                    for _ in range(options.rounds)
+                ]
+            if options.long:
+                beside.append(beside_a_long_prompt(client, options.long))
+    for size in sizes:
+        yield {"streams": size, **_medians(rounds[size])}
+    if beside:
+        yield _medians(beside)
+
+
+def _medians(found: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
 
 
 def a_round(
@@ -363,7 +376,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="after each start")
+    parser.add_argument("--starts", type=int, default=1)
     parser.add_argument("--long", type=int, default=4000, help="0 leaves it out")
     parser.add_argument("--peer", help="http://HOST:PORT/v1 of another server")
     parser.add_argument("--peer-model", help="what that calls the model")

@@ -19,9 +19,10 @@ from mlc_rwkv_world.runtime import tvm_runtime
 VARIABLE = "TVM_NUM_THREADS"
 # How TVM's pool waits, unless the environment says otherwise. Its threads are free to leave a core
 # that another process takes; and an idle one yields its core so many times, which bridges the gap
-# between two kernels, before it sleeps. TVM's own are bound, and yield 300000 times: beside a busy
-# process each time costs a slice of its time, and the end of the process waits for all of them.
-_WAITING = {"TVM_BIND_THREADS": "0", "TVM_THREAD_POOL_SPIN_COUNT": "20"}
+# between two kernels, before it sleeps: waking it takes longer. TVM's own are bound, and yield
+# 300000 times: beside a busy process each time costs a slice of its time, and the end of the
+# process waits for all of them.
+_WAITING = {"TVM_BIND_THREADS": "0", "TVM_THREAD_POOL_SPIN_COUNT": "60"}
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 # Of TVM's ways to place threads: on the fastest cores.
 _FASTEST = 1
