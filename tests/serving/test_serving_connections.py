@@ -76,6 +76,19 @@ def test_a_client_that_goes_away_leaves_nothing(server: Server, events: int, how
     assert is_well(server)
 
 
+def test_choices_of_a_step_come_in_one_piece(server: Server) -> None:
+    asked = {**STREAM, "n": 3, "max_tokens": 12}
+    response = exchange(server, request(COMPLETIONS, asked, CLOSE))
+    head, _, body = response.partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head.lower()
+    events = []
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        piece, body = rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+        events.append(piece.count(b"data: {"))
+    assert max(events) >= 3
+
+
 def test_a_client_that_goes_away_before_a_whole_answer_leaves_nothing(server: Server) -> None:
     connections = [server.raw(request(COMPLETIONS, ENDLESS)) for _ in range(4)]
     deadline = time.monotonic() + SECONDS
