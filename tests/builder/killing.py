@@ -58,13 +58,19 @@ def start(source: Path, dist: Path, part: str) -> int:
     return pid
 
 
+def seconds(source: Path, dist: Path, part: str) -> float:
+    """How long a build takes that nobody kills."""
+    started = time.monotonic()
+    os.waitpid(start(source, dist, part), 0)
+    return time.monotonic() - started
+
+
 def main() -> None:
     """See the module's text."""
     sources, dist = [Path(argument) for argument in sys.argv[1:3]], Path(sys.argv[3])
     kills, part = int(sys.argv[4]), sys.argv[5]
-    started = time.monotonic()
-    os.waitpid(start(sources[0], dist, part), 0)
-    whole = time.monotonic() - started
+    # The shortest, since what else the machine does must not move all moments behind the end.
+    whole = min(seconds(sources[0], dist, part) for _ in range(3))
     results = []
     for number in range(kills):
         pid = start(sources[1 - number % 2], dist, part)
