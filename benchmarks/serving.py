@@ -6,12 +6,11 @@
 It starts `python -m mlc_rwkv_world serve`, and in turns measures it and the engine alone, so that
 what else the machine does falls on both. Two processes that do the same differ by some percent, for
 as long as they live: `--starts` starts them so many times anew. All figures are medians over all
-rounds: `ratio` is the tokens
-per second of those that answer, over the engine's; `chat_ratio` that of one stream over a chat's
-decoding, in which a token is chosen too; `cpu_ratio` tokens per second of processor time, all that
-the server does counted; `total` all tokens of all answers over the time from the first question to
-the last answer's end, prompts and all; `first` the seconds to an answer's first token, the median
-over streams.
+rounds: `ratio` is the tokens per second of those that answer, over the engine's; `chat_ratio` that
+of one stream over a chat's decoding, in which a token is chosen too; `cpu_ratio` tokens per second
+of processor time, all that the server does counted; `total` all tokens of all answers over the time
+from the first question to the last answer's end, prompts and all; `first` the seconds to an
+answer's first token, the median over streams.
 
 `--peer` is the address of another server with OpenAI's interface for the same model, of which the
 same clients ask the same in the same rounds; `peer_total` and `peer_first` are its figures,
@@ -267,16 +266,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rounds: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     beside = []
     for _ in range(options.starts):
-        with ExitStack() as stack:
-            url, serving = stack.enter_context(served(options.model, options.threads))
-            alone = Alone(options.model, options.threads)
-            stack.callback(alone.end)
-            client, peer = Client(url), None
-            if options.peer:
-                if options.peer_command:
-                    command = shlex.split(options.peer_command)
-                    stack.enter_context(started(command, options.peer))
-                peer = Client(options.peer, options.peer_model)
+        with contestants(options) as (client, serving, alone, peer):
             for size in sizes:
                 rounds[size] += [
                     a_round(client, serving, alone, peer, size, options.tokens)
@@ -288,6 +278,19 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"streams": size, **_medians(rounds[size])}
     if beside:
         yield _medians(beside)
+
+
+@contextmanager
+def contestants(options: argparse.Namespace) -> Iterator[tuple[Client, int, Alone, Client | None]]:
+    """Our server's client and process, the engine alone, and the client of another server."""
+    with ExitStack() as stack:
+        url, serving = stack.enter_context(served(options.model, options.threads))
+        alone = Alone(options.model, options.threads)
+        stack.callback(alone.end)
+        if options.peer and options.peer_command:
+            stack.enter_context(started(shlex.split(options.peer_command), options.peer))
+        peer = Client(options.peer, options.peer_model) if options.peer else None
+        yield Client(url), serving, alone, peer
 
 
 def _medians(found: list[dict[str, float]]) -> dict[str, float]:

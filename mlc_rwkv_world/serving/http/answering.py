@@ -122,8 +122,6 @@ class AnswerResponse(Response):
         self._stream = stream
         self._prompts = prompts
         self._include_usage = include_usage
-        # As OpenAI has it: where usage is asked for, every chunk has the field.
-        self._also = {"usage": None} if include_usage else {}
         # Choices whose first chunk was written.
         self._opened: set[int] = set()
 
@@ -176,9 +174,12 @@ class AnswerResponse(Response):
             if index not in self._opened:
                 self._opened.add(index)
                 if (opening := form.opening(index)) is not None:
-                    yield _event({**opening, **self._also})
-            chunk = form.chunk(index, self._answers.choices[index], delta)
-            yield _event({**chunk, **self._also})
+                    yield self._chunk(opening)
+            yield self._chunk(form.chunk(index, self._answers.choices[index], delta))
+
+    def _chunk(self, value: dict[str, Any]) -> bytes:
+        # As OpenAI has it: where usage is asked for, every chunk has the field.
+        return _event({**value, "usage": None} if self._include_usage else value)
 
     def _last_events(self) -> Iterator[bytes]:
         usage, timings = self._answers.usage(self._prompts)
